@@ -1,0 +1,37 @@
+"""The `hpctrack` command: `hpctrack VERB …` is `python -m hpctrack.VERB …`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from hpctrack import __version__
+
+VERBS = {
+    "simulate": "make TrackML events (ACTS, numpy helices)",
+    "convert": "TrackML CSV -> sharded HDF5",
+    "train": "train a model (also: torchrun -m hpctrack.train)",
+    "infer": "write track candidates (also: torchrun -m hpctrack.infer)",
+    "evaluate": "candidates against truth -> results.json",
+    "report": "one self-contained HTML page of a run",
+    "bench": "measured performance, as ratios within one run",
+}
+
+
+def main() -> int:
+    """Dispatch to the verb's module; the verbs' own `--help` says the rest."""
+    args = sys.argv[1:]
+    if args[:1] in (["--version"], ["-V"]):
+        print(f"hpctrack {__version__}")
+        return 0
+    if not args or args[0] in ("-h", "--help") or args[0] not in VERBS:
+        known = bool(args) and args[0] in ("-h", "--help")
+        out = sys.stdout if known else sys.stderr
+        if args and not known:
+            print(f"hpctrack: error: unknown verb '{args[0]}'; one of: {', '.join(VERBS)}", file=out)
+        else:
+            print("usage: hpctrack VERB [options]   (hpctrack VERB --help says more)\n", file=out)
+            for name, what in VERBS.items():
+                print(f"  {name:10s} {what}", file=out)
+        return 0 if known else 2
+    return importlib.import_module(f"hpctrack.{args[0]}").main(args[1:])

@@ -1,0 +1,41 @@
+"""Package hpctrack. The versions that were tested together stand in launch/constraints.txt."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "hpctrack/__init__.py").read_text()).group(1)
+
+setup(
+    name="hpctrack",
+    version=VERSION,
+    description="Distributed training of charged-particle track reconstruction on TrackML events",
+    long_description=(HERE / "README.md").read_text() if (HERE / "README.md").exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["hpctrack", "hpctrack.*"]),
+    install_requires=[
+        "torch>=2.6",
+        "torch-geometric>=2.6",
+        "h5py>=3.10",
+        "numpy>=1.26",
+        "scipy>=1.11",
+        "pandas>=2.1",
+        "pydantic>=2.7",
+        "pyyaml>=6",
+        "xxhash>=3.4",
+        "tensorboard>=2.16",
+        "matplotlib>=3.8",
+    ],
+    extras_require={
+        "sim": ["pyacts>=48", "pythia8mc>=8.312"],
+        "mpi": ["mpi4py>=4"],
+        "deepspeed": ["deepspeed>=0.16", "ninja"],
+        "scatter": ["torch-scatter>=2.1.2"],
+        "dev": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.9"],
+    },
+    entry_points={"console_scripts": ["hpctrack=hpctrack.cli:main"]},
+)
