@@ -85,3 +85,22 @@ class Event:
 def all_columns() -> list[str]:
     """Every `table.column` of the schema, in the store's order."""
     return [f"{table}.{column}" for table, columns in TABLES.items() for column in columns]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Track candidates of one event.
+
+    Candidate c has the hits `hit_rows[hit_offsets[c]:hit_offsets[c + 1]]` (rows of the event's hit tables, ascending) and
+    `scores[c]` (higher is better); candidates may overlap. `track_ids` is the exclusive reading: one track per hit,
+    numbered from 1, 0 = none.
+    """
+
+    event_id: int
+    hit_offsets: np.ndarray  # int64 [n_candidates + 1]
+    hit_rows: np.ndarray  # int32 [hit_offsets[-1]]
+    scores: np.ndarray  # float32 [n_candidates]
+    track_ids: np.ndarray  # int32 [n_hits]
+
+    def __len__(self) -> int:
+        return len(self.scores)
