@@ -1,0 +1,225 @@
+"""The typed configuration of a run: a YAML file, then `key.sub=value` overrides; unknown keys and wrong types are errors.
+
+Units stand in the names (`pt_min_gev`). `model`, `loss` and `builder` name an entry of their table; the other keys of these
+sections are that entry's own options, checked just as strictly when it is built.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from hpctrack.errors import InputError
+
+
+class Section(BaseModel):
+    """A section of the configuration: strict types, no unknown keys, immutable."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Named(Section):
+    """A section that names a table entry; further keys are the entry's options."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The entry's own keys."""
+        return dict(self.model_extra or {})
+
+
+class SelectionConfig(Section):
+    """Which particles are targets and which hits the model sees."""
+
+    pt_min_gev: float = Field(0.0, ge=0, description="targets have at least this transverse momentum")
+    min_hits: int = Field(3, ge=1, description="targets have at least this many hits")
+    noise: bool = Field(True, description="keep noise hits")
+    other_hits: bool = Field(True, description="keep hits of particles that are no targets, as hits of no track")
+    tracks: int | None = Field(None, ge=1, description="number of target tracks drawn per event; null: all")
+
+
+class AugmentConfig(Section):
+    """Symmetries of the detector used in training."""
+
+    rotate: bool = Field(False, description="random rotation about the beam line")
+    mirror: bool = Field(False, description="random reflections y -> -y and z -> -z")
+
+
+class DataConfig(Section):
+    """Datasets (folders made by `hpctrack convert`) and what is read from them."""
+
+    train: str
+    valid: str | None = None
+    selection: SelectionConfig = SelectionConfig()
+    features: list[str] = Field(
+        ["x", "y", "z"], min_length=1, description="model inputs, see hpctrack/data/features.py"
+    )
+    augment: AugmentConfig = AugmentConfig()
+    workers: int = Field(0, ge=0, description="reader processes per rank; 0 reads in the training process")
+
+
+class PlanConfig(Section):
+    """How events become optimizer steps; none of it depends on the number of ranks."""
+
+    events_per_step: int = Field(8, ge=1, description="global batch: events per optimizer step, over all ranks")
+    hits_per_micro_batch: int | None = Field(
+        None, ge=1, description="split a rank's events so that no forward sees more"
+    )
+
+
+class OptimConfig(Section):
+    """AdamW with linear warm-up and cosine decay."""
+
+    lr: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    betas: tuple[float, float] = (0.9, 0.99)
+    warmup_steps: int = Field(0, ge=0)
+    schedule: Literal["cosine", "constant"] = "cosine"
+    final_lr_fraction: float = Field(0.01, ge=0, le=1, description="of lr, reached at the last step of the cosine")
+    clip_norm: float | None = Field(1.0, gt=0, description="global gradient norm; null: no clipping")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _betas_from_list(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("betas"), list):
+            values = values | {"betas": tuple(values["betas"])}
+        return values
+
+
+class TrainConfig(Section):
+    """Length, precision, memory and bookkeeping of training."""
+
+    steps: int = Field(ge=1, description="optimizer steps in all; epochs follow from the data")
+    precision: Literal["fp32", "bf16", "fp64"] = "fp32"
+    recompute: Literal["none", "layer"] = Field("none", description="gradient checkpointing: keep layer inputs only")
+    checkpoint_every: int = Field(200, ge=1, description="steps")
+    keep_checkpoints: int = Field(2, ge=1)
+    log_every: int = Field(10, ge=1, description="steps")
+    valid_every: int = Field(500, ge=1, description="steps")
+    threads: int | None = Field(1, ge=1, description="CPU threads per rank; null: torch's own choice")
+
+
+class ParallelConfig(Section):
+    """How ranks work together."""
+
+    strategy: Literal["ddp"] = "ddp"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    timeout_s: float = Field(600.0, gt=0, description="a collective that waits longer ends the run")
+
+
+class RunConfig(Section):
+    """Everything a training run is defined by."""
+
+    run: str = Field(description="folder of the run: config, metrics, checkpoints")
+    seed: int = Field(1, ge=0)
+    data: DataConfig
+    model: Named
+    loss: Named
+    builder: Named
+    plan: PlanConfig = PlanConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig
+    parallel: ParallelConfig = ParallelConfig()
+
+
+S = TypeVar("S", bound=BaseModel)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a run's YAML file and apply `key.sub=value` overrides (values are YAML).
+
+    Raises InputError naming file (or the override) and key for a missing file, bad YAML, an unknown key or a wrong type.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such configuration file")
+    values = apply_overrides(parse_yaml(path.read_text(), str(path)), overrides, str(path))
+    return parse(RunConfig, values, str(path))
+
+
+def apply_overrides(values: Any, overrides: Sequence[str], where: str) -> dict[str, Any]:
+    """A copy of the nested mapping `values` in which each `key.sub=value` is set."""
+    if not isinstance(values, dict):
+        raise InputError(f"{where}: expected `key: value` lines at the top, got {type(values).__name__}")
+    values = dict(values)
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not re.fullmatch(r"[A-Za-z_][\w]*(\.[A-Za-z_][\w]*)*", key):
+            raise InputError(f"override '{override}': expected key.sub=value, e.g. optim.lr=0.001")
+        node = values
+        *parents, last = key.split(".")
+        for depth, name in enumerate(parents):
+            child = node.get(name)
+            if child is not None and not isinstance(child, dict):
+                raise InputError(f"override '{override}': '{'.'.join(parents[: depth + 1])}' is a value, not a section")
+            node[name] = dict(child or {})
+            node = node[name]
+        node[last] = parse_yaml(text, f"override '{override}'")
+    return values
+
+
+def parse(cls: type[S], values: Mapping[str, Any], where: str, prefix: str = "") -> S:
+    """`cls(**values)`, with pydantic's complaints turned into one line that names `where` and the key."""
+    try:
+        return cls.model_validate(dict(values))
+    except ValidationError as error:
+        first, *others = error.errors()
+        key = ".".join(str(part) for part in (prefix, *first["loc"]) if part != "")
+        more = f" (and {len(others)} more)" if others else ""
+        if first["type"] == "extra_forbidden":
+            raise InputError(f"{where}: unknown key '{key}'{_hint(cls, first['loc'])}{more}") from None
+        if first["type"] == "missing":
+            raise InputError(f"{where}: key '{key}' is missing{more}") from None
+        message = first["msg"][0].lower() + first["msg"][1:]
+        raise InputError(f"{where}: key '{key}': {message}, got {first['input']!r}{more}") from None
+
+
+def lookup(table: Mapping[str, Any], name: str, section: str) -> Any:
+    """`table[name]`, or an InputError that lists what there is."""
+    if name not in table:
+        raise InputError(f"key '{section}.name': unknown '{name}'; one of: {', '.join(sorted(table))}")
+    return table[name]
+
+
+def dump_yaml(config: BaseModel) -> str:
+    """The configuration with every default filled in, as YAML that `load_config` reads back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads `1e-3` as text; users mean a number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Safe YAML (numbers like 1e-3 are numbers); a syntax error is an InputError naming `where` and the line."""
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise InputError(f"{where}{line}: not valid YAML: {getattr(error, 'problem', error)}") from None
+
+
+def _hint(cls: type[BaseModel], location: tuple[Any, ...]) -> str:
+    """Known keys of the section at `location`, nearest first."""
+    section: Any = cls
+    for part in location[:-1]:
+        field = section.model_fields.get(part)
+        section = field.annotation if field else None
+        if not (isinstance(section, type) and issubclass(section, BaseModel)):
+            return ""
+    near = difflib.get_close_matches(str(location[-1]), section.model_fields, n=1)
+    return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(section.model_fields)}"

@@ -1,0 +1,70 @@
+"""Which particles are targets and which hits a model sees: pT cut, noise, number of tracks drawn per event."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hpctrack.config import SelectionConfig
+from hpctrack.data.schema import Event
+
+COLUMNS = ["truth.particle_row", "particles.px", "particles.py"]  # what `select` reads
+
+
+@dataclass(frozen=True)
+class Selected:
+    """The hits a model sees: `rows` [N] of the event's hit tables, ascending, and `track` [N] = 0..T-1, or -1 for no target."""
+
+    rows: np.ndarray
+    track: np.ndarray
+    n_tracks: int
+
+
+def target_particles(event: Event, pt_min_gev: float = 0.0, min_hits: int = 3) -> np.ndarray:
+    """Particles to be found, bool [n_particles]: transverse momentum >= the cut (GeV) and >= `min_hits` hits in the event."""
+    px, py = event.column("particles.px"), event.column("particles.py")
+    row = event.column("truth.particle_row")
+    hits = np.bincount(row[row >= 0], minlength=len(px))
+    return (np.hypot(px.astype(np.float64), py) >= pt_min_gev) & (hits >= min_hits)
+
+
+def draw_rows(
+    event: Event, drawn: np.ndarray, background: np.ndarray, fraction: float, rng: np.random.Generator
+) -> np.ndarray:
+    """Rows of all hits of the `drawn` particles (bool [P]) and of a random `fraction` of the `background` hits (bool [N])."""
+    row = event.column("truth.particle_row")
+    keep = (row >= 0) & drawn[row]  # row -1 reads the last particle; the first factor removes it
+    if fraction < 1:
+        background = background & (rng.random(len(row)) < fraction)
+    return np.flatnonzero(keep | background)
+
+
+def select(event: Event, selection: SelectionConfig, rng: np.random.Generator) -> Selected:
+    """Apply `selection` to one event.
+
+    Drawing fewer tracks than the event has thins the background hits (noise, and hits of other particles where these are kept)
+    by the same fraction, so that the densities keep their ratio.
+    """
+    row = event.column("truth.particle_row")
+    target = target_particles(event, selection.pt_min_gev, selection.min_hits)
+    drawn, fraction = target, 1.0
+    if selection.tracks is not None and selection.tracks < target.sum():
+        chosen = rng.choice(np.flatnonzero(target), selection.tracks, replace=False)
+        drawn = np.zeros_like(target)
+        drawn[chosen] = True
+        fraction = selection.tracks / target.sum()
+    noise = row < 0
+    background = np.zeros_like(noise)
+    if selection.noise:
+        background |= noise
+    if selection.other_hits and len(target):
+        background |= ~noise & ~target[row]
+    if not len(target):
+        rows = np.flatnonzero(background)
+        return Selected(rows, np.full(len(rows), -1), 0)
+    rows = draw_rows(event, drawn, background, fraction, rng)
+    number = np.full(len(target), -1)
+    number[drawn] = np.arange(drawn.sum())
+    track = np.where(row[rows] >= 0, number[row[rows]], -1)
+    return Selected(rows, track, int(drawn.sum()))
