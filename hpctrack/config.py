@@ -1,7 +1,7 @@
-"""The typed configuration of a run: a YAML file, then `key.sub=value` overrides; unknown keys and wrong types are errors.
+"""The typed configuration of a run: a YAML file, then `key.sub=value` overrides, both strict.
 
-Units stand in the names (`pt_min_gev`). `model`, `loss` and `builder` name an entry of their table; the other keys of these
-sections are that entry's own options, checked just as strictly when it is built.
+Unknown keys and wrong types are errors. Units stand in the names (`pt_min_gev`). `model`, `loss` and `builder` name an
+entry of their table; the other keys of these sections are its own options, checked as strictly when it is built.
 """
 
 from __future__ import annotations
@@ -59,9 +59,7 @@ class DataConfig(Section):
     train: str
     valid: str | None = None
     selection: SelectionConfig = SelectionConfig()
-    features: list[str] = Field(
-        ["x", "y", "z"], min_length=1, description="model inputs, see hpctrack/data/features.py"
-    )
+    features: list[str] = Field(["x", "y", "z"], min_length=1, description="model inputs: names in data/features.py")
     augment: AugmentConfig = AugmentConfig()
     workers: int = Field(0, ge=0, description="reader processes per rank; 0 reads in the training process")
 
@@ -71,7 +69,7 @@ class PlanConfig(Section):
 
     events_per_step: int = Field(8, ge=1, description="global batch: events per optimizer step, over all ranks")
     hits_per_micro_batch: int | None = Field(
-        None, ge=1, description="split a rank's events so that no forward sees more"
+        None, ge=1, description="a rank's events are split so that no forward sees more"
     )
 
 
@@ -136,7 +134,7 @@ S = TypeVar("S", bound=BaseModel)
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a run's YAML file and apply `key.sub=value` overrides (values are YAML).
 
-    Raises InputError naming file (or the override) and key for a missing file, bad YAML, an unknown key or a wrong type.
+    Raises InputError naming file (or override) and key: missing file, bad YAML, unknown key, wrong type.
     """
     path = Path(path)
     if not path.is_file():
@@ -206,7 +204,7 @@ _Loader.add_implicit_resolver(
 def parse_yaml(text: str, where: str) -> Any:
     """Safe YAML (numbers like 1e-3 are numbers); a syntax error is an InputError naming `where` and the line."""
     try:
-        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+        return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""

@@ -1,6 +1,6 @@
 """The tables of an event: names, types and units, from TrackML's CSV to the store.
 
-Units: mm, GeV, radians. Column names are TrackML's own. `hits`, `truth` and `cells` are aligned (row i of each is hit i);
+Units: mm, GeV, radians. Column names are TrackML's own. `hits`, `truth` and `cells` are aligned (row i is hit i);
 `particles` has its own rows.
 """
 
@@ -91,7 +91,7 @@ def all_columns() -> list[str]:
 class Candidates:
     """Track candidates of one event.
 
-    Candidate c has the hits `hit_rows[hit_offsets[c]:hit_offsets[c + 1]]` (rows of the event's hit tables, ascending) and
+    Candidate c has the hits `hit_rows[hit_offsets[c]:hit_offsets[c + 1]]` (rows of the hit tables, ascending) and
     `scores[c]` (higher is better); candidates may overlap. `track_ids` is the exclusive reading: one track per hit,
     numbered from 1, 0 = none.
     """

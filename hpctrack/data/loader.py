@@ -1,0 +1,92 @@
+"""From dataset rows to PyG batches: read only the columns the features need, select, augment, batch.
+
+Every random choice is drawn from (seed, epoch, event id): the same on any rank, in any worker and after a resume.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from torch_geometric.data import Batch, Data
+
+from hpctrack.config import AugmentConfig, SelectionConfig
+from hpctrack.data import selection as selecting
+from hpctrack.data.features import augment, compute_features, feature_columns
+from hpctrack.data.schema import Event
+from hpctrack.data.store import Dataset
+
+
+class EventLoader:
+    """`loader(row, epoch)` -> PyG Data of one event.
+
+    Data: `x` [N, F] features; `track` [N] target number 0..n_tracks-1, or -1; `n_tracks` [1]; `hit_row` [N] rows in the
+    event; `event_id` [1].
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        features: list[str],
+        selection: SelectionConfig,
+        augmentation: AugmentConfig,
+        seed: int,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.dataset = dataset
+        self.features = features
+        self.selection = selection
+        self.augmentation = augmentation
+        self.seed = seed
+        self.dtype = dtype
+        self.feature_columns = feature_columns(features)
+        self.columns = list(dict.fromkeys(self.feature_columns + selecting.COLUMNS))
+
+    def __call__(self, row: int, epoch: int) -> Data:
+        event = self.dataset.read(row, self.columns)
+        rng = np.random.default_rng([self.seed, epoch, event.event_id])
+        chosen = selecting.select(event, self.selection, rng)
+        columns = {name: event.column(name)[chosen.rows] for name in self.feature_columns}
+        columns = augment(columns, self.augmentation.rotate, self.augmentation.mirror, rng)
+        return to_data(event, compute_features(columns, self.features), chosen, self.dtype)
+
+
+def to_data(event: Event, x: np.ndarray, chosen: selecting.Selected, dtype: torch.dtype) -> Data:
+    """The in-memory event."""
+    return Data(
+        x=torch.from_numpy(x).to(dtype),
+        track=torch.from_numpy(chosen.track.astype(np.int64)),
+        n_tracks=torch.tensor([chosen.n_tracks]),
+        hit_row=torch.from_numpy(chosen.rows.astype(np.int64)),
+        event_id=torch.tensor([event.event_id]),
+        num_nodes=len(chosen.rows),
+    )
+
+
+class MicroBatches(torch.utils.data.Dataset):
+    """Map (epoch, rows) to a Batch, for a DataLoader whose sampler yields such specifications."""
+
+    def __init__(self, load: EventLoader) -> None:
+        self.load = load
+
+    def __getitem__(self, specification: tuple[int, np.ndarray]) -> Batch:
+        epoch, rows = specification
+        return Batch.from_data_list([self.load(int(row), epoch) for row in rows])
+
+
+def iterate(
+    load: EventLoader, specifications: Iterable[tuple[int, np.ndarray]], workers: int = 0, pin: bool = False
+) -> Iterator[Batch]:
+    """Batches for `(epoch, rows)` specifications, in order, read ahead by `workers` processes."""
+    return iter(
+        DataLoader(
+            MicroBatches(load),
+            sampler=specifications,
+            batch_size=None,
+            num_workers=workers,
+            pin_memory=pin,
+            persistent_workers=workers > 0,
+        )
+    )
