@@ -1,7 +1,7 @@
 """Which events form each optimizer step, and how a step's events are split over ranks and micro-batches.
 
 Pure numpy, no communication: every rank computes the same plan. The events of a step depend on (number of events, seed,
-epoch, events per step) only, never on the number of ranks. Nothing is dropped: the last step of an epoch may be smaller.
+epoch, events per step) only, never on the number of ranks. Nothing is dropped: an epoch's last step may be smaller.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def plan_epoch(
 
 
 def split_by_cost(costs: np.ndarray, parts: int) -> np.ndarray:
-    """Part [n] of each item by longest processing time first: the dearest item goes to the part with the least so far."""
+    """Part [n] of each item, longest processing time first: the dearest item goes to the least loaded part."""
     part = np.empty(len(costs), dtype=np.int32)
     load = [(0.0, p) for p in range(parts)]
     for i in np.argsort(-costs, kind="stable"):
