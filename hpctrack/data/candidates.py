@@ -37,11 +37,17 @@ COLUMNS = {  # payload and file layout: name -> type
 
 
 class Journal:
-    """Append-only record file of one writer; `append` returns when the event is on disk."""
+    """Append-only record file of one writer; `append` returns when the event is on disk.
+
+    What a kill left behind the last whole record is cut off when the writer opens its file again.
+    """
 
     def __init__(self, folder: Path, writer: str) -> None:
-        (folder / PARTS).mkdir(parents=True, exist_ok=True)
-        self.file = open(folder / PARTS / f"{writer}.journal", "ab")
+        path = folder / PARTS / f"{writer}.journal"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        whole = max((offset + len(payload) for _, offset, payload in records(path)), default=0) if path.exists() else 0
+        self.file = open(path, "ab")  # noqa: SIM115 - open as long as the writer
+        self.file.truncate(whole)
 
     def append(self, candidates: Candidates) -> None:
         """Commit one event."""

@@ -1,0 +1,72 @@
+"""How model and optimizer are spread over ranks: each strategy is an Engine, one line in STRATEGIES."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from hpctrack.parallel.env import Env
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}  # of weights and inputs
+
+
+class DDPEngine:
+    """Replicated model; gradients summed over ranks once per optimizer step.
+
+    `forward(batch, last)` runs under autocast for bf16, `backward(loss)` accumulates, `step(clip)` updates. Losses are
+    given already divided by the global counts, so gradients are summed, not averaged.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, env: Env, precision: str) -> None:
+        self.env = env
+        self.module = model
+        self.optimizer = optimizer
+        self.bf16 = precision == "bf16"
+        self.parallel: nn.Module = model
+        if env.backend is not None:
+            devices = [env.device] if env.device.type == "cuda" else None
+            self.parallel = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+
+    def autocast(self) -> AbstractContextManager:
+        """Mixed precision for forward passes; weights and losses stay in their own type."""
+        return torch.autocast(self.env.device.type, torch.bfloat16, enabled=self.bf16)
+
+    def forward(self, batch: Any, last: bool) -> dict[str, Tensor]:
+        """Forward pass of a micro-batch; the backward of the step's `last` one sums gradients over ranks."""
+        if isinstance(self.parallel, DistributedDataParallel):
+            self.parallel.require_backward_grad_sync = last
+        with self.autocast():
+            return self.parallel(batch)
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate gradients; DDP averages over ranks, hence the factor."""
+        (loss * self.env.world if self.env.backend else loss).backward()
+
+    def step(self, clip_norm: float | None) -> float:
+        """Clip, update, clear the gradients; returns the gradient norm before clipping."""
+        bound = clip_norm if clip_norm is not None else float("inf")
+        norm = nn.utils.clip_grad_norm_(self.module.parameters(), bound)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return float(norm)
+
+    def predict(self, batch: Any) -> dict[str, Tensor]:
+        """Forward pass without gradients."""
+        with torch.inference_mode(), self.autocast():
+            return self.module(batch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Model and optimizer state, loadable on any number of ranks."""
+        return {"model": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+        self.module.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+STRATEGIES = {"ddp": DDPEngine}

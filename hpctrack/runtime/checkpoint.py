@@ -1,0 +1,95 @@
+"""Checkpoints: written to a temporary folder, renamed when whole, and only then named by `latest`.
+
+A checkpoint is a folder `step-00000120` with `state.pt` (tensors and plain values, read with weights_only) and
+`meta.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hpctrack.errors import InputError
+
+LATEST = "latest"
+STATE, META = "state.pt", "meta.json"
+
+
+def save(folder: Path, step: int, state: dict[str, Any], meta: dict[str, Any], keep: int) -> Path:
+    """Write checkpoint `step` into `folder` and let `latest` name it; older ones beyond `keep` are removed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    final = folder / f"step-{step:08d}"
+    temporary = folder / f".{final.name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    with open(temporary / STATE, "wb") as file:
+        torch.save(state, file)
+        sync(file)
+    write_text(temporary / META, json.dumps(meta, indent=1, sort_keys=True))
+    if final.exists():  # the same step, written again after a resume
+        shutil.rmtree(final)
+    os.replace(temporary, final)
+    write_text(folder / f".{LATEST}.tmp", final.name)
+    os.replace(folder / f".{LATEST}.tmp", folder / LATEST)
+    for old in sorted(folder.glob("step-*"))[:-keep]:
+        if old != final:
+            shutil.rmtree(old)
+    return final
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest whole checkpoint of a run, or None."""
+    if not (folder / LATEST).is_file():
+        return None
+    path = folder / (folder / LATEST).read_text().strip()
+    if not path.is_dir():
+        raise InputError(f"{folder / LATEST}: names '{path.name}', which is not there; name one of the step-* folders")
+    return path
+
+
+def find(path: Path) -> Path:
+    """The checkpoint meant by a run folder, a `checkpoints` folder or a checkpoint itself."""
+    for folder in (path, path / "checkpoints"):
+        if (folder / STATE).is_file():
+            return folder
+        if found := latest(folder):
+            return found
+    raise InputError(f"{path}: no checkpoint here (expected a run folder, or a folder with {STATE} and {META})")
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """`meta.json` of a checkpoint."""
+    try:
+        return json.loads((path / META).read_text())
+    except (FileNotFoundError, json.JSONDecodeError) as error:
+        raise InputError(f"{path / META}: not a checkpoint's meta data ({error})") from None
+
+
+def read_state(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """`state.pt` of a checkpoint; no code in the file is run."""
+    try:
+        return torch.load(path / STATE, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        raise InputError(f"{path / STATE}: missing; not a whole checkpoint") from None
+    except (RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError) as error:
+        raise InputError(f"{path / STATE}: not a readable checkpoint ({str(error).splitlines()[0]})") from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write and flush to disk."""
+    with open(path, "w") as file:
+        file.write(text)
+        sync(file)
+
+
+def sync(file: Any) -> None:
+    """Flush a file to disk."""
+    file.flush()
+    os.fsync(file.fileno())
