@@ -1,0 +1,397 @@
+"""The event store: shards `events-00000.h5` of columnar tables, and one `index.h5` that plans read instead of shards.
+
+In a shard, each column of schema.TABLES is one 1-d contiguous dataset, concatenated over the shard's events; event i
+has rows `offsets/hits[i]:offsets/hits[i + 1]` of the hit tables, and likewise of `particles`. docs/data-format.md has
+the whole layout.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import secrets
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import xxhash
+
+from hpctrack import __version__
+from hpctrack.data import schema
+from hpctrack.errors import InputError, MachineError
+
+INDEX = "index.h5"
+MAX_OPEN = 16  # shards one process keeps open
+_AXIS = {table: "hits" if table in schema.HIT_TABLES else table for table in schema.TABLES}
+_PER_EVENT = {"n_noise": np.int64, "checksum": np.uint64}  # beside event_id in a shard
+
+
+def shard_name(number: int) -> str:
+    """The file name of shard `number`."""
+    return f"events-{number:05d}.h5"
+
+
+# ------------------------------------------------------------------------------------------------ checksums
+
+
+def column_checksum(values: np.ndarray) -> int:
+    """xxh3_64 of a column's bytes (little-endian, contiguous)."""
+    return xxhash.xxh3_64_intdigest(np.ascontiguousarray(values).view(np.uint8).data)
+
+
+def event_checksum(columns: Mapping[str, int]) -> int:
+    """xxh3_64 over an event's sorted `table.column` names, their stored types and their column checksums."""
+    types = {f"{t}.{c}": np.dtype(d).newbyteorder("<").str for t, cs in schema.TABLES.items() for c, d in cs.items()}
+    text = "\n".join(f"{name} {types[name]} {columns[name]:016x}" for name in sorted(columns))
+    return xxhash.xxh3_64_intdigest(text.encode())
+
+
+def combined_digest(event_ids: np.ndarray, checksums: np.ndarray) -> str:
+    """32 hex digits over (event_id, event checksum) in the order of the ids: the content, however it is sharded."""
+    order = np.argsort(event_ids, kind="stable")
+    hasher = xxhash.xxh3_128(f"{schema.FORMAT} {schema.VERSION}\n".encode())
+    hasher.update(np.ascontiguousarray(event_ids[order], dtype="<i8").tobytes())
+    hasher.update(np.ascontiguousarray(checksums[order], dtype="<u8").tobytes())
+    return hasher.hexdigest()
+
+
+# ------------------------------------------------------------------------------------------------ writing
+
+
+@contextlib.contextmanager
+def atomic_h5(path: Path) -> Iterator[h5py.File]:
+    """A new HDF5 file that gets its name only when it is whole and on disk; a full disk is an OSError."""
+    temporary = temporary_name(path)
+    try:
+        try:
+            with h5py.File(temporary, "x") as file:
+                yield file
+                file.flush()
+        except (OSError, RuntimeError) as error:  # HDF5 reports a failed flush as RuntimeError
+            raise _write_error(path, error) from error
+        publish(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def temporary_name(path: Path) -> Path:
+    """A fresh hidden name beside `path`, which `publish` turns into `path`."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Give a finished temporary file its final name in the same folder, durably."""
+    _fsync(temporary)
+    os.replace(temporary, path)
+    _fsync(path.parent)
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _write_error(path: Path, error: OSError | RuntimeError) -> Exception:
+    text = str(error)
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+        if getattr(error, "errno", None) == number or f"errno = {number}," in text:
+            return OSError(number, os.strerror(number), str(path))
+    return error if isinstance(error, OSError) else MachineError(f"{path}: {text}")
+
+
+class ShardWriter:
+    """Collects the events of one shard and writes them as one file on `close`; memory is that of the shard.
+
+    `attributes` go to the file as they are (strings and numbers). Used as a context manager, nothing is written when
+    the block fails.
+    """
+
+    def __init__(self, path: str | Path, attributes: Mapping[str, Any] | None = None) -> None:
+        self.path = Path(path)
+        self.attributes = dict(attributes or {})
+        self.events: list[schema.Event] = []
+
+    def add(self, event: schema.Event) -> None:
+        """Add a whole event: every column of the schema, in its type; ValueError otherwise."""
+        lengths: dict[str, int] = {}
+        for table, columns in schema.TABLES.items():
+            for column, dtype in columns.items():
+                values = event.tables[table][column]
+                if values.dtype != dtype or values.shape != (lengths.setdefault(_AXIS[table], len(values)),):
+                    raise ValueError(f"event {event.event_id}: {table}.{column} is {values.dtype}{values.shape}")
+        self.events.append(event)
+
+    def close(self) -> None:
+        """Write the shard (nothing if it has no event)."""
+        if not self.events:
+            return
+        with atomic_h5(self.path) as file:
+            _write_header(file, "shard", self.attributes)
+            checksums = [self._write_table(file, table) for table in schema.TABLES]
+            rows = [{k: v[i] for table in checksums for k, v in table.items()} for i in range(len(self.events))]
+            file["event_id"] = np.array([e.event_id for e in self.events], dtype=np.int64)
+            file["n_noise"] = np.array([np.sum(e.column("truth.particle_id") == 0) for e in self.events], np.int64)
+            file["checksum"] = np.array([event_checksum(row) for row in rows], dtype=np.uint64)
+        self.events = []
+
+    def _write_table(self, file: h5py.File, table: str) -> dict[str, np.ndarray]:
+        lengths = [len(next(iter(e.tables[table].values()))) for e in self.events]
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        if f"offsets/{_AXIS[table]}" not in file:
+            file[f"offsets/{_AXIS[table]}"] = offsets
+        checksums = {}
+        for column, dtype in schema.TABLES[table].items():
+            stored = np.dtype(dtype).newbyteorder("<")
+            dataset = file.create_dataset(f"{table}/{column}", shape=(int(offsets[-1]),), dtype=stored)
+            sums = np.zeros(len(self.events), dtype=np.uint64)
+            for i, event in enumerate(self.events):
+                values = np.ascontiguousarray(event.tables[table][column], dtype=stored)
+                if len(values):
+                    dataset.write_direct(values, dest_sel=np.s_[offsets[i] : offsets[i + 1]])
+                sums[i] = column_checksum(values)
+            file[f"checksums/{table}/{column}"] = checksums[f"{table}.{column}"] = sums
+        return checksums
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+
+
+def _write_header(file: h5py.File, kind: str, attributes: Mapping[str, Any]) -> None:
+    file.attrs.update({"format": schema.FORMAT, "version": schema.VERSION, "kind": kind, "writer": __version__})
+    file.attrs.update(attributes)
+
+
+def write_index(folder: str | Path, shards: Sequence[str], attributes: Mapping[str, Any] | None = None) -> None:
+    """Write `index.h5` over the named shards of `folder`, events in the order of their ids.
+
+    Raises InputError for a file that is no shard and for an event id that two shards hold.
+    """
+    folder = Path(folder)
+    columns: dict[str, list[np.ndarray]] = {}
+    for number, name in enumerate(shards):
+        with open_h5(folder / name, "shard") as file:
+            n = len(file["event_id"])
+            part = {"event_id": file["event_id"][:], "shard": np.full(n, number, np.int32), "row": np.arange(n)}
+            part |= {key: file[key][:] for key in _PER_EVENT}
+            part |= {f"n_{axis}": np.diff(file[f"offsets/{axis}"][:]) for axis in ("hits", "particles")}
+        for key, values in part.items():
+            columns.setdefault(key, []).append(values)
+    table = {key: np.concatenate(values) for key, values in columns.items()}
+    order = np.argsort(table["event_id"], kind="stable")
+    table = {key: values[order] for key, values in table.items()}
+    twice = np.flatnonzero(np.diff(table["event_id"]) == 0)
+    if len(twice):
+        first, second = (shards[table["shard"][twice[0] + k]] for k in (0, 1))
+        raise InputError(f"{folder}: event {table['event_id'][twice[0]]} stands in {first} and in {second}")
+    with atomic_h5(folder / INDEX) as file:
+        _write_header(file, "index", attributes or {})
+        for key, values in table.items():
+            file[key] = values
+        file["shard_files"] = np.array(list(shards), dtype="S")
+        file["shard_bytes"] = np.array([os.path.getsize(folder / name) for name in shards], dtype=np.int64)
+
+
+# ------------------------------------------------------------------------------------------------ reading
+
+
+def open_h5(path: str | Path, kind: str) -> h5py.File:
+    """Open a shard or index for reading; InputError if it is not one, is damaged or of an unknown version."""
+    try:
+        file = h5py.File(path, "r", locking=False)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    except OSError as error:
+        if error.errno not in (None, 0):
+            raise
+        raise InputError(f"{path}: not a whole HDF5 file ({' '.join(str(error).split())}); convert again") from error
+    found = {key: file.attrs.get(key) for key in ("format", "version", "kind")}
+    expected = {"format": schema.FORMAT, "version": schema.VERSION, "kind": kind}
+    for key, value in expected.items():
+        if found[key] != value:
+            file.close()
+            raise InputError(f"{path}: {key} is {found[key]!r}, but this hpctrack reads {value!r}")
+    return file
+
+
+class Dataset:
+    """A dataset folder: the index in memory, the shards opened lazily, once a process, at most MAX_OPEN at a time.
+
+    Picklable, and usable before and after fork and spawn, and from several threads. Attributes: `event_ids`, `n_hits`,
+    `n_noise`, `n_particles`, `shard`, `row`, `checksums` (numpy, one entry an event, in the order of the ids); `shards`
+    (file names) and `attributes` (of the index).
+    Raises InputError if the folder is no whole dataset.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            what = "is not a folder" if self.folder.exists() else "does not exist"
+            raise InputError(f"{self.folder}: {what}; a dataset is a folder that `hpctrack convert` made")
+        if not (self.folder / INDEX).is_file():
+            raise InputError(f"{self.folder}: no {INDEX}; `hpctrack convert` writes it last, so run it (again)")
+        with open_h5(self.folder / INDEX, "index") as file:
+            self.event_ids = file["event_id"][:]
+            self.n_hits, self.n_noise, self.n_particles = (file[f"n_{k}"][:] for k in ("hits", "noise", "particles"))
+            self.shard, self.row, self.checksums = (file[k][:] for k in ("shard", "row", "checksum"))
+            self.shards = [name.decode() for name in file["shard_files"][:]]
+            sizes = file["shard_bytes"][:]
+            self.attributes = dict(file.attrs)
+        for name, size in zip(self.shards, sizes, strict=True):
+            path = self.folder / name
+            if not path.is_file():
+                raise InputError(f"{path}: missing, but {INDEX} names it; convert again")
+            if path.stat().st_size != size:
+                raise InputError(f"{path}: {path.stat().st_size} bytes, but {INDEX} says {size}; convert again")
+        self._reset()
+
+    def __len__(self) -> int:
+        return len(self.event_ids)
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits over the event ids and checksums of the index."""
+        return combined_digest(self.event_ids, self.checksums)[:16]
+
+    def read(self, i: int, columns: Sequence[str] | None = None, verify: bool = False) -> schema.Event:
+        """Event i of the index, all columns or those named as `table.column`.
+
+        `verify` compares what was read with its checksums. Raises IndexError for i, InputError for an unknown column,
+        for a shard that does not fit the index and for a failed checksum.
+        """
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"{self.folder}: event {i} of {len(self)}")
+        names = schema.all_columns() if columns is None else columns
+        unknown = sorted(set(names) - set(schema.all_columns()))
+        if unknown:
+            raise InputError(f"{self.folder}: unknown column '{unknown[0]}'; one of {', '.join(schema.all_columns())}")
+        event_id, row, tables = int(self.event_ids[i]), int(self.row[i]), {}
+        with self._lock_of_process():
+            shard = self._open(int(self.shard[i]))
+            for name in names:
+                table, column = name.split(".")
+                values = shard.read(table, column, row)
+                if verify and column_checksum(values) != shard.checksum(name, row):
+                    raise InputError(f"{shard.path}: event {event_id}: {name} fails its checksum; convert again")
+                tables.setdefault(table, {})[column] = values
+        return schema.Event(event_id, tables)
+
+    def close(self) -> None:
+        """Close the open shards; reading opens them again."""
+        with self._lock_of_process():
+            while self._files:
+                self._files.popitem()[1].file.close()
+
+    def _reset(self) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._files: OrderedDict[int, _Shard] = OrderedDict()
+
+    def _lock_of_process(self) -> threading.Lock:
+        if self._pid != os.getpid():  # after a fork: the parent's handles and lock are not ours
+            inherited = list(self._files.values())
+            self._reset()
+            for shard in inherited:  # or HDF5 would hand out the inherited descriptor for the same file again
+                shard.file.close()
+        return self._lock
+
+    def _open(self, number: int) -> _Shard:
+        if number not in self._files:
+            rows = self.shard == number
+            shard = _Shard(self.folder / self.shards[number])
+            shard.check(self.row[rows], self.event_ids[rows], self.checksums[rows])
+            self._files[number] = shard
+            if len(self._files) > MAX_OPEN:
+                self._files.popitem(last=False)[1].file.close()
+        self._files.move_to_end(number)
+        return self._files[number]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key not in ("_pid", "_lock", "_files")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._reset()
+
+
+class _Shard:
+    """An open shard with its offsets, and its datasets as they are met."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file = open_h5(path, "shard")
+        self.offsets = {axis: self.file[f"offsets/{axis}"][:] for axis in ("hits", "particles")}
+        self._datasets: dict[str, h5py.Dataset] = {}
+        self._checksums: dict[str, np.ndarray] = {}
+
+    def check(self, rows: np.ndarray, event_ids: np.ndarray, checksums: np.ndarray) -> None:
+        """InputError if the shard does not hold what the index says."""
+        own_ids, own_sums = self.file["event_id"][:], self.file["checksum"][:]
+        if len(own_ids) != len(rows) or (own_ids[rows] != event_ids).any() or (own_sums[rows] != checksums).any():
+            self.file.close()
+            raise InputError(f"{self.path}: holds other events than {INDEX} says; convert again")
+
+    def read(self, table: str, column: str, row: int) -> np.ndarray:
+        name = f"{table}/{column}"
+        if name not in self._datasets:
+            self._datasets[name] = self.file[name]
+        offsets = self.offsets[_AXIS[table]]
+        return self._datasets[name][offsets[row] : offsets[row + 1]]
+
+    def checksum(self, name: str, row: int) -> int:
+        if name not in self._checksums:
+            self._checksums[name] = self.file[f"checksums/{name.replace('.', '/')}"][:]
+        return int(self._checksums[name][row])
+
+
+def open_dataset(path: str | Path) -> Dataset:
+    """The dataset in folder `path`; InputError if there is none."""
+    return Dataset(path)
+
+
+def digest(dataset: Dataset) -> str:
+    """32 hex digits over every event's every column as it is on disk, independent of the sharding.
+
+    Reads the whole dataset. It begins with `dataset.fingerprint`; InputError names an event that does not fit its
+    checksum.
+    """
+    checksums = np.empty(len(dataset), dtype=np.uint64)
+    for i, event_id in enumerate(dataset.event_ids):
+        event = dataset.read(i)
+        sums = {name: column_checksum(event.column(name)) for name in schema.all_columns()}
+        checksums[i] = event_checksum(sums)
+        if checksums[i] != dataset.checksums[i]:
+            path = dataset.folder / dataset.shards[dataset.shard[i]]
+            raise InputError(f"{path}: event {event_id} does not match its checksum; convert again")
+    return combined_digest(dataset.event_ids, checksums)
+
+
+def shard_attributes(path: str | Path) -> dict[str, Any] | None:
+    """The attributes of a whole shard, None if there is no such file or it is not a whole shard."""
+    try:
+        with open_h5(path, "shard") as file:
+            return {key: file.attrs[key] for key in file.attrs} | {"n_events": len(file["event_id"])}
+    except InputError:
+        return None
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a JSON file under its final name only when it is whole and on disk."""
+    temporary = temporary_name(path)
+    try:
+        temporary.write_text(json.dumps(value, indent=1) + "\n")
+        publish(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
