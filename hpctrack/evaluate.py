@@ -1,0 +1,209 @@
+"""`hpctrack evaluate`: candidates against the truth of their dataset -> results.json and a table.
+
+Counts are taken event by event and added up; definitions stand in tracking/metrics.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from hpctrack import __version__
+from hpctrack.data.candidates import CandidateStore
+from hpctrack.data.store import Dataset, write_json
+from hpctrack.errors import InputError, verb
+from hpctrack.reporting.tally import COLUMNS, READINGS, Cuts, EventTally, add_up, event_row, tally_event
+
+FORMAT = "hpctrack-results"
+VERSION = 1
+HEADINGS = {"candidates": "candidate lists (may overlap)", "exclusive": "exclusive tracks (one per hit)"}
+
+
+@verb("evaluate")
+def main(argv: Sequence[str] | None = None) -> int | None:
+    """Evaluate a candidates folder; prints the table of all metrics."""
+    args = _arguments(argv)
+    cuts = Cuts(args.pt_min_gev, args.min_hits, args.eta_max)
+    evaluation = Evaluation(args.candidates, args.data, cuts)
+    if not args.out.absolute().parent.is_dir():
+        raise InputError(f"{args.out}: its folder does not exist")
+    tallies = list(evaluation.tallies(args.jobs))
+    command = ["hpctrack", "evaluate", *(sys.argv[1:] if argv is None else argv)]
+    results = evaluation.results(tallies, command)
+    write_json(args.out, results)
+    print(table(results))
+    print(f"\nwritten: {args.out}")
+    return None
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="hpctrack evaluate", description="Candidates against truth -> results.json.")
+    parser.add_argument("candidates", type=Path, help="folder that `hpctrack infer` wrote")
+    parser.add_argument("--data", type=Path, required=True, help="the dataset the candidates were made from")
+    parser.add_argument("--out", type=Path, required=True, help="results.json to write")
+    parser.add_argument("--pt-min-gev", type=_not_negative, default=1.0, help="targets: transverse momentum (1.0)")
+    parser.add_argument("--min-hits", type=_positive, default=3, help="targets: number of hits (3)")
+    parser.add_argument("--eta-max", type=_not_negative, default=None, help="targets: |eta| at most (no cut)")
+    parser.add_argument("--jobs", type=_positive, default=1, help="processes (1); the result does not depend on it")
+    return parser.parse_args(argv)
+
+
+def _not_negative(text: str) -> float:
+    value = float(text)
+    if not (value >= 0 and math.isfinite(value)):
+        raise argparse.ArgumentTypeError(f"{text} is not a number >= 0")
+    return value
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number >= 1")
+    return value
+
+
+class Evaluation:
+    """A candidates folder beside its dataset; picklable, so that processes can share the events.
+
+    Raises InputError if the candidates were made from other events than the dataset holds.
+    """
+
+    def __init__(self, candidates: Path, data: Path, cuts: Cuts) -> None:
+        self.store, self.dataset, self.cuts = CandidateStore(candidates), Dataset(data), cuts
+        made_from = self.store.attributes.get("dataset_fingerprint")
+        if made_from != self.dataset.fingerprint:
+            raise InputError(
+                f"{candidates}: made from a dataset with fingerprint {made_from}, but {data} has "
+                f"{self.dataset.fingerprint}; give the dataset that `hpctrack infer` read"
+            )
+        position = np.searchsorted(self.dataset.event_ids, self.store.event_ids)
+        position = np.minimum(position, max(len(self.dataset) - 1, 0))
+        missing = np.flatnonzero(self.dataset.event_ids[position] != self.store.event_ids) if len(self.dataset) else [0]
+        if len(self.store) and len(missing):
+            raise InputError(f"{candidates}: event {self.store.event_ids[missing[0]]} is not in {data}")
+        self.position = position
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def tally(self, i: int) -> EventTally:
+        """Counts of the i-th event that has candidates."""
+        event = self.dataset.read(int(self.position[i]), COLUMNS)
+        return tally_event(event, self.store.read(i), self.cuts)
+
+    def tallies(self, jobs: int = 1) -> Iterator[EventTally]:
+        """Counts of all events in the order of the candidates folder, computed by `jobs` processes."""
+        if jobs == 1 or len(self) < 2:
+            yield from map(self.tally, range(len(self)))
+            return
+        with ProcessPoolExecutor(min(jobs, len(self)), initializer=_share, initargs=(self,)) as pool:
+            yield from pool.map(_tally_shared, range(len(self)), chunksize=max(1, len(self) // (8 * jobs)))
+
+    def results(self, tallies: list[EventTally], command: list[str]) -> dict:
+        """The content of results.json."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "hpctrack": __version__,
+            "command": command,
+            "selection": {**vars(self.cuts), "min_candidate_hits": 3, "text": self.cuts.text()},
+            "source": {
+                "candidates": str(self.store.folder),
+                "attributes": self.store.attributes,
+                "dataset": str(self.dataset.folder),
+                "dataset_fingerprint": self.dataset.fingerprint,
+                "events_in_dataset": len(self.dataset),
+            },
+            "events": len(tallies),
+            "hits": sum(tally.n_hits for tally in tallies),
+            "noise_hits": sum(tally.n_noise for tally in tallies),
+            "target_particles": sum(tally.n_targets for tally in tallies),
+            **add_up(tallies, self.cuts),
+            "per_event": [event_row(tally) for tally in tallies],
+            "timings": read_timings(self.store.folder / "timings.jsonl"),
+        }
+
+
+_SHARED: list[Evaluation] = []
+
+
+def _share(evaluation: Evaluation) -> None:
+    _SHARED.append(evaluation)
+
+
+def _tally_shared(i: int) -> EventTally:
+    return _SHARED[0].tally(i)
+
+
+def read_timings(path: Path) -> dict | None:
+    """Sum up timings.jsonl: per step total, median and maximum seconds; hits per second; [n_hits, seconds] per event.
+
+    None if there is no such file. An event timed twice (inference was resumed) counts with its last line; a line that a
+    kill cut short is left out and counted in `unreadable_lines`.
+    """
+    if not path.is_file():
+        return None
+    events, unreadable = {}, 0
+    for line in path.read_text().splitlines():
+        try:
+            row = json.loads(line)
+            events[row["event_id"]] = [row["n_hits"], row["read_s"], row["model_s"], row["build_s"]], row["rank"]
+        except (ValueError, KeyError, TypeError):
+            unreadable += 1
+    if not events:
+        return {"events": 0, "unreadable_lines": unreadable}
+    numbers = np.array([row for row, _ in events.values()], dtype=np.float64)
+    total = numbers[:, 1:].sum(axis=1)
+    steps = {"read_s": numbers[:, 1], "model_s": numbers[:, 2], "build_s": numbers[:, 3], "total_s": total}
+    return {
+        "events": len(events),
+        "ranks": len({rank for _, rank in events.values()}),
+        "unreadable_lines": unreadable,
+        "hits": int(numbers[:, 0].sum()),
+        "hits_per_s": float(numbers[:, 0].sum() / total.sum()) if total.sum() > 0 else None,
+        "steps": {
+            name: {"sum": float(s.sum()), "median": float(np.median(s)), "max": float(s.max())}
+            for name, s in steps.items()
+        },
+        "per_event": [[int(hits), float(seconds)] for hits, seconds in zip(numbers[:, 0], total, strict=True)],
+    }
+
+
+def table(results: dict) -> str:
+    """The metrics as text: name, value ± error, numerator / denominator."""
+    lines = [
+        f"{results['events']:,} events, {results['hits']:,} hits, {results['target_particles']:,} target particles "
+        f"({results['selection']['text']})"
+    ]
+    left_out = results["source"]["events_in_dataset"] - results["events"]
+    if left_out:
+        lines.append(f"note: {left_out:,} of the dataset's events have no candidates and are not counted")
+    for reading in READINGS:
+        lines += ["", f"{HEADINGS[reading]:<31s}{'value ± error':<20s}numerator / denominator"]
+        for number in results[reading]["metrics"].values():
+            lines.append(f"  {number['title']:<29s}{value_text(number):<20s}{counts_text(number)}")
+    return "\n".join(lines)
+
+
+def value_text(number: dict) -> str:
+    """`0.9812 ± 0.0031`; a dash where nothing was counted."""
+    if number["value"] is None:
+        return "–"
+    return f"{number['value']:.4f}" + (f" ± {number['error']:.4f}" if number["error"] is not None else "")
+
+
+def counts_text(number: dict) -> str:
+    """`393 / 400`; the score's numerator has decimals."""
+    top = number["numerator"]
+    return f"{f'{top:,}' if isinstance(top, int) else f'{top:,.3f}'} / {number['denominator']:,}"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
