@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -41,5 +42,8 @@ def verb(name: str) -> Callable:
 
 
 def _end(name: str, error: Exception, code: int) -> int:
-    print(f"hpctrack {name}: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    rank = (
+        f" [rank {os.environ['RANK']}]" if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ else ""
+    )
+    print(f"hpctrack {name}{rank}: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
     return code

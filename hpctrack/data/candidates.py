@@ -20,6 +20,7 @@ import numpy as np
 import xxhash
 
 from hpctrack.data.schema import Candidates
+from hpctrack.data.store import atomic_h5
 from hpctrack.errors import InputError
 
 FORMAT = "hpctrack-candidates"
@@ -109,8 +110,7 @@ def write_shard(folder: Path, name: str, event_ids: Sequence[int], sources: dict
             file.seek(offset - HEADER.size)
             _, _, length, _ = HEADER.unpack(file.read(HEADER.size))
             blocks.append(decode(int(event_id), file.read(length)))
-    temporary = folder / f".{name}.tmp"
-    with h5py.File(temporary, "w") as file:
+    with atomic_h5(folder / name) as file:
         file.attrs["format"], file.attrs["version"] = FORMAT, VERSION
         file["event_id"] = np.array(event_ids, dtype="<i8")
         for column, dtype in COLUMNS.items():
@@ -121,15 +121,13 @@ def write_shard(folder: Path, name: str, event_ids: Sequence[int], sources: dict
         file["offsets/hits"] = bounds([len(block.track_ids) for block in blocks])
         digest = content_digest(file)
         file.attrs["digest"] = digest
-    replace(temporary, folder / name)
     return digest
 
 
 def write_index(folder: Path, shards: Sequence[tuple[str, Sequence[int], str]], attributes: dict[str, Any]) -> None:
-    """Write `index.h5`, last: file names, the events' ids, file and row, and what the candidates were made with."""
-    temporary = folder / f".{INDEX}.tmp"
+    """Write `index.h5`, last: of `shards` (file name, event ids, digest), and what the candidates were made with."""
     counts = [len(events) for _, events, _ in shards]
-    with h5py.File(temporary, "w") as file:
+    with atomic_h5(folder / INDEX) as file:
         file.attrs["format"], file.attrs["version"] = FORMAT, VERSION
         file.attrs["attributes"] = json.dumps(attributes, sort_keys=True)
         file["shards"] = [name for name, _, _ in shards]
@@ -137,7 +135,6 @@ def write_index(folder: Path, shards: Sequence[tuple[str, Sequence[int], str]], 
         file["event_id"] = np.array([event for _, events, _ in shards for event in events], dtype="<i8")
         file["shard"] = np.repeat(np.arange(len(shards), dtype="<i4"), counts)
         file["row"] = np.concatenate([np.arange(n, dtype="<i4") for n in counts] or [np.zeros(0, "<i4")])
-    replace(temporary, folder / INDEX)
 
 
 class CandidateStore:
@@ -213,10 +210,3 @@ def content_digest(file: h5py.File) -> str:
 def bounds(counts: Sequence[int]) -> np.ndarray:
     """Offsets [n + 1] of consecutive blocks."""
     return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype("<i8")
-
-
-def replace(temporary: Path, final: Path) -> None:
-    """Flush `temporary` to disk and give it its final name."""
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, final)

@@ -1,6 +1,6 @@
 """From dataset rows to PyG batches: read only the columns the features need, select, augment, batch.
 
-Every random choice is drawn from (seed, epoch, event id): the same on any rank, in any worker and after a resume.
+Every random choice is drawn from (stream, epoch, event id): the same on any rank, in any worker and after a resume.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ class EventLoader:
         features: list[str],
         selection: SelectionConfig,
         augmentation: AugmentConfig,
-        seed: int,
+        stream: tuple[int, ...],
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.dataset = dataset
         self.features = features
         self.selection = selection
         self.augmentation = augmentation
-        self.seed = seed
+        self.stream = stream
         self.dtype = dtype
         self.feature_columns = feature_columns(features)
         self.columns = list(dict.fromkeys(self.feature_columns + selecting.COLUMNS))
 
     def __call__(self, row: int, epoch: int) -> Data:
         event = self.dataset.read(row, self.columns)
-        rng = np.random.default_rng([self.seed, epoch, event.event_id])
+        rng = np.random.default_rng([*self.stream, epoch, event.event_id])
         chosen = selecting.select(event, self.selection, rng)
         columns = {name: event.column(name)[chosen.rows] for name in self.feature_columns}
         columns = augment(columns, self.augmentation.rotate, self.augmentation.mirror, rng)
@@ -63,6 +63,14 @@ def to_data(event: Event, x: np.ndarray, chosen: selecting.Selected, dtype: torc
         event_id=torch.tensor([event.event_id]),
         num_nodes=len(chosen.rows),
     )
+
+
+def expected_hits(dataset: Dataset, selection: SelectionConfig) -> np.ndarray:
+    """Hits of each event that `selection` is expected to leave, float [n_events], from the index alone."""
+    hits = dataset.n_hits - (0 if selection.noise else dataset.n_noise)
+    if selection.tracks is None:
+        return hits.astype(np.float64)
+    return hits * np.minimum(1.0, selection.tracks / np.maximum(dataset.n_particles, 1))
 
 
 class MicroBatches(torch.utils.data.Dataset):

@@ -25,6 +25,7 @@ class InfluencerModel(nn.Module):
 
     def __init__(self, n_features: int, options: Options, recompute: str = "none") -> None:
         super().__init__()
+        self.n_features = n_features
         named = parse(Named, options.backbone, "model", "model.backbone")
         backbone = lookup(BACKBONES, named.name, "model.backbone")
         self.backbone = backbone(

@@ -53,10 +53,8 @@ def distributed(config: ParallelConfig, threads: int | None) -> Iterator[Env]:
         timeout=timedelta(seconds=config.timeout_s),
         device_id=env.device if env.device.type == "cuda" else None,
     )
-    try:
-        yield env
-    finally:
-        dist.destroy_process_group()
+    yield env
+    dist.destroy_process_group()  # not after an error: other ranks may still wait in a collective
 
 
 def discover(config: ParallelConfig) -> Env:

@@ -17,8 +17,8 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float6
 class DDPEngine:
     """Replicated model; gradients summed over ranks once per optimizer step.
 
-    `forward(batch, last)` runs under autocast for bf16, `backward(loss)` accumulates, `step(clip)` updates. Losses are
-    given already divided by the global counts, so gradients are summed, not averaged.
+    `forward(batch, last)` runs under autocast for bf16, `backward(loss)` accumulates, `step()` updates. Losses come
+    divided by the global counts already, so gradients are summed over ranks, not averaged.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, env: Env, precision: str) -> None:
@@ -46,13 +46,15 @@ class DDPEngine:
         """Accumulate gradients; DDP averages over ranks, hence the factor."""
         (loss * self.env.world if self.env.backend else loss).backward()
 
-    def step(self, clip_norm: float | None) -> float:
-        """Clip, update, clear the gradients; returns the gradient norm before clipping."""
+    def gradient_norm(self, clip_norm: float | None) -> float:
+        """Norm of the summed gradient, which is scaled down to `clip_norm` if it is larger."""
         bound = clip_norm if clip_norm is not None else float("inf")
-        norm = nn.utils.clip_grad_norm_(self.module.parameters(), bound)
+        return float(nn.utils.clip_grad_norm_(self.module.parameters(), bound))
+
+    def step(self) -> None:
+        """Update the weights and clear the gradients."""
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return float(norm)
 
     def predict(self, batch: Any) -> dict[str, Tensor]:
         """Forward pass without gradients."""

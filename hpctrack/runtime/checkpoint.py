@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 
 from hpctrack.errors import InputError
 
@@ -80,6 +81,24 @@ def read_state(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]
         raise InputError(f"{path / STATE}: missing; not a whole checkpoint") from None
     except (RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError) as error:
         raise InputError(f"{path / STATE}: not a readable checkpoint ({str(error).splitlines()[0]})") from None
+
+
+def load_into(target: Any, state: dict[str, Any], path: Path) -> None:
+    """Load `state` into a model or an engine; InputError if the checkpoint is of another model."""
+    try:
+        target.load_state_dict(state)
+    except (RuntimeError, KeyError, ValueError) as error:
+        first = " ".join(str(error).split())[:200]
+        raise InputError(f"{path / STATE}: holds another model than the configuration says ({first})") from None
+
+
+def digest(model: torch.nn.Module) -> str:
+    """Content digest of a model's weights."""
+    state = xxhash.xxh3_64()
+    for name, tensor in sorted(model.state_dict().items()):
+        state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        state.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return state.hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:

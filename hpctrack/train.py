@@ -1,0 +1,62 @@
+"""`torchrun -m hpctrack.train CONFIG [key.sub=value …]`: train a model; the same command again resumes it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from hpctrack.config import RunConfig, load_config
+from hpctrack.errors import MachineError, verb
+from hpctrack.parallel.env import Env, distributed
+from hpctrack.runtime.optim import learning_rate, set_learning_rate
+from hpctrack.runtime.step import train_step
+from hpctrack.runtime.telemetry import synchronize
+from hpctrack.runtime.trainer import Trainer
+
+
+@verb("train")
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line of the verb."""
+    parser = argparse.ArgumentParser(prog="hpctrack train", description=__doc__)
+    parser.add_argument("config", help="YAML recipe, e.g. configs/influencer.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="set a key of the recipe")
+    args = parser.parse_args(argv)
+    config = load_config(args.config, args.overrides)
+    with distributed(config.parallel, config.train.threads) as env:
+        train(config, env)
+
+
+def train(config: RunConfig, env: Env) -> None:
+    """Train to the last step, from the newest checkpoint of the run if there is one."""
+    total, every = config.train.steps, config.train
+    trainer = Trainer(config, env)
+    trainer.resume()
+    batches = trainer.batches()
+    while trainer.step < total:
+        begin = synchronize(env.device)
+        micro_batches = next(batches)
+        loaded = synchronize(env.device)
+
+        lr = learning_rate(trainer.step, total, config.optim)
+        set_learning_rate(trainer.engine.optimizer, lr)
+        try:
+            result = train_step(trainer.engine, trainer.loss, micro_batches, config.optim.clip_norm)
+        except MachineError as error:
+            raise MachineError(f"step {trainer.step + 1}: {error}") from None
+        trainer.step += 1
+
+        trainer.observe(result, lr, step_s=synchronize(env.device) - begin, data_s=loaded - begin)
+        last = trainer.step == total
+        if last or trainer.step % every.log_every == 0:
+            trainer.log()
+        if last or trainer.step % every.valid_every == 0:
+            trainer.validate()
+        if last:
+            trainer.tune()
+        if last or trainer.step % every.checkpoint_every == 0:
+            trainer.save()
+    trainer.close()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
