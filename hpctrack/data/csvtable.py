@@ -67,9 +67,9 @@ def read_table(data: bytes, where: str, columns: Mapping[str, Column]) -> dict[s
 
 def _header(data: bytes, where: str, columns: Mapping[str, Column]) -> list[str]:
     needed = [name for name, column in columns.items() if not column.optional]
-    if not data.strip():
+    if not data or data.isspace():
         raise InputError(f"{where}: the file is empty; its first line must be {','.join(needed)}")
-    line = data.split(b"\n", 1)[0].decode("utf-8-sig", errors="replace").strip()
+    line = data[: 1 << 16].split(b"\n", 1)[0].decode("utf-8-sig", errors="replace").strip()
     header = [name.strip().strip('"') for name in line.split(",")]
     for name in needed:
         if name not in header:

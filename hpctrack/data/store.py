@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
-import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,8 @@ import xxhash
 
 from hpctrack import __version__
 from hpctrack.data import schema
+from hpctrack.data.files import publish, temporary_name
+from hpctrack.data.files import write_json as write_json
 from hpctrack.errors import InputError, MachineError
 
 INDEX = "index.h5"
@@ -78,26 +79,6 @@ def atomic_h5(path: Path) -> Iterator[h5py.File]:
         publish(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def temporary_name(path: Path) -> Path:
-    """A fresh hidden name beside `path`, which `publish` turns into `path`."""
-    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-
-
-def publish(temporary: Path, path: Path) -> None:
-    """Give a finished temporary file its final name in the same folder, durably."""
-    _fsync(temporary)
-    os.replace(temporary, path)
-    _fsync(path.parent)
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _write_error(path: Path, error: OSError | RuntimeError) -> Exception:
@@ -182,7 +163,7 @@ def write_index(folder: str | Path, shards: Sequence[str], attributes: Mapping[s
     folder = Path(folder)
     columns: dict[str, list[np.ndarray]] = {}
     for number, name in enumerate(shards):
-        with open_h5(folder / name, "shard") as file:
+        with open_h5(folder / name, "shard") as file, damage(folder / name):
             n = len(file["event_id"])
             part = {"event_id": file["event_id"][:], "shard": np.full(n, number, np.int32), "row": np.arange(n)}
             part |= {key: file[key][:] for key in _PER_EVENT}
@@ -216,14 +197,32 @@ def open_h5(path: str | Path, kind: str) -> h5py.File:
     except OSError as error:
         if error.errno not in (None, 0):
             raise
-        raise InputError(f"{path}: not a whole HDF5 file ({' '.join(str(error).split())}); convert again") from error
-    found = {key: file.attrs.get(key) for key in ("format", "version", "kind")}
+        raise InputError(f"{path}: not a whole HDF5 file ({_short(error)}); convert again") from error
+    with damage(path):
+        found = {key: file.attrs.get(key) for key in ("format", "version", "kind")}
     expected = {"format": schema.FORMAT, "version": schema.VERSION, "kind": kind}
     for key, value in expected.items():
         if found[key] != value:
             file.close()
             raise InputError(f"{path}: {key} is {found[key]!r}, but this hpctrack reads {value!r}")
     return file
+
+
+@contextlib.contextmanager
+def damage(path: str | Path) -> Iterator[None]:
+    """Turn what h5py says of missing or unreadable parts of a file into an InputError."""
+    try:
+        yield
+    except (KeyError, RuntimeError) as error:
+        raise InputError(f"{path}: damaged, or not made by hpctrack ({_short(error)}); convert again") from error
+    except OSError as error:
+        if error.errno not in (None, 0):
+            raise
+        raise InputError(f"{path}: damaged ({_short(error)}); convert again") from error
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).strip("'\"").split())[:200]
 
 
 class Dataset:
@@ -242,7 +241,7 @@ class Dataset:
             raise InputError(f"{self.folder}: {what}; a dataset is a folder that `hpctrack convert` made")
         if not (self.folder / INDEX).is_file():
             raise InputError(f"{self.folder}: no {INDEX}; `hpctrack convert` writes it last, so run it (again)")
-        with open_h5(self.folder / INDEX, "index") as file:
+        with open_h5(self.folder / INDEX, "index") as file, damage(self.folder / INDEX):
             self.event_ids = file["event_id"][:]
             self.n_hits, self.n_noise, self.n_particles = (file[f"n_{k}"][:] for k in ("hits", "noise", "particles"))
             self.shard, self.row, self.checksums = (file[k][:] for k in ("shard", "row", "checksum"))
@@ -260,7 +259,7 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.event_ids)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """16 hex digits over the event ids and checksums of the index."""
         return combined_digest(self.event_ids, self.checksums)[:16]
@@ -310,9 +309,9 @@ class Dataset:
     def _open(self, number: int) -> _Shard:
         if number not in self._files:
             rows = self.shard == number
-            shard = _Shard(self.folder / self.shards[number])
-            shard.check(self.row[rows], self.event_ids[rows], self.checksums[rows])
-            self._files[number] = shard
+            expected = {"event_id": self.event_ids[rows], "checksum": self.checksums[rows]}
+            expected |= {"n_hits": self.n_hits[rows], "n_particles": self.n_particles[rows]}
+            self._files[number] = _Shard(self.folder / self.shards[number], self.row[rows], expected)
             if len(self._files) > MAX_OPEN:
                 self._files.popitem(last=False)[1].file.close()
         self._files.move_to_end(number)
@@ -329,30 +328,32 @@ class Dataset:
 class _Shard:
     """An open shard with its offsets, and its datasets as they are met."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, rows: np.ndarray, expected: Mapping[str, np.ndarray]) -> None:
+        """InputError if the shard's events `rows` are not what the index says (`expected`)."""
         self.path = path
         self.file = open_h5(path, "shard")
-        self.offsets = {axis: self.file[f"offsets/{axis}"][:] for axis in ("hits", "particles")}
         self._datasets: dict[str, h5py.Dataset] = {}
         self._checksums: dict[str, np.ndarray] = {}
-
-    def check(self, rows: np.ndarray, event_ids: np.ndarray, checksums: np.ndarray) -> None:
-        """InputError if the shard does not hold what the index says."""
-        own_ids, own_sums = self.file["event_id"][:], self.file["checksum"][:]
-        if len(own_ids) != len(rows) or (own_ids[rows] != event_ids).any() or (own_sums[rows] != checksums).any():
-            self.file.close()
-            raise InputError(f"{self.path}: holds other events than {INDEX} says; convert again")
+        with damage(path):
+            self.offsets = {axis: self.file[f"offsets/{axis}"][:] for axis in ("hits", "particles")}
+            own = {"event_id": self.file["event_id"][:], "checksum": self.file["checksum"][:]}
+        own |= {f"n_{axis}": np.diff(offsets) for axis, offsets in self.offsets.items()}
+        for key, values in expected.items():
+            if len(own[key]) != len(rows) or (own[key][rows] != values).any():
+                self.file.close()
+                raise InputError(f"{path}: does not hold the events that {INDEX} says ({key}); convert again")
 
     def read(self, table: str, column: str, row: int) -> np.ndarray:
-        name = f"{table}/{column}"
-        if name not in self._datasets:
-            self._datasets[name] = self.file[name]
-        offsets = self.offsets[_AXIS[table]]
-        return self._datasets[name][offsets[row] : offsets[row + 1]]
+        name, offsets = f"{table}/{column}", self.offsets[_AXIS[table]]
+        with damage(self.path):
+            if name not in self._datasets:
+                self._datasets[name] = self.file[name]
+            return self._datasets[name][offsets[row] : offsets[row + 1]]
 
     def checksum(self, name: str, row: int) -> int:
         if name not in self._checksums:
-            self._checksums[name] = self.file[f"checksums/{name.replace('.', '/')}"][:]
+            with damage(self.path):
+                self._checksums[name] = self.file[f"checksums/{name.replace('.', '/')}"][:]
         return int(self._checksums[name][row])
 
 
@@ -381,17 +382,7 @@ def digest(dataset: Dataset) -> str:
 def shard_attributes(path: str | Path) -> dict[str, Any] | None:
     """The attributes of a whole shard, None if there is no such file or it is not a whole shard."""
     try:
-        with open_h5(path, "shard") as file:
-            return {key: file.attrs[key] for key in file.attrs} | {"n_events": len(file["event_id"])}
+        with open_h5(path, "shard") as file, damage(path):
+            return dict(file.attrs) | {"n_events": len(file["event_id"])}
     except InputError:
         return None
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write a JSON file under its final name only when it is whole and on disk."""
-    temporary = temporary_name(path)
-    try:
-        temporary.write_text(json.dumps(value, indent=1) + "\n")
-        publish(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

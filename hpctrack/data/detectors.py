@@ -1,0 +1,89 @@
+"""The detector's modules from TrackML's detectors.csv: where it is found, and the geometry that cells need."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from hpctrack.data.csvtable import Column, read_table
+from hpctrack.data.trackml_source import DETECTORS, Source, open_zip, unpack
+from hpctrack.errors import InputError
+
+MODULE = {"volume_id": Column(np.uint8), "layer_id": Column(np.uint8), "module_id": Column(np.uint16)}
+_ROTATION = [f"rot_{a}{b}" for a in "xyz" for b in "uvw"]  # row-major, local (u, v, w) to global (x, y, z)
+_COLUMNS = MODULE | {name: Column(np.float64) for name in (*_ROTATION, "module_t", "pitch_u", "pitch_v")}
+
+
+@dataclass(frozen=True)
+class Detectors:
+    """The modules of detectors.csv, sorted by `key`; `rotation` [M, 3, 3] is local to global, lengths in mm."""
+
+    where: str
+    key: np.ndarray
+    rotation: np.ndarray
+    pitch_u: np.ndarray
+    pitch_v: np.ndarray
+    thickness: np.ndarray  # 2 module_t: the file gives half of it
+
+    def rows(self, key: np.ndarray) -> np.ndarray:
+        """Row of each module key, -1 where there is none."""
+        row = np.minimum(np.searchsorted(self.key, key), len(self.key) - 1)
+        return np.where(self.key[row] == key, row, -1)
+
+
+def module_key(volume_id: np.ndarray, layer_id: np.ndarray, module_id: np.ndarray) -> np.ndarray:
+    """One int64 a module."""
+    return (volume_id.astype(np.int64) << 24) | (layer_id.astype(np.int64) << 16) | module_id
+
+
+def find_detectors(source: Source, path: str | Path | None) -> Path | None:
+    """The file of detectors outside of the source: `path`, or beside the source's members; None if there is none."""
+    if path is not None:
+        if not Path(path).is_file():
+            raise InputError(f"{path}: no such file; --detectors names a detectors.csv, .csv.gz or .zip")
+        return Path(path)
+    if source.detectors is not None:
+        return source.path / source.detectors if not source.is_zip else None
+    beside = [source.path.absolute().parent / name for name in DETECTORS]
+    return next((file for file in beside if file.is_file()), None)
+
+
+def read_detectors(source: Source, path: str | Path | None) -> Detectors | None:
+    """The modules: from `path`, else from within the source, else from the folder around it; None if there are none."""
+    outside = find_detectors(source, path)
+    if outside is not None:
+        where, data = str(outside), outside.read_bytes()
+    elif source.detectors is not None:
+        where, data = source.display(source.detectors), source.read(source.detectors)
+        where = where.removesuffix(".gz")
+    else:
+        return None
+    if where.endswith(".zip"):
+        with open_zip(Path(where)) as archive:
+            member = next((n for n in archive.namelist() if n.rsplit("/", 1)[-1] == "detectors.csv"), None)
+            if member is None:
+                raise InputError(f"{where}: holds no detectors.csv")
+            where, data = f"{where}:{member}", archive.read(member)
+    table = read_table(unpack(data, where), where, _COLUMNS)
+    key = module_key(table["volume_id"], table["layer_id"], table["module_id"])
+    order = np.argsort(key, kind="stable")
+    if not len(key):
+        raise InputError(f"{where}: no modules")
+    if (np.diff(key[order]) == 0).any():
+        row = order[np.flatnonzero(np.diff(key[order]) == 0)[0] + 1]
+        raise InputError(f"{where}: row {row + 1}: module {module_name(table, row)} stands twice")
+    for name in ("module_t", "pitch_u", "pitch_v"):
+        if (table[name] <= 0).any():
+            row = int(np.flatnonzero(table[name] <= 0)[0])
+            raise InputError(f"{where}: row {row + 1}: {name} is {table[name][row]}, must be > 0 mm")
+    rotation = np.stack([table[name] for name in _ROTATION], axis=1).reshape(-1, 3, 3)
+    thickness = 2 * table["module_t"]
+    return Detectors(where, key[order], *(a[order] for a in (rotation, table["pitch_u"], table["pitch_v"], thickness)))
+
+
+def module_name(table: Mapping[str, np.ndarray], row: int) -> str:
+    """volume/layer/module of a row, for messages."""
+    return "/".join(str(table[name][row]) for name in MODULE)

@@ -1,0 +1,38 @@
+"""Files that stand under their final names only when they are whole and on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from pathlib import Path
+
+
+def temporary_name(path: Path) -> Path:
+    """A fresh hidden name beside `path`, which `publish` turns into `path`."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Give a finished temporary file its final name in the same folder, durably."""
+    _fsync(temporary)
+    os.replace(temporary, path)
+    _fsync(path.parent)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a JSON file, whole or not at all."""
+    temporary = temporary_name(path)
+    try:
+        temporary.write_text(json.dumps(value, indent=1) + "\n")
+        publish(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
