@@ -1,0 +1,83 @@
+"""`hpctrack simulate`: events in TrackML's CSV format from ACTS, or from numpy helices."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from hpctrack.errors import InputError, verb
+from hpctrack.simulation import SOURCES, source_class
+from hpctrack.simulation.digitization import METHODS
+from hpctrack.simulation.run import run, show_progress
+from hpctrack.simulation.settings import HARD_PROCESSES, PILEUP, Settings, option
+
+_HELP: dict[str, dict] = {
+    "source": {"choices": tuple(SOURCES), "help": "acts: Pythia 8 + ACTS Fatras; helix: numpy only"},
+    "seed": {"help": "seed of the data set; event k of a seed is always the same"},
+    "mu": {"help": "acts: mean number of pile-up collisions"},
+    "pileup": {"choices": PILEUP, "help": "acts: the number varies from event to event, or is mu, rounded"},
+    "hard_process": {"choices": HARD_PROCESSES, "help": "acts: one hard collision more"},
+    "photons": {"action": "store_true", "help": "acts: hand over photons too, which may convert"},
+    "particles": {"help": "helix: mean number of charged particles"},
+    "pt_min_gev": {"metavar": "GEV", "help": "generated particles below are left out"},
+    "eta_max": {"help": "and so are those beyond this |eta|"},
+    "field_t": {"metavar": "TESLA", "help": "magnetic field along z"},
+    "digitization": {"choices": METHODS, "help": "clusters of cells, or Gaussian smearing without cells"},
+    "efficiency": {"help": "of a module for a crossing particle"},
+    "noise": {"help": "share of noise among all hits, distributed over the layers as in TrackML"},
+    "gzip": {"action": argparse.BooleanOptionalAction, "help": "write .csv.gz"},
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The verb's options; those of Settings keep their defaults there."""
+    p = argparse.ArgumentParser(
+        prog="hpctrack simulate",
+        description="Write events in TrackML's CSV format. Run again to continue or to extend: finished events stay.",
+    )
+    p.add_argument("out", metavar="OUT", type=Path, help="folder, made if missing")
+    p.add_argument("--events", type=int, default=10, metavar="N", help="how many [%(default)s]")
+    p.add_argument("--first-event", type=int, default=0, metavar="K", help="id of the first [%(default)s]")
+    p.add_argument("--jobs", type=int, default=1, metavar="J", help="processes [%(default)s]")
+    for field in dataclasses.fields(Settings):
+        extra = dict(_HELP[field.name])
+        extra["help"] += f" [{field.default}]"
+        if "action" not in extra:
+            extra["type"] = type(field.default)
+        p.add_argument(option(field.name), dest=field.name, default=None, **extra)
+    return p
+
+
+def settings_of(args: argparse.Namespace) -> Settings:
+    """The checked settings; InputError for a value out of bounds or an option of another source."""
+    given = {f.name: getattr(args, f.name) for f in dataclasses.fields(Settings) if getattr(args, f.name) is not None}
+    settings = Settings(**given)
+    for other in SOURCES:
+        alien = given.keys() & set(source_class(other).OPTIONS) if other != settings.source else set()
+        for name in sorted(alien):
+            raise InputError(f"{option(name)}: an option of --source {other}, not of {settings.source}")
+    return settings.check()
+
+
+@verb("simulate")
+def main(argv: Sequence[str] | None = None) -> int | None:
+    """Simulate the events asked for and say what was made."""
+    args = parser().parse_args(argv)
+    settings = settings_of(args)
+    for name in ("events", "jobs"):
+        if getattr(args, name) < 1:
+            raise InputError(f"{option(name)} {getattr(args, name)}: must be at least 1")
+    event_ids = range(args.first_event, args.first_event + args.events)
+    made = show_progress(run(settings, args.out, event_ids, args.jobs), len(event_ids))
+    summary = f"{args.out}: {len(event_ids)} events, {len(made)} of them made now"
+    if made:
+        hits, noise, particles = (sum(getattr(d, n) for d in made) for n in ("n_hits", "n_noise", "n_particles"))
+        summary += f": {hits / len(made):.0f} hits, {noise / max(hits, 1):.1%} noise, "
+        summary += f"{particles / len(made):.0f} particles an event"
+    print(summary)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

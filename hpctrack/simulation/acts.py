@@ -1,0 +1,173 @@
+"""Source `acts`: Pythia 8 collisions through ACTS' fast simulation (Fatras) on the Generic Detector, TrackML's own.
+
+Fatras does multiple scattering, ionisation, bremsstrahlung and photon conversion in the detector's material, and makes
+the secondaries of these. It has no hadronic interactions here, which TrackML's events had.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+
+from hpctrack.errors import MachineError
+from hpctrack.simulation import missing
+from hpctrack.simulation.event import Crossings, barcode
+from hpctrack.simulation.geometry import Geometry
+from hpctrack.simulation.pythia import Collisions
+from hpctrack.simulation.settings import Settings
+
+P_MIN_GEV = 0.1  # Fatras stops following a particle below this
+CENTRE_TOLERANCE_MM = 0.01
+
+
+class ActsSource:
+    """Keeps the detector, the generators and ACTS' map of surfaces for the life of a process."""
+
+    OPTIONS: ClassVar = ("mu", "pileup", "hard_process", "photons")
+    PACKAGES: ClassVar = ("pyacts", "pythia8mc")
+
+    def __init__(self, settings: Settings, geometry: Geometry) -> None:
+        self._settings = settings
+        self._fatras = _Fatras(settings.field_t, geometry)
+        self._collisions = Collisions(settings)
+
+    def generate(self, event_id: int) -> tuple[dict[str, np.ndarray], Crossings]:
+        """Particles (primaries with q != 0, and secondaries) and crossings of one event; MachineError if ACTS fails."""
+        primaries = self._collisions.event(self._settings.stream(event_id, "particles"))
+        seed = int(self._settings.stream(event_id, "passage").integers(2**31))
+        try:
+            return self._fatras.run(primaries, seed)
+        except RuntimeError as error:
+            raise MachineError(f"event {event_id}: ACTS failed: {error}") from error
+
+
+def _import_acts() -> tuple:
+    try:
+        import acts
+        import acts.examples
+    except ImportError as error:
+        raise missing(f"pyacts ({error})") from error
+    return acts, acts.examples
+
+
+class _Fatras:
+    """The detector and its field; runs one event at a time, in and out through ACTS' whiteboard (no files)."""
+
+    def __init__(self, field_t: float, geometry: Geometry) -> None:
+        acts, examples = _import_acts()
+        self._quiet = acts.logging.FATAL
+        levels = dict.fromkeys(("logLevel", "surfaceLogLevel", "layerLogLevel", "volumeLogLevel"), self._quiet)
+        self._detector = examples.GenericDetector(examples.GenericDetector.Config(**levels))
+        self._tracking_geometry = self._detector.trackingGeometry()
+        self._field = acts.ConstantBField(acts.Vector3(0.0, 0.0, field_t * acts.UnitConstants.T))
+        self._reader, self._collector = _elements(examples, acts)
+        self._sorted_ids, self._modules = _surface_map(geometry)
+        _check_geometry(self._tracking_geometry, acts, geometry, self._sorted_ids, self._modules)
+
+    def run(self, primaries: dict[str, np.ndarray], seed: int) -> tuple[dict[str, np.ndarray], Crossings]:
+        acts, examples = _import_acts()
+        collector = self._collector("collector", self._quiet)
+        sequencer = examples.Sequencer(events=1, numThreads=1, logLevel=self._quiet, trackFpes=False)
+        sequencer.addReader(self._reader(primaries, self._quiet))
+        sequencer.addAlgorithm(
+            examples.FatrasSimulation(
+                level=self._quiet,
+                inputParticles="particles",
+                outputParticles="simulated",
+                outputSimHits="simhits",
+                randomNumbers=examples.RandomNumbers(seed=seed),
+                trackingGeometry=self._tracking_geometry,
+                magneticField=self._field,
+                pMin=P_MIN_GEV * acts.UnitConstants.GeV,
+            )
+        )
+        sequencer.addAlgorithm(collector)
+        sequencer.run()
+        ids, values = np.array(collector.hit_ids, np.uint64).reshape(-1, 6), np.array(collector.hits).reshape(-1, 6)
+        surface = np.searchsorted(self._sorted_ids, ids[:, 0])
+        module = self._modules[np.minimum(surface, len(self._modules) - 1)]
+        crossings = Crossings(module, barcode(*ids[:, 1:].T), values[:, :3], values[:, 3:])
+        table = np.array(collector.particles, float).reshape(-1, 13)
+        names = ("particle_type", "q", "vx", "vy", "vz", "px", "py", "pz")
+        particles = dict(zip(names, table[:, 5:].T, strict=True))
+        particles |= {name: np.rint(particles[name]).astype(np.int64) for name in ("particle_type", "q")}
+        particles["particle_id"] = barcode(*table[:, :5].T)
+        charged = particles["q"] != 0
+        return {name: column[charged] for name, column in particles.items()}, crossings
+
+
+def _surface_map(geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
+    """ACTS' geometry identifiers, sorted, and the row of the geometry that each stands for."""
+    ids = [geometry.columns["volume_id"], geometry.columns["layer_id"], geometry.acts_module]
+    shifted = [values.astype(np.uint64) << np.uint64(shift) for values, shift in zip(ids, (56, 36, 8), strict=True)]
+    value = shifted[0] | shifted[1] | shifted[2]
+    order = np.argsort(value)
+    return value[order], order
+
+
+def _check_geometry(tracking_geometry: object, acts: object, geometry: Geometry, ids: np.ndarray, modules: np.ndarray):
+    """MachineError unless the installed pyacts has the detector this package describes."""
+    surfaces = {key.value: surface for key, surface in tracking_geometry.geoIdSurfaceMap().items() if key.sensitive}
+    if sorted(surfaces) != ids.tolist():
+        raise MachineError(f"pyacts' GenericDetector has {len(surfaces)} modules, numbered otherwise than TrackML's")
+    context = acts.GeometryContext.dangerouslyDefaultConstruct()
+    for value, module in zip(ids.tolist(), modules, strict=True):
+        centre = surfaces[value].center(context)
+        gap = max(abs(centre[i] - geometry.centre[module, i]) for i in range(3))
+        if gap > CENTRE_TOLERANCE_MM:
+            raise MachineError(f"pyacts' GenericDetector: module {value} is {gap:.3g} mm away from TrackML's")
+
+
+def _elements(examples: object, acts: object) -> tuple[type, type]:
+    """The reader and the collector; classes of ACTS' framework, so they can be defined only once it is imported."""
+
+    class Reader(examples.IReader):
+        def __init__(self, columns: dict[str, np.ndarray], level: object) -> None:
+            examples.IReader.__init__(self, "particles", level)
+            self._columns = columns
+            self._handle = examples.WriteDataHandle(self, examples.SimParticleContainer, "OutputParticles")
+            self._handle.initialize("particles")
+
+        def availableEvents(self) -> tuple[int, int]:
+            return (0, 1)
+
+        def read(self, context: object) -> object:
+            container = examples.SimParticleContainer()
+            for row in zip(*(values.tolist() for values in self._columns.values()), strict=True):
+                vertex, secondary, number, pdg, q, mass, vx, vy, vz, vt, px, py, pz = row
+                code = examples.SimBarcode()
+                code.vertexPrimary, code.vertexSecondary, code.particle = vertex, secondary, number
+                particle = examples.SimParticle(code, acts.PdgParticle(pdg), float(q), mass)
+                particle.fourPosition = acts.Vector4(vx, vy, vz, vt)
+                particle.direction = acts.Vector3(px, py, pz)
+                particle.absoluteMomentum = (px * px + py * py + pz * pz) ** 0.5
+                container.insert(particle)
+            self._handle(context, container)
+            return examples.ProcessCode.SUCCESS
+
+    class Collector(examples.IAlgorithm):
+        def __init__(self, name: str, level: object) -> None:
+            examples.IAlgorithm.__init__(self, name, level)
+            self._simhits = examples.ReadDataHandle(self, examples.SimHitContainer, "InputSimHits")
+            self._simhits.initialize("simhits")
+            self._simulated = examples.ReadDataHandle(self, examples.SimParticleContainer, "InputParticles")
+            self._simulated.initialize("simulated")
+            self.hit_ids, self.hits, self.particles = [], [], []
+
+        def execute(self, context: object) -> object:
+            for hit in self._simhits(context.eventStore):
+                x, p = hit.fourPosition, hit.momentum4Before
+                self.hit_ids.append((hit.geometryId.value, *_fields(hit.particleId)))
+                self.hits.append((x[0], x[1], x[2], p[0], p[1], p[2]))
+            for particle in self._simulated(context.eventStore):
+                state = particle.initialState
+                pdg, q, x, p = int(state.pdg), state.charge, particle.position, particle.momentum
+                self.particles.append((*_fields(particle.particleId), pdg, q, x[0], x[1], x[2], p[0], p[1], p[2]))
+            return examples.ProcessCode.SUCCESS
+
+    return Reader, Collector
+
+
+def _fields(code: object) -> tuple[int, int, int, int, int]:
+    return code.vertexPrimary, code.vertexSecondary, code.particle, code.generation, code.subParticle

@@ -1,0 +1,120 @@
+"""What a source hands over, what the digitisation makes of it, and the four TrackML tables in the end.
+
+H hits, C cells. Units: mm, GeV. Cells are CSR: those of hit i are `offsets[i]:offsets[i + 1]`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hpctrack.data.schema import PARTICLES
+from hpctrack.simulation.geometry import Geometry
+from hpctrack.simulation.weights import hit_weights
+
+Tables = dict[str, dict[str, np.ndarray]]  # table -> column -> values, in the order of the CSV files
+
+
+def barcode(vertex: np.ndarray, secondary: np.ndarray, particle: np.ndarray, generation: np.ndarray = 0, sub=0):
+    """TrackML's particle_id: the fields of an ACTS barcode in 12 + 12 + 16 + 8 + 16 bits; int64, never 0."""
+    fields = ((vertex, 52), (secondary, 40), (particle, 24), (generation, 16), (sub, 0))
+    return sum(np.asarray(field, np.int64) << np.int64(shift) for field, shift in fields)
+
+
+@dataclass(frozen=True)
+class Crossings:
+    """True passages of charged particles through modules."""
+
+    module: np.ndarray  # int64 [H] row of the geometry
+    particle_id: np.ndarray  # int64 [H]
+    position: np.ndarray  # [H, 3] mm, on the module's plane
+    momentum: np.ndarray  # [H, 3] GeV
+
+    def __len__(self) -> int:
+        return len(self.module)
+
+    def take(self, rows: np.ndarray) -> Crossings:
+        """The chosen rows, a mask or indices."""
+        return Crossings(self.module[rows], self.particle_id[rows], self.position[rows], self.momentum[rows])
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Cells of hits; all offsets are zero where the digitisation makes none."""
+
+    offsets: np.ndarray  # int64 [H + 1]
+    ch0: np.ndarray  # int64 [C]
+    ch1: np.ndarray
+    value: np.ndarray  # [C]
+
+    @staticmethod
+    def none(n_hits: int) -> Cells:
+        """No cells for any hit."""
+        return Cells(np.zeros(n_hits + 1, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
+
+    @property
+    def counts(self) -> np.ndarray:
+        """[H] cells of each hit."""
+        return np.diff(self.offsets)
+
+    def take(self, hits: np.ndarray) -> Cells:
+        """The cells of the hits with these indices, in that order."""
+        counts = self.counts[hits]
+        offsets = np.concatenate([[0], np.cumsum(counts)])
+        rows = np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][hits] - offsets[:-1], counts)
+        return Cells(offsets, self.ch0[rows], self.ch1[rows], self.value[rows])
+
+    def append(self, other: Cells) -> Cells:
+        """These and then the other's."""
+        offsets = np.concatenate([self.offsets, self.offsets[-1] + other.offsets[1:]])
+        names = ("ch0", "ch1", "value")
+        return Cells(offsets, *(np.concatenate([getattr(self, n), getattr(other, n)]) for n in names))
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """Digitised hits; noise has particle_id 0, its truth is its own position and zero momentum."""
+
+    truth: Crossings
+    position: np.ndarray  # [H, 3] mm, measured
+    cells: Cells
+
+    def append(self, other: Measurements) -> Measurements:
+        """These and then the other's."""
+        names = ("module", "particle_id", "position", "momentum")
+        truth = Crossings(*(np.concatenate([getattr(self.truth, n), getattr(other.truth, n)]) for n in names))
+        return Measurements(truth, np.concatenate([self.position, other.position]), self.cells.append(other.cells))
+
+
+def trackml_tables(
+    particles: dict[str, np.ndarray], measured: Measurements, geometry: Geometry, rng: np.random.Generator
+) -> Tables:
+    """Number the hits and write down the event as TrackML does.
+
+    Hits stand in the order of volume, layer and module, shuffled within a module, so that hit_id says nothing about the
+    particle; hit_id runs from 1. `particles` has schema.PARTICLES' columns without nhits, which is counted here.
+    """
+    n = len(measured.truth)
+    order = np.lexsort([rng.random(n), measured.truth.module])
+    truth, cells, position = measured.truth.take(order), measured.cells.take(order), measured.position[order]
+    by_id = np.argsort(particles["particle_id"])
+    particles = {name: values[by_id] for name, values in particles.items()}
+    known = particles["particle_id"]
+    signal = truth.particle_id != 0
+    row = np.where(signal, np.searchsorted(known, truth.particle_id), -1)
+    particles["nhits"] = np.bincount(row[signal], minlength=len(known))
+    hit_id = np.arange(1, n + 1)
+    ids = {name: geometry.columns[name][truth.module] for name in ("volume_id", "layer_id", "module_id")}
+    return {
+        "hits": {"hit_id": hit_id, **dict(zip("xyz", position.T, strict=True)), **ids},
+        "cells": {"hit_id": np.repeat(hit_id, cells.counts), "ch0": cells.ch0, "ch1": cells.ch1, "value": cells.value},
+        "particles": {name: particles[name] for name in PARTICLES},
+        "truth": {
+            "hit_id": hit_id,
+            "particle_id": truth.particle_id,
+            **dict(zip(("tx", "ty", "tz"), truth.position.T, strict=True)),
+            **dict(zip(("tpx", "tpy", "tpz"), truth.momentum.T, strict=True)),
+            "weight": hit_weights(row, truth.position[:, 2], particles),
+        },
+    }

@@ -1,0 +1,150 @@
+"""Run the events of a data set over processes, continuing where an earlier run stopped."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+
+import hpctrack
+from hpctrack.errors import InputError, MachineError
+from hpctrack.simulation import Source, package_versions, source_class, writer
+from hpctrack.simulation.digitization import digitize
+from hpctrack.simulation.event import Tables, trackml_tables
+from hpctrack.simulation.geometry import Geometry, trackml_geometry
+from hpctrack.simulation.noise import add_noise
+from hpctrack.simulation.settings import MAX_EVENT_ID, Settings
+
+
+class Simulation:
+    """One process' simulation: the source and the detector, ready to make any event of the settings."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.geometry: Geometry = trackml_geometry()
+        self.source: Source = source_class(settings.source)(settings, self.geometry)
+
+    def tables(self, event_id: int) -> Tables:
+        """The four TrackML tables of one event; they depend on the settings and the event's id alone."""
+        settings = self.settings
+        particles, crossings = self.source.generate(event_id)
+        rng = settings.stream(event_id, "digitization")
+        measured = digitize(crossings, self.geometry, settings.digitization, settings.efficiency, rng)
+        measured = add_noise(measured, self.geometry, settings.noise, settings.stream(event_id, "noise"))
+        return trackml_tables(particles, measured, self.geometry, settings.stream(event_id, "order"))
+
+
+@dataclass(frozen=True)
+class Done:
+    """What became of an event."""
+
+    event_id: int
+    n_hits: int
+    n_noise: int
+    n_particles: int
+
+
+def run(settings: Settings, folder: Path, event_ids: range, jobs: int) -> Iterator[Done | None]:
+    """Write the events that are not there yet; yields None once for what was there already, then each event made.
+
+    Raises InputError for settings that differ from the folder's, MachineError or OSError for faults of the machine.
+    """
+    settings.check()
+    if event_ids and not 0 <= event_ids[0] <= event_ids[-1] <= MAX_EVENT_ID:
+        raise InputError(f"--first-event {event_ids[0]} --events {len(event_ids)}: ids must lie in 0 … {MAX_EVENT_ID}")
+    versions = package_versions(source_class(settings.source))
+    folder.mkdir(parents=True, exist_ok=True)
+    everything = {"hpctrack": hpctrack.__version__, "numpy": np.__version__, "python": platform.python_version()}
+    writer.claim(folder, settings.as_dict(), {**everything, **versions}, decisive=versions)
+    todo = []
+    for event_id in event_ids:
+        if writer.is_finished(folder, event_id, settings.gzip):
+            yield None
+        else:
+            todo.append(event_id)
+    writer.clean(folder, todo)
+    writer.write_detectors(folder, trackml_geometry(), settings.gzip)
+    if todo:
+        yield from _in_processes(settings, folder, todo, min(jobs, len(todo)))
+
+
+def _in_processes(settings: Settings, folder: Path, todo: list[int], jobs: int) -> Iterator[Done]:
+    if jobs == 1:
+        simulation = Simulation(settings)
+        for event_id in todo:
+            yield _make(simulation, folder, event_id)
+        return
+    # spawn: neither ACTS nor an MPI parent may be forked.
+    pool = ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_begin, initargs=(settings, folder, os.getpid()))
+    try:
+        yield from (future.result() for future in as_completed([pool.submit(_work, event_id) for event_id in todo]))
+    except BrokenProcessPool as error:
+        raise MachineError("a worker process died (killed, or out of memory): run again to continue") from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _make(simulation: Simulation, folder: Path, event_id: int) -> Done:
+    tables = simulation.tables(event_id)
+    writer.write_event(folder, event_id, tables, simulation.settings.gzip)
+    particle_id = tables["truth"]["particle_id"]
+    n_noise = int(np.count_nonzero(particle_id == 0))
+    return Done(event_id, len(particle_id), n_noise, len(tables["particles"]["particle_id"]))
+
+
+_worker: dict[str, object] = {}
+
+
+def _begin(settings: Settings, folder: Path, parent: int) -> None:
+    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+    _worker.update(settings=settings, folder=folder)
+
+
+def _watch(parent: int) -> None:
+    """End the worker when its parent is gone: a killed run must not go on writing."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+def _work(event_id: int) -> Done:
+    # Set up at the first event, not in the initializer: an error there would only say that the pool is broken.
+    if "simulation" not in _worker:
+        _worker["simulation"] = Simulation(_worker["settings"])
+    return _make(_worker["simulation"], _worker["folder"], event_id)
+
+
+def show_progress(results: Iterable[Done | None], total: int, every_s: float = 10.0) -> list[Done]:
+    """Collect the results; events done, events/s and ETA go to stderr, over one line on a terminal."""
+    terminal = sys.stderr.isatty()
+    made, there, begin, shown = [], 0, time.monotonic(), 0.0
+    for result in results:
+        if result is None:
+            there += 1
+            continue
+        made.append(result)
+        now, done = time.monotonic(), there + len(made)
+        if terminal or now - shown >= every_s or done == total:
+            rate = len(made) / max(now - begin, 1e-9)
+            line = f"simulate: {done}/{total} events, {rate:.3g} events/s, ETA {_duration((total - done) / rate)}"
+            print(f"\r{line:<72}" if terminal else line, end="" if terminal else "\n", file=sys.stderr, flush=True)
+            shown = now
+    if terminal and made:
+        print(file=sys.stderr)
+    return made
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"

@@ -1,0 +1,78 @@
+"""What determines simulated events: the settings, their bounds and the random streams drawn from them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from hpctrack.errors import InputError
+from hpctrack.simulation.digitization import METHODS
+
+HARD_PROCESSES = ("none", "ttbar", "dijet", "zmumu")
+PILEUP = ("poisson", "fixed")
+MAX_VERTICES = 2000  # 11 bits of particle_id
+MAX_EVENT_ID = 999_999_999  # nine digits in a file's name
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that event k of a data set depends on, besides k; units as the names say."""
+
+    source: str = "acts"
+    seed: int = 1
+    mu: float = 200.0  # acts: mean number of pile-up collisions
+    pileup: str = "poisson"  # acts: how their number varies
+    hard_process: str = "none"  # acts
+    photons: bool = False  # acts: let photons convert
+    particles: float = 1000.0  # helix: mean number of charged particles
+    pt_min_gev: float = 0.15
+    eta_max: float = 4.0
+    field_t: float = 2.0
+    digitization: str = "geometric"
+    efficiency: float = 0.98
+    noise: float = 0.15
+    gzip: bool = False
+
+    def check(self) -> Settings:
+        """Itself; InputError that names the first option out of bounds."""
+        for name in ("mu", "particles", "pt_min_gev", "eta_max", "field_t", "efficiency", "noise"):
+            if not math.isfinite(getattr(self, name)):
+                raise InputError(f"{option(name)} {getattr(self, name)}: must be a finite number")
+        bounds = {
+            "seed": (0 <= self.seed < 2**63, "must be a whole number from 0 to 2^63 - 1"),
+            "mu": (0 <= self.mu <= MAX_VERTICES / 2, f"must be between 0 and {MAX_VERTICES // 2}"),
+            "particles": (0 < self.particles <= 1e5, "must be above 0 and at most 100000"),
+            "pt_min_gev": (0 < self.pt_min_gev < 10, "must be above 0 and below 10 GeV"),
+            "eta_max": (0 < self.eta_max <= 6, "must be above 0 and at most 6"),
+            "field_t": (0.1 <= abs(self.field_t) <= 10, "must be between 0.1 and 10 T (or -10 and -0.1)"),
+            "efficiency": (0 < self.efficiency <= 1, "must be above 0 and at most 1"),
+            "noise": (0 <= self.noise <= 0.9, "must be between 0 and 0.9 (share of all hits)"),
+            "pileup": (self.pileup in PILEUP, f"must be one of {', '.join(PILEUP)}"),
+            "hard_process": (self.hard_process in HARD_PROCESSES, f"must be one of {', '.join(HARD_PROCESSES)}"),
+            "digitization": (self.digitization in METHODS, f"must be one of {', '.join(METHODS)}"),
+        }
+        for name, (good, right) in bounds.items():
+            if not good:
+                raise InputError(f"{option(name)} {getattr(self, name)}: {right}")
+        if self.source == "acts" and self.mu == 0 and self.hard_process == "none":
+            raise InputError("--mu 0 with --hard-process none leaves nothing to simulate: give one of them")
+        return self
+
+    def stream(self, event_id: int, purpose: str) -> np.random.Generator:
+        """The random numbers of one purpose in one event: independent of all others, of --jobs and of restarts."""
+        return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(event_id, PURPOSES.index(purpose))))
+
+    def as_dict(self) -> dict:
+        """Settings as plain values."""
+        return dataclasses.asdict(self)
+
+
+PURPOSES = ("particles", "passage", "digitization", "noise", "order")
+
+
+def option(name: str) -> str:
+    """Command-line option of a setting."""
+    return "--" + name.removesuffix("_gev").removesuffix("_t").replace("_", "-")
