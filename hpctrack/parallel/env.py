@@ -32,7 +32,9 @@ class Env:
         return self.rank == 0
 
 
-VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
+INIT_METHOD = "HPCTRACK_INIT_METHOD"  # in place of an address: where ranks meet, e.g. file:///shared/folder/file
 
 
 @contextmanager
@@ -50,6 +52,9 @@ def distributed(config: ParallelConfig, threads: int | None) -> Iterator[Env]:
         return
     dist.init_process_group(
         env.backend,
+        init_method=os.environ.get(INIT_METHOD, "env://"),
+        rank=env.rank,
+        world_size=env.world,
         timeout=timedelta(seconds=config.timeout_s),
         device_id=env.device if env.device.type == "cuda" else None,
     )
@@ -59,12 +64,13 @@ def distributed(config: ParallelConfig, threads: int | None) -> Iterator[Env]:
 
 def discover(config: ParallelConfig) -> Env:
     """Read torchrun's variables, choose the device; no process group is started."""
-    present = [name for name in VARIABLES if name in os.environ]
+    needed = VARIABLES + (() if INIT_METHOD in os.environ else ADDRESS)
+    present = [name for name in needed if name in os.environ]
     launched = "RANK" in present or "WORLD_SIZE" in present
-    if launched and len(present) < len(VARIABLES):
-        missing = ", ".join(name for name in VARIABLES if name not in present)
+    if launched and len(present) < len(needed):
+        missing = ", ".join(name for name in needed if name not in present)
         raise InputError(f"environment: {', '.join(present)} set but not {missing}; start with torchrun")
-    rank, world, local = (int(os.environ[name]) for name in VARIABLES[:3]) if launched else (0, 1, 0)
+    rank, world, local = (int(os.environ[name]) for name in VARIABLES) if launched else (0, 1, 0)
     device = choose_device(config.device, local)
     backend = ("nccl" if device.type == "cuda" else "gloo") if launched and world > 1 else None
     return Env(rank, world, local, device, backend, "torchrun" if launched else "single process")

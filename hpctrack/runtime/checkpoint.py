@@ -33,7 +33,7 @@ def save(folder: Path, step: int, state: dict[str, Any], meta: dict[str, Any], k
     with open(temporary / STATE, "wb") as file:
         torch.save(state, file)
         sync(file)
-    write_text(temporary / META, json.dumps(meta, indent=1, sort_keys=True))
+    write_text(temporary / META, json.dumps(meta, indent=1))
     if final.exists():  # the same step, written again after a resume
         shutil.rmtree(final)
     os.replace(temporary, final)

@@ -52,7 +52,7 @@ class Metrics:
 
 
 class Window:
-    """Means over the steps since the last logged one; the sums travel in checkpoints, so that a resume logs the same."""
+    """Means over the steps since the last logged one; the sums are in checkpoints, so that a resume logs the same."""
 
     def __init__(self, sums: dict[str, float] | None = None) -> None:
         self.sums = dict(sums or {})

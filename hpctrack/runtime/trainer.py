@@ -94,6 +94,8 @@ class Trainer:
         ahead = (specification for step in steps for specification in self.micro_batches(step))
         loaded = iterate(load, ahead, data.workers, pin=self.env.device.type == "cuda")
         for step in steps:
+            # randomness inside the model (dropout) follows from the step, so a checkpoint needs no generator state
+            torch.manual_seed(int(np.random.SeedSequence([*stream, step, self.env.rank]).generate_state(1)[0]))
             yield [next(loaded).to(self.env.device, non_blocking=True) for _ in self.micro_batches(step)]
 
     def valid_batches(self) -> Iterator[Batch]:
@@ -117,7 +119,6 @@ class Trainer:
             state = checkpoint.read_state(found, self.env.device)
             checkpoint.load_into(self.engine, state, found)
             self.step, self.window, self.tuned = meta["step"], Window(meta["window"]), meta["tuned"]
-            torch.set_rng_state(state["rng"].cpu())
         if self.env.is_main:
             self.folder.mkdir(parents=True, exist_ok=True)
             checkpoint.write_text(self.folder / "config.yaml", dump_yaml(self.config))
@@ -155,8 +156,8 @@ class Trainer:
             "tuned": self.tuned,
             "window": self.window.sums,
         }
-        state = self.engine.state_dict() | {"rng": torch.get_rng_state()}
-        checkpoint.save(self.folder / "checkpoints", self.step, state, meta, self.config.train.keep_checkpoints)
+        keep = self.config.train.keep_checkpoints
+        checkpoint.save(self.folder / "checkpoints", self.step, self.engine.state_dict(), meta, keep)
 
     # ------------------------------------------------------------------------------------- telemetry
 

@@ -1,0 +1,109 @@
+"""Candidates on disk: journals survive cuts, the joined files are canonical, damage is named."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hpctrack.data import candidates
+from hpctrack.data.candidates import CandidateStore, Journal, committed, write_index, write_shard
+from hpctrack.data.schema import Candidates
+from hpctrack.errors import InputError
+
+
+def random_candidates(event_id: int, seed: int = 0) -> Candidates:
+    rng = np.random.default_rng([seed, event_id])
+    n_hits, n = int(rng.integers(0, 30)), int(rng.integers(0, 6))
+    sizes = rng.integers(0, n_hits + 1, n)
+    rows = [np.sort(rng.choice(n_hits, size, replace=False)) for size in sizes] or [np.zeros(0)]
+    return Candidates(
+        event_id,
+        np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
+        np.concatenate(rows).astype(np.int32),
+        rng.random(n).astype(np.float32),
+        rng.integers(0, 4, n_hits).astype(np.int32),
+    )
+
+
+def same(a: Candidates, b: Candidates) -> bool:
+    return a.event_id == b.event_id and all(np.array_equal(getattr(a, c), getattr(b, c)) for c in candidates.COLUMNS)
+
+
+def write(folder, events, writers=1, shards=2):
+    journals = [Journal(folder, f"w{k}") for k in range(writers)]
+    for i, event in enumerate(events):
+        journals[i % writers].append(random_candidates(event))
+    for journal in journals:
+        journal.close()
+    files = []
+    for k, part in enumerate(np.array_split(np.array(events), shards)):
+        name = f"candidates-{k:05d}.h5"
+        files.append((name, part, write_shard(folder, name, part, committed(folder))))
+    write_index(folder, files, {"dataset_fingerprint": "x"})
+    return CandidateStore(folder)
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 12), st.integers(1, 3))
+def test_round_trip_and_digest_do_not_depend_on_the_writers(tmp_path_factory, n, writers):
+    events = [7 * k for k in range(n)]
+    one = write(tmp_path_factory.mktemp("a"), events)
+    many = write(tmp_path_factory.mktemp("b"), events[::-1][::-1], writers)
+    assert one.digest == many.digest and one.event_ids.tolist() == events
+    assert all(same(one.read(i), random_candidates(event)) for i, event in enumerate(events))
+
+
+@settings(max_examples=40)
+@given(st.data())
+def test_a_journal_cut_anywhere_keeps_its_whole_records_and_goes_on(tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("cut")
+    journal = Journal(folder, "w")
+    ends = []
+    for event in range(4):
+        journal.append(random_candidates(event))
+        ends.append(journal.file.tell())
+    journal.close()
+    path = folder / candidates.PARTS / "w.journal"
+    cut = data.draw(st.integers(0, ends[-1]))
+    path.write_bytes(path.read_bytes()[:cut])
+    whole = sum(end <= cut for end in ends)
+    assert sorted(committed(folder)) == list(range(whole))
+    journal = Journal(folder, "w")
+    for event in range(whole, 4):
+        journal.append(random_candidates(event))
+    journal.close()
+    assert sorted(committed(folder)) == [0, 1, 2, 3]
+    write_shard(folder, "c.h5", [3, 1, 0, 2], committed(folder))
+
+
+def test_a_flipped_bit_ends_the_journal(tmp_path):
+    journal = Journal(tmp_path, "w")
+    for event in (1, 2, 3):
+        journal.append(random_candidates(event, seed=5))
+        end = journal.file.tell()
+        if event == 1:
+            middle = end + candidates.HEADER.size + 3
+    journal.close()
+    path = tmp_path / candidates.PARTS / "w.journal"
+    content = bytearray(path.read_bytes())
+    content[middle] ^= 1
+    path.write_bytes(content)
+    assert sorted(committed(tmp_path)) == [1]
+
+
+def test_bad_folders_are_named(tmp_path):
+    with pytest.raises(InputError, match="not a candidates folder, index.h5 is missing"):
+        CandidateStore(tmp_path)
+    Journal(tmp_path, "w").close()
+    with pytest.raises(InputError, match="has not finished"):
+        CandidateStore(tmp_path)
+    (tmp_path / "index.h5").write_bytes(b"nonsense")
+    with pytest.raises(InputError, match="index.h5: not a readable HDF5 file"):
+        CandidateStore(tmp_path)
+    folder = tmp_path / "whole"
+    store = write(folder, [1, 2, 3])
+    (folder / "candidates-00000.h5").unlink()
+    with pytest.raises(InputError, match=r"candidates-00000\.h5: missing"):
+        store.read(0)

@@ -1,0 +1,77 @@
+"""Model inputs, symmetries and the selection of hits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from toys import toy_event
+
+from hpctrack.config import SelectionConfig
+from hpctrack.data.features import FEATURES, augment, compute_features, feature_columns
+from hpctrack.data.selection import select, target_particles
+from hpctrack.errors import InputError
+
+
+def columns_of(event):
+    return {name: event.column(name) for name in feature_columns(list(FEATURES))}
+
+
+def test_every_feature_is_finite_float32_of_order_one():
+    event = toy_event(1, 20, 10)
+    x = compute_features(columns_of(event), list(FEATURES))
+    assert x.dtype == np.float32 and x.shape == (event.n_hits, len(FEATURES)) and np.isfinite(x).all()
+    assert np.abs(x).max() < 20
+    with pytest.raises(InputError, match="unknown feature 'radius'; known: x, y"):
+        feature_columns(["x", "radius"])
+
+
+def distance(columns):
+    return np.hypot(*(np.subtract.outer(columns[name], columns[name]) for name in ("hits.x", "hits.y")))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_augmentation_is_a_symmetry(seed):
+    event = toy_event(1, 8, 3)
+    before = columns_of(event)
+    after = augment(before, rotate=True, mirror=True, rng=np.random.default_rng(seed))
+    np.testing.assert_allclose(np.hypot(after["hits.x"], after["hits.y"]), before["hits.r"], rtol=1e-5)
+    np.testing.assert_allclose(np.cos(after["hits.phi"]), after["hits.x"] / after["hits.r"], atol=1e-5)
+    np.testing.assert_allclose(np.sin(after["hits.phi"]), after["hits.y"] / after["hits.r"], atol=1e-5)
+    np.testing.assert_allclose(np.abs(after["hits.z"]), np.abs(before["hits.z"]))
+    np.testing.assert_allclose(after["hits.r"] * np.sinh(after["hits.eta"]), after["hits.z"], rtol=1e-4, atol=1e-2)
+    assert augment(before, False, False, np.random.default_rng(seed)).keys() == before.keys()
+    np.testing.assert_allclose(distance(after), distance(before), atol=1e-3)
+
+
+def test_selection_of_targets_noise_and_others():
+    event = toy_event(3, 12, 9)
+    row = event.column("truth.particle_row")
+    pt = np.hypot(event.column("particles.px"), event.column("particles.py"))
+    cut = float(np.median(pt))
+    rng = np.random.default_rng(0)
+    everything = select(event, SelectionConfig(), rng)
+    assert everything.rows.tolist() == list(range(event.n_hits)) and everything.n_tracks == 12
+    assert ((everything.track < 0) == (row < 0)).all()
+    hard = select(event, SelectionConfig(pt_min_gev=cut, noise=False, other_hits=False), rng)
+    assert hard.n_tracks == target_particles(event, cut).sum() == 6
+    assert set(hard.rows) == set(np.flatnonzero((row >= 0) & (pt >= cut)[row]))
+    assert sorted(set(hard.track)) == list(range(6))
+    kept = select(event, SelectionConfig(pt_min_gev=cut, noise=True, other_hits=True), rng)
+    assert len(kept.rows) == event.n_hits and (kept.track >= 0).sum() == len(hard.rows)
+
+
+def test_drawing_tracks_thins_the_background():
+    event = toy_event(3, 40, 400)
+    drawn = select(event, SelectionConfig(tracks=10), np.random.default_rng(0))
+    assert drawn.n_tracks == 10 and (np.bincount(drawn.track[drawn.track >= 0]) == 6).all()
+    assert 70 <= (drawn.track < 0).sum() <= 130  # a quarter of 400
+    again = select(event, SelectionConfig(tracks=10), np.random.default_rng(0))
+    assert np.array_equal(again.rows, drawn.rows)
+    assert select(event, SelectionConfig(tracks=100), np.random.default_rng(0)).n_tracks == 40
+
+
+@pytest.mark.parametrize(("tracks", "noise"), [(0, 0), (0, 5), (1, 0)])
+def test_small_events_can_be_selected(tracks, noise):
+    event = toy_event(1, tracks, noise)
+    chosen = select(event, SelectionConfig(tracks=3), np.random.default_rng(0))
+    assert len(chosen.rows) == event.n_hits and chosen.n_tracks == tracks

@@ -1,0 +1,115 @@
+"""The contract of every loss: a sum over events with known counts, blind to batching and order, finite everywhere."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch_geometric.data import Batch
+from toys import toy_batch
+
+from hpctrack.config import Named
+from hpctrack.errors import InputError
+from hpctrack.losses import LOSSES, build_loss
+
+VARIANTS = {
+    "influencer": [
+        {"compactness": 1.0},
+        {"compactness": 1.0, "per": "hit", "squared_hinge_ui": True, "influencer_pairs": "other_tracks"},
+        {"influencer_margin": 0.3, "log_floor": 1e-4},
+    ]
+}
+CASES = [(name, options) for name in sorted(LOSSES) for options in VARIANTS.get(name, [{}])]
+
+
+@pytest.fixture(params=CASES, ids=lambda case: f"{case[0]}-{'-'.join(case[1])}")
+def loss(request):
+    return build_loss(Named(name=request.param[0], **request.param[1]))
+
+
+def outputs_for(batch: Batch, dtype=torch.float64) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return {
+        name: (0.5 * torch.randn(batch.num_nodes, 3, generator=generator, dtype=torch.float64))
+        .to(dtype)
+        .requires_grad_()
+        for name in ("user", "influencer")
+    }
+
+
+def test_a_batch_is_the_sum_of_its_events(loss):
+    batch = toy_batch(sizes=(4, 0, 3, 1))
+    outputs = outputs_for(batch)
+    together = loss(outputs, batch)
+    alone = []
+    for i, event in enumerate(batch.to_data_list()):
+        rows = slice(batch.ptr[i], batch.ptr[i + 1])
+        alone.append(loss({k: v[rows] for k, v in outputs.items()}, Batch.from_data_list([event])))
+    for name, term in together.items():
+        torch.testing.assert_close(term.sum, sum(a[name].sum for a in alone), rtol=1e-12, atol=1e-14)
+        assert term.count == sum(a[name].count for a in alone)
+
+
+def test_counts_are_known_before_the_forward_pass(loss):
+    batch = toy_batch(sizes=(4, 0, 3), n_noise=0)
+    counts = loss.counts(batch)
+    terms = loss(outputs_for(batch), batch)
+    assert {name: term.count for name, term in terms.items()} == counts
+    assert counts.keys() == loss.weights.keys()
+
+
+def test_order_of_hits_and_numbering_of_tracks_do_not_matter(loss):
+    batch = toy_batch(sizes=(5,))
+    outputs = outputs_for(batch)
+    expected = loss(outputs, batch)
+    order = torch.randperm(batch.num_nodes, generator=torch.Generator().manual_seed(1))
+    renumbered = torch.tensor([3, 0, 4, 1, 2])
+    batch.track = torch.where(batch.track >= 0, renumbered[batch.track], batch.track)[order]
+    for name, term in loss({k: v[order] for k, v in outputs.items()}, batch).items():
+        torch.testing.assert_close(term.sum, expected[name].sum, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize(("sizes", "noise"), [((0,), 0), ((0,), 1), ((0,), 6), ((1,), 0), ((0, 0), 0)])
+def test_empty_terms_are_graph_connected_zeros(loss, sizes, noise):
+    batch = toy_batch(sizes=sizes, n_noise=noise)
+    outputs = outputs_for(batch)
+    terms = loss(outputs, batch)
+    sum(term.sum for term in terms.values()).backward()
+    for value in outputs.values():
+        assert value.grad is not None and value.grad.isfinite().all()
+    for term in terms.values():
+        assert term.sum.isfinite() and (term.count > 0 or term.sum == 0)
+
+
+def test_coinciding_points_have_a_finite_slope(loss):
+    batch = toy_batch()
+    outputs = {
+        name: torch.zeros(batch.num_nodes, 3, dtype=torch.float64, requires_grad=True)
+        for name in ("user", "influencer")
+    }
+    sum(term.sum for term in loss(outputs, batch).values()).backward()
+    assert all(value.grad.isfinite().all() for value in outputs.values())
+
+
+def test_gradient_is_that_of_finite_differences(loss):
+    batch = toy_batch(sizes=(2, 1), n_noise=2)
+    outputs = outputs_for(batch)
+    names = list(outputs)
+    assert torch.autograd.gradcheck(
+        lambda *v: sum(term.sum for term in loss(dict(zip(names, v, strict=True)), batch).values()),
+        tuple(outputs.values()),
+    )
+
+
+def test_low_precision_outputs_are_computed_in_fp32(loss):
+    batch = toy_batch()
+    exact = loss({k: v.bfloat16().double() for k, v in outputs_for(batch).items()}, batch)
+    for name, term in loss(outputs_for(batch, torch.bfloat16), batch).items():
+        assert term.sum.dtype == torch.float32
+        torch.testing.assert_close(term.sum.double(), exact[name].sum, rtol=1e-4, atol=1e-5)
+
+
+def test_unknown_options_are_named():
+    with pytest.raises(InputError, match=r"loss\.atraction"):
+        build_loss(Named(name="influencer", atraction=3.0))
+    with pytest.raises(InputError, match=r"loss\.per.*'pair' or 'hit'"):
+        build_loss(Named(name="influencer", per="event"))

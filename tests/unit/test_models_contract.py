@@ -1,0 +1,82 @@
+"""The contract of every model: events do not see each other, hits have no order, edge cases, save and load."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch_geometric.data import Batch
+from toys import FEATURES, toy_batch
+
+from hpctrack.config import Named
+from hpctrack.errors import InputError
+from hpctrack.models import MODELS, build_model
+
+CONFIGS = {"influencer": {"embedding": 3, "backbone": {"name": "transformer", "width": 8, "layers": 2, "heads": 2}}}
+
+
+@pytest.fixture(params=sorted(MODELS))
+def config(request) -> Named:
+    assert request.param in CONFIGS, f"add a small configuration of '{request.param}' to this suite"
+    return Named(name=request.param, **CONFIGS[request.param])
+
+
+def make(config: Named, recompute: str = "none") -> torch.nn.Module:
+    torch.manual_seed(0)
+    return build_model(config, len(FEATURES), recompute).double()
+
+
+def test_batched_equals_alone(config):
+    model, batch = make(config), toy_batch()
+    together = model(batch)
+    for i, event in enumerate(batch.to_data_list()):
+        alone = model(Batch.from_data_list([event]))
+        for name, value in alone.items():
+            torch.testing.assert_close(value, together[name][batch.ptr[i] : batch.ptr[i + 1]], rtol=1e-10, atol=1e-12)
+
+
+def test_order_of_hits_does_not_matter(config):
+    model, batch = make(config), toy_batch(sizes=(5,))
+    order = torch.randperm(batch.num_nodes, generator=torch.Generator().manual_seed(1))
+    expected = model(batch)
+    batch.x = batch.x[order]
+    for name, value in model(batch).items():
+        torch.testing.assert_close(value, expected[name][order], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("sizes", "noise"), [((0,), 0), ((0, 0), 0), ((0,), 1), ((0,), 7), ((3, 0, 2), 0)])
+def test_events_without_hits_with_one_hit_or_only_noise(config, sizes, noise):
+    model, batch = make(config), toy_batch(sizes=sizes, n_noise=noise)
+    outputs = model(batch)
+    total = sum(value.sum() for value in outputs.values())
+    total.backward()
+    assert all(len(value) == batch.num_nodes and value.isfinite().all() for value in outputs.values())
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_save_and_load(config, tmp_path):
+    model, batch = make(config), toy_batch()
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    torch.manual_seed(99)
+    other = build_model(config, len(FEATURES)).double()
+    other.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
+    for name, value in model(batch).items():
+        assert torch.equal(value, other(batch)[name])
+
+
+def test_recompute_gives_the_same_gradient(config):
+    gradients = []
+    for recompute in ("none", "layer"):
+        model = make(config, recompute)
+        sum(value.square().sum() for value in model(toy_batch()).values()).backward()
+        gradients.append([p.grad for p in model.parameters()])
+    for plain, again in zip(*gradients, strict=True):
+        torch.testing.assert_close(again, plain, rtol=1e-12, atol=1e-14)
+
+
+def test_unknown_options_are_named(config):
+    with pytest.raises(InputError, match=r"model\.widht"):
+        build_model(Named(name=config.name, widht=3), 4)
+    with pytest.raises(InputError, match="unknown 'nonsense'; one of: .*influencer"):
+        build_model(Named(name="nonsense"), 4)
+    with pytest.raises(InputError, match=r"model\.backbone.*multiple of heads"):
+        build_model(Named(name="influencer", backbone={"name": "transformer", "width": 10, "heads": 4}), 4)
