@@ -73,13 +73,13 @@ class TrackmlReader:
 
     def stamp(self, event_id: int) -> object:
         """Names, sizes and versions of the event's files and of the detectors' file."""
-        outside = find_detectors(self.source, self.detectors)
-        if outside is not None:
-            geometry = [str(outside), outside.stat().st_size, outside.stat().st_mtime_ns]
-        else:
-            geometry = self.source.detectors and self.source.stamp(self.source.detectors)
         files = [self.source.stamp(member) for _, member in sorted(self.source.events[event_id].items())]
-        return [str(self.source.path.absolute()), event_id, files, geometry, self.with_truth]
+        return [str(self.source.path.absolute()), event_id, files, self._geometry, self.with_truth]
+
+    @cached_property
+    def _geometry(self) -> object:
+        found = find_detectors(self.source, self.detectors)
+        return found and [str(found[0].path.absolute()), found[0].stamp(found[1])]
 
     @cached_property
     def modules(self) -> Detectors | None:

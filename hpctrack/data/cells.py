@@ -46,7 +46,8 @@ def cell_features(
     local_N3 = np.stack([size_u, size_v, module["thickness"][hit]], axis=1)
     global_N3 = np.einsum("nij,nj->ni", module["rotation"][hit], local_N3)
     values = {"cell_count": np.minimum(np.diff(first, append=len(row)), np.iinfo(np.uint16).max)}
-    values |= {"cell_charge": np.add.reduceat(value.astype(np.float64), first), "size_u": size_u, "size_v": size_v}
+    charge = np.minimum(np.add.reduceat(value.astype(np.float64), first), np.finfo(np.float32).max)
+    values |= {"cell_charge": charge, "size_u": size_u, "size_v": size_v}
     values["local_eta"], values["local_phi"] = direction_angles(local_N3)
     values["global_eta"], values["global_phi"] = direction_angles(global_N3)
     for name, per_hit in values.items():

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from hpctrack.data.csvtable import Column, read_table
-from hpctrack.data.trackml_source import DETECTORS, Source, open_zip, unpack
+from hpctrack.data.trackml_source import DETECTORS, Source, list_files
 from hpctrack.errors import InputError
 
 MODULE = {"volume_id": Column(np.uint8), "layer_id": Column(np.uint8), "module_id": Column(np.uint16)}
@@ -39,35 +39,37 @@ def module_key(volume_id: np.ndarray, layer_id: np.ndarray, module_id: np.ndarra
     return (volume_id.astype(np.int64) << 24) | (layer_id.astype(np.int64) << 16) | module_id
 
 
-def find_detectors(source: Source, path: str | Path | None) -> Path | None:
-    """The file of detectors outside of the source: `path`, or beside the source's members; None if there is none."""
-    if path is not None:
-        if not Path(path).is_file():
-            raise InputError(f"{path}: no such file; --detectors names a detectors.csv, .csv.gz or .zip")
-        return Path(path)
-    if source.detectors is not None:
-        return source.path / source.detectors if not source.is_zip else None
-    beside = [source.path.absolute().parent / name for name in DETECTORS]
-    return next((file for file in beside if file.is_file()), None)
+def find_detectors(source: Source, path: str | Path | None) -> tuple[Source, str] | None:
+    """The place and name of the modules' file: `path`, else in the source, else in the folder around it."""
+    if path is not None and not Path(path).is_file():
+        raise InputError(f"{path}: no such file; --detectors names a detectors.csv, .csv.gz or .zip")
+    if path is None and source.detectors is not None:
+        if not source.detectors.endswith(".zip"):
+            return source, source.detectors
+        path = source.path / source.detectors
+    if path is None:
+        beside = [source.path.absolute().parent / name for name in DETECTORS]
+        path = next((file for file in beside if file.is_file()), None)
+    if path is None:
+        return None
+    path = Path(path)
+    if path.suffix != ".zip":
+        return Source(path.parent), path.name
+    archive = list_files(path)
+    if archive.detectors is None:
+        raise InputError(f"{path}: holds no detectors.csv")
+    return archive, archive.detectors
 
 
 def read_detectors(source: Source, path: str | Path | None) -> Detectors | None:
-    """The modules: from `path`, else from within the source, else from the folder around it; None if there are none."""
-    outside = find_detectors(source, path)
-    if outside is not None:
-        where, data = str(outside), outside.read_bytes()
-    elif source.detectors is not None:
-        where, data = source.display(source.detectors), source.read(source.detectors)
-        where = where.removesuffix(".gz")
-    else:
+    """The modules of the file that `find_detectors` finds, None if there is none."""
+    found = find_detectors(source, path)
+    if found is None:
         return None
-    if where.endswith(".zip"):
-        with open_zip(Path(where)) as archive:
-            member = next((n for n in archive.namelist() if n.rsplit("/", 1)[-1] == "detectors.csv"), None)
-            if member is None:
-                raise InputError(f"{where}: holds no detectors.csv")
-            where, data = f"{where}:{member}", archive.read(member)
-    table = read_table(unpack(data, where), where, _COLUMNS)
+    place, member = found
+    where = place.display(member)
+    data = place.read(member, where)
+    table = read_table(data, where, _COLUMNS)
     key = module_key(table["volume_id"], table["layer_id"], table["module_id"])
     order = np.argsort(key, kind="stable")
     if not len(key):

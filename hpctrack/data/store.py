@@ -8,7 +8,7 @@ the whole layout.
 from __future__ import annotations
 
 import contextlib
-import errno
+import io
 import os
 import threading
 from collections import OrderedDict
@@ -25,7 +25,7 @@ from hpctrack import __version__
 from hpctrack.data import schema
 from hpctrack.data.files import publish, temporary_name
 from hpctrack.data.files import write_json as write_json
-from hpctrack.errors import InputError, MachineError
+from hpctrack.errors import InputError
 
 INDEX = "index.h5"
 MAX_OPEN = 16  # shards one process keeps open
@@ -65,28 +65,44 @@ def combined_digest(event_ids: np.ndarray, checksums: np.ndarray) -> str:
 # ------------------------------------------------------------------------------------------------ writing
 
 
+class _DiskFile(io.FileIO):
+    """A file that keeps its first failed write instead of raising it, because HDF5 cannot close a file after one."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write all of it, unless a write has failed before."""
+        view = memoryview(data).cast("B")
+        size = len(view)
+        while len(view) and self.error is None:
+            try:
+                view = view[super().write(view) :]
+            except OSError as error:
+                self.error = error
+        return size
+
+    def truncate(self, size: int | None = None) -> int:
+        """Likewise."""
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+            return size or 0
+
+
 @contextlib.contextmanager
 def atomic_h5(path: Path) -> Iterator[h5py.File]:
     """A new HDF5 file that gets its name only when it is whole and on disk; a full disk is an OSError."""
     temporary = temporary_name(path)
     try:
-        try:
-            with h5py.File(temporary, "x") as file:
+        with _DiskFile(temporary, "x+") as disk:
+            with h5py.File(disk, "w") as file:
                 yield file
-                file.flush()
-        except (OSError, RuntimeError) as error:  # HDF5 reports a failed flush as RuntimeError
-            raise _write_error(path, error) from error
+            if disk.error:
+                raise OSError(disk.error.errno, disk.error.strerror, str(path))
         publish(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _write_error(path: Path, error: OSError | RuntimeError) -> Exception:
-    text = str(error)
-    for number in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
-        if getattr(error, "errno", None) == number or f"errno = {number}," in text:
-            return OSError(number, os.strerror(number), str(path))
-    return error if isinstance(error, OSError) else MachineError(f"{path}: {text}")
 
 
 class ShardWriter:
@@ -204,7 +220,7 @@ def open_h5(path: str | Path, kind: str) -> h5py.File:
     for key, value in expected.items():
         if found[key] != value:
             file.close()
-            raise InputError(f"{path}: {key} is {found[key]!r}, but this hpctrack reads {value!r}")
+            raise InputError(f"{path}: {key} is '{found[key]}', but this hpctrack reads '{value}'")
     return file
 
 

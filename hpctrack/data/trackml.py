@@ -47,7 +47,7 @@ def read_event(source: Source, event_id: int, detectors: Detectors | None, with_
 
     def table(kind: str, columns: Mapping[str, Column]) -> tuple[str, dict[str, np.ndarray]]:
         where = f"{source.display(files[kind])}: event {event_id}"
-        return where, read_table(source.read(files[kind]), where, columns)
+        return where, read_table(source.read(files[kind], where), where, columns)
 
     where, hits = table("hits", _HITS)
     _check_hits(where, hits)

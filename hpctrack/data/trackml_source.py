@@ -40,15 +40,15 @@ class Source:
         """How a member is named in messages."""
         return f"{self.path}:{member}" if self.is_zip else str(self.path / member)
 
-    def read(self, member: str) -> bytes:
-        """The bytes of a member, unpacked; InputError if it is damaged."""
-        where = self.display(member)
+    def read(self, member: str, where: str) -> bytes:
+        """The bytes of a member, unpacked; InputError that begins with `where` if it is damaged."""
+        packed = member.endswith(".gz")
         if not self.is_zip:
-            return unpack((self.path / member).read_bytes(), where)
+            return unpack((self.path / member).read_bytes(), packed, where)
         if self._zip is None:
             self._zip = open_zip(self.path)
         try:
-            return unpack(self._zip.read(member), where)
+            return unpack(self._zip.read(member), packed, where)
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
             raise InputError(f"{where}: damaged or unreadable in the zip ({error}); fetch it again") from error
 
@@ -65,9 +65,9 @@ class Source:
         return self.__dict__ | {"_zip": None}
 
 
-def unpack(data: bytes, where: str) -> bytes:
-    """The bytes of a plain or gzipped file (by the name `where`); InputError if it is damaged."""
-    if not where.endswith(".gz"):
+def unpack(data: bytes, packed: bool, where: str) -> bytes:
+    """The bytes of a plain or gzipped file; InputError that begins with `where` if it is damaged."""
+    if not packed:
         return data
     if not data:
         raise InputError(f"{where}: the file is empty")
@@ -87,6 +87,14 @@ def open_zip(path: Path) -> zipfile.ZipFile:
 
 def find_events(path: str | Path) -> Source:
     """Find the events of a folder or zip; InputError if there are none."""
+    source = list_files(path)
+    if not source.events:
+        raise InputError(f"{path}: no TrackML events; they are files such as event000001000-hits.csv or .csv.gz")
+    return source
+
+
+def list_files(path: str | Path) -> Source:
+    """The TrackML files of a folder or zip, if any."""
     source = Source(Path(path))
     if source.path.is_dir():
         members = sorted(_files_below(source.path))
@@ -96,16 +104,14 @@ def find_events(path: str | Path) -> Source:
     else:
         raise InputError(f"{path}: does not exist; a source is a folder or zip of TrackML files")
     for member in members:
-        name = member.rsplit("/", 1)[-1]
-        if match := _FILE.fullmatch(name):
+        if match := _FILE.fullmatch(member.rsplit("/", 1)[-1]):
             event_id, kind = int(match[1]), match[2]
             other = source.events.setdefault(event_id, {}).setdefault(kind, member)
             if other != member:
                 source.faults[event_id] = f"{source.display(member)}: event {event_id}: also in {source.display(other)}"
-    found = [member for member in members if member.rsplit("/", 1)[-1] in DETECTORS]
+    names = DETECTORS[:2] if source.is_zip else DETECTORS  # a zip within a zip is not read
+    found = [member for member in members if member.rsplit("/", 1)[-1] in names]
     source.detectors = min(found, key=lambda member: (member.count("/"), member), default=None)
-    if not source.events:
-        raise InputError(f"{path}: no TrackML events; they are files such as event000001000-hits.csv or .csv.gz")
     source.events = dict(sorted(source.events.items()))
     return source
 

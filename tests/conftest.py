@@ -1,0 +1,45 @@
+"""Fixtures for all tests."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("hpctrack", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("hpctrack")
+
+
+@pytest.fixture(scope="session")
+def trackml_dir() -> Path:
+    """The folder of the real event."""
+    folder = os.environ.get("HPCTRACK_TRACKML_DIR")
+    if not folder:
+        pytest.skip("HPCTRACK_TRACKML_DIR is unset; it names the folder of a real TrackML event")
+    return Path(folder)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path):
+    """Mounts an empty file system of so many KiB: `small_disk(kib) -> Path`."""
+    mounted = []
+
+    def mount(kib: int) -> Path:
+        folder = tmp_path / f"disk-{len(mounted)}"
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", str(folder)]
+        try:
+            done = subprocess.run(command, check=False, capture_output=True, text=True)
+        except FileNotFoundError:
+            pytest.skip("no mount command, so no small disk")
+        if done.returncode:
+            pytest.skip(f"a small disk needs the right to mount: {done.stderr.strip()}")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", str(folder)], check=True)
