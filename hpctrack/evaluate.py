@@ -17,13 +17,12 @@ import numpy as np
 
 from hpctrack import __version__
 from hpctrack.data.candidates import CandidateStore
-from hpctrack.data.store import Dataset, write_json
+from hpctrack.data.files import write_json
+from hpctrack.data.store import Dataset
 from hpctrack.errors import InputError, verb
-from hpctrack.reporting.tally import COLUMNS, READINGS, Cuts, EventTally, add_up, event_row, tally_event
-
-FORMAT = "hpctrack-results"
-VERSION = 1
-HEADINGS = {"candidates": "candidate lists (may overlap)", "exclusive": "exclusive tracks (one per hit)"}
+from hpctrack.reporting.sources import RESULTS_FORMAT, RESULTS_VERSION
+from hpctrack.reporting.tally import COLUMNS, Cuts, EventTally, add_up, event_row, tally_event
+from hpctrack.reporting.text import table
 
 
 @verb("evaluate")
@@ -83,6 +82,12 @@ class Evaluation:
                 f"{candidates}: made from a dataset with fingerprint {made_from}, but {data} has "
                 f"{self.dataset.fingerprint}; give the dataset that `hpctrack infer` read"
             )
+        tracks = self.store.attributes.get("selection", {}).get("tracks")
+        if tracks is not None:
+            raise InputError(
+                f"{candidates}: inference saw a random draw of tracks (selection.tracks={tracks}), so what it missed "
+                f"is not known; draw with `hpctrack convert DATASET OUT --tracks {tracks}` and infer on OUT"
+            )
         position = np.searchsorted(self.dataset.event_ids, self.store.event_ids)
         position = np.minimum(position, max(len(self.dataset) - 1, 0))
         missing = np.flatnonzero(self.dataset.event_ids[position] != self.store.event_ids) if len(self.dataset) else [0]
@@ -109,8 +114,8 @@ class Evaluation:
     def results(self, tallies: list[EventTally], command: list[str]) -> dict:
         """The content of results.json."""
         return {
-            "format": FORMAT,
-            "version": VERSION,
+            "format": RESULTS_FORMAT,
+            "version": RESULTS_VERSION,
             "hpctrack": __version__,
             "command": command,
             "selection": {**vars(self.cuts), "min_candidate_hits": 3, "text": self.cuts.text()},
@@ -174,35 +179,6 @@ def read_timings(path: Path) -> dict | None:
         },
         "per_event": [[int(hits), float(seconds)] for hits, seconds in zip(numbers[:, 0], total, strict=True)],
     }
-
-
-def table(results: dict) -> str:
-    """The metrics as text: name, value ± error, numerator / denominator."""
-    lines = [
-        f"{results['events']:,} events, {results['hits']:,} hits, {results['target_particles']:,} target particles "
-        f"({results['selection']['text']})"
-    ]
-    left_out = results["source"]["events_in_dataset"] - results["events"]
-    if left_out:
-        lines.append(f"note: {left_out:,} of the dataset's events have no candidates and are not counted")
-    for reading in READINGS:
-        lines += ["", f"{HEADINGS[reading]:<31s}{'value ± error':<20s}numerator / denominator"]
-        for number in results[reading]["metrics"].values():
-            lines.append(f"  {number['title']:<29s}{value_text(number):<20s}{counts_text(number)}")
-    return "\n".join(lines)
-
-
-def value_text(number: dict) -> str:
-    """`0.9812 ± 0.0031`; a dash where nothing was counted."""
-    if number["value"] is None:
-        return "–"
-    return f"{number['value']:.4f}" + (f" ± {number['error']:.4f}" if number["error"] is not None else "")
-
-
-def counts_text(number: dict) -> str:
-    """`393 / 400`; the score's numerator has decimals."""
-    top = number["numerator"]
-    return f"{f'{top:,}' if isinstance(top, int) else f'{top:,.3f}'} / {number['denominator']:,}"
 
 
 if __name__ == "__main__":

@@ -71,6 +71,16 @@ def test_processes_and_order_do_not_matter(folder: Path):
     assert {**one, "command": 0} == {**two, "command": 0}
 
 
+def test_what_inference_did_not_see_is_said(tmp_path: Path, capsys):
+    event = make.make_event(0, 8)
+    dataset = make.write_dataset(tmp_path / "data", [event, make.make_event(1, 8)])
+    seen = {"selection": {"noise": False, "other_hits": False, "pt_min_gev": 1.0, "min_hits": 3, "tracks": None}}
+    make.write_candidates(tmp_path / "seen", dataset, [make.truth_candidates(event)], **seen)
+    run(tmp_path, "seen")
+    printed = capsys.readouterr().out
+    assert "saw no noise" in printed and "pT >= 1 GeV" in printed and "1 of the dataset's events" in printed
+
+
 def test_cuts(folder: Path):
     loose, tight = (run(folder, "found", "--pt-min-gev", cut) for cut in ("0", "2"))
     assert loose["target_particles"] > tight["target_particles"]
@@ -136,6 +146,14 @@ class TestBadInput:
         line = self.fails(capsys, folder / "found", "--data", tmp_path / "other", "--out", tmp_path / "r.json")
         assert "fingerprint" in line
         assert not (tmp_path / "r.json").exists()
+
+    def test_a_random_draw_of_tracks(self, folder: Path, tmp_path: Path, capsys):
+        event = make.make_event(0, 4)
+        dataset = make.write_dataset(tmp_path / "data", [event])
+        drawn = {"selection": {"tracks": 3}}
+        make.write_candidates(tmp_path / "drawn", dataset, [make.truth_candidates(event)], **drawn)
+        line = self.fails(capsys, tmp_path / "drawn", "--data", tmp_path / "data", "--out", tmp_path / "r.json")
+        assert "selection.tracks=3" in line and "convert" in line
 
     def test_missing_folders(self, folder: Path, tmp_path: Path, capsys):
         line = self.fails(capsys, tmp_path / "no", "--data", folder / "data", "--out", tmp_path / "r.json")

@@ -1,0 +1,116 @@
+"""`hpctrack report`: results, run and candidates as one self-contained HTML page.
+
+Reads what the other verbs wrote and never imports torch. What was not given is said on the page; a path that was given
+but cannot be read is bad input.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from hpctrack.data.candidates import CandidateStore
+from hpctrack.data.files import publish, temporary_name
+from hpctrack.data.store import Dataset
+from hpctrack.errors import InputError, verb
+from hpctrack.reporting import page, sections
+from hpctrack.reporting.display import Display, display_png, make_display
+from hpctrack.reporting.sources import Run, load_results
+from hpctrack.reporting.tally import COLUMNS, Cuts
+
+
+@verb("report")
+def main(argv: Sequence[str] | None = None) -> int | None:
+    """Write the page (and the display as a picture)."""
+    args = _arguments(argv)
+    if (args.candidates is None) != (args.data is None):
+        raise InputError("--candidates and --data belong together: the display needs the hits and who found them")
+    if args.display_png and args.candidates is None:
+        raise InputError("--display-png needs --candidates and --data")
+    results = load_results(args.results)
+    references = [(path.stem, load_results(path)) for path in args.reference]
+    run = Run(args.run) if args.run else None
+    display = load_display(args, results) if args.candidates else None
+    parts = [
+        sections.headline(results, references),
+        sections.rates(results, references),
+        sections.losses(run),
+        sections.event_display(display, results),
+        sections.timings(run, results),
+        sections.provenance(run, results),
+    ]
+    title = args.title or f"Track candidates: {args.run.resolve().name if args.run else args.results.stem}"
+    text = page.page(title, sections.lead(results), parts)
+    if args.display_png:
+        write(args.display_png, display_png(display))
+    write(args.out, text.encode())
+    print(f"written: {args.out} ({len(text) / 1e6:.1f} MB)" + (f", {args.display_png}" if args.display_png else ""))
+    return None
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="hpctrack report", description="One self-contained HTML page of a run.")
+    parser.add_argument("--results", type=Path, required=True, help="results.json of `hpctrack evaluate`")
+    parser.add_argument("--out", type=Path, required=True, help="the page to write")
+    parser.add_argument("--run", type=Path, help="run folder of `hpctrack train`: losses, speed, configuration")
+    parser.add_argument("--candidates", type=Path, help="candidates folder, for the event display (with --data)")
+    parser.add_argument("--data", type=Path, help="dataset folder, for the event display (with --candidates)")
+    parser.add_argument("--reference", type=Path, nargs="*", default=[], help="further results.json to compare with")
+    parser.add_argument("--title", help="heading of the page (name of the run)")
+    parser.add_argument("--event", type=int, help="event to display (the one with the median number of targets)")
+    parser.add_argument(
+        "--display", choices=("auto", "all", "targets"), default="auto",
+        help="draw all hits, or target particles only; auto: targets only beyond 4,000 hits",
+    )  # fmt: skip
+    parser.add_argument("--display-png", type=Path, help="also save the event display as this picture")
+    return parser.parse_args(argv)
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file under its final name only when it is whole and on disk."""
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"{path}: its folder does not exist")
+    temporary = temporary_name(path)
+    try:
+        temporary.write_bytes(content)
+        publish(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_display(args: argparse.Namespace, results: dict) -> Display:
+    """The event to draw; InputError if candidates, data and results are not of one another."""
+    store, data = CandidateStore(args.candidates), Dataset(args.data)
+    for what, fingerprint in (("candidates", store.attributes.get("dataset_fingerprint")), ("data", data.fingerprint)):
+        if fingerprint != results["source"]["dataset_fingerprint"]:
+            path = getattr(args, what)
+            raise InputError(
+                f"{path}: of a dataset with fingerprint {fingerprint}, but {args.results} was evaluated on "
+                f"{results['source']['dataset_fingerprint']}"
+            )
+    rows = results["per_event"]
+    if args.event is not None:
+        event_id = args.event
+    elif rows:
+        by_size = sorted(rows, key=lambda row: (row["n_targets"], row["event_id"]))
+        event_id = by_size[len(by_size) // 2]["event_id"]
+    else:
+        raise InputError(f"{args.results}: no events, so there is none to display; leave out --candidates and --data")
+    position, row = (np.flatnonzero(ids == event_id) for ids in (store.event_ids, data.event_ids))
+    if not len(position) or not len(row):
+        raise InputError(f"--event {event_id}: not in {args.candidates}; it has {_some(store.event_ids)}")
+    selection = results["selection"]
+    cuts = Cuts(selection["pt_min_gev"], selection["min_hits"], selection["eta_max"])
+    only = {"auto": None, "all": False, "targets": True}[args.display]
+    return make_display(data.read(int(row[0]), COLUMNS), store.read(int(position[0])), cuts, only)
+
+
+def _some(ids: np.ndarray) -> str:
+    return ", ".join(map(str, ids[:5])) + (f", … ({len(ids):,} events)" if len(ids) > 5 else "")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

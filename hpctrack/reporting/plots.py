@@ -1,0 +1,197 @@
+"""Figures of the report but the event display: rates in bins, loss curves, timings. Each returns a data URI."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+from hpctrack.reporting.style import (
+    BLUE,
+    FAINT,
+    GREEN,
+    INK,
+    MUTED,
+    ORANGE,
+    VIOLET,
+    grid,
+    new_figure,
+    styled,
+    svg,
+)
+
+SIZE = (4.3, 3.15)  # inches of a small figure
+SERIES = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "D"), (VIOLET, "^"), (INK, "v"), (MUTED, "P"))  # colour, marker
+FEW = 10  # bins with fewer entries do not set the range of the axis
+VARIABLES = {  # variable -> axis label of (efficiency, fake rate)
+    "pt": ("true transverse momentum (GeV)", "candidate's own transverse momentum (GeV)"),
+    "eta": ("true pseudorapidity", "candidate's own pseudorapidity"),
+    "n_tracks": ("target particles in the event", "target particles in the event"),
+}
+LOWEST_PT_GEV = 0.1  # where a bin from 0 begins on the logarithmic axis
+
+
+@styled
+def rate_figure(metric: str, variable: str, series: Sequence[Sequence[dict]], title: str) -> str:
+    """A rate (efficiency or fake rate) in bins, with its 68 % intervals, for one or several series of bins."""
+    figure, axes = new_figure(*SIZE)
+    rows = series[0]
+    low, high = bin_edges(rows, variable)
+    _denominators(axes, low, high, [row["denominator"] for row in rows])
+    highest, lowest = 0.0, 1.0
+    for number, table in enumerate(series):
+        low, high = bin_edges(table, variable)
+        filled = [k for k, row in enumerate(table) if row["denominator"]]
+        value, bottom, top = (np.array([table[k][key] for k in filled], dtype=float) for key in ("value", "lo", "hi"))
+        left, right = low[filled], high[filled]
+        middle = np.sqrt(left * right) if variable == "pt" else (left + right) / 2
+        if variable == "n_tracks":
+            middle = np.array([table[k]["mean"] for k in filled], dtype=float)
+        shift = (number - (len(series) - 1) / 2) * 0.16
+        shifted = middle * (right / left) ** (shift / 2) if variable == "pt" else middle + shift * (right - left) / 2
+        shifted = np.clip(shifted, left, right)
+        colour, marker = SERIES[number % len(SERIES)]
+        axes.errorbar(
+            shifted, value, yerr=[value - bottom, top - value], xerr=[shifted - left, right - shifted],
+            fmt=marker, color=colour, ms=4.5, lw=1.3,
+            markerfacecolor=colour if number == 0 else "white", zorder=3 + 1 / (1 + number),
+        )  # fmt: skip
+        many = np.array([table[k]["denominator"] >= FEW for k in filled], dtype=bool)
+        highest = max([highest, *value, *top[many]])
+        lowest = min([lowest, *value, *bottom[many]])
+    _rate_axis(axes, metric, lowest, highest)
+    _variable_axis(axes, variable, *bin_edges(rows, variable))
+    axes.set_xlabel(VARIABLES[variable][metric == "fake_rate"])
+    axes.set_title(title)
+    return svg(figure)
+
+
+def bin_edges(rows: Sequence[dict], variable: str) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper ends of the bins as drawn: open ends get the width of their neighbour."""
+    low, high = [row["from"] for row in rows], [row["to"] for row in rows]
+    if rows and low[0] is None:
+        low[0] = 2 * high[0] - high[1]
+    if rows and high[-1] is None:
+        high[-1] = low[-1] * 2 if variable == "pt" else 2 * low[-1] - low[-2]
+    low, high = np.array(low, dtype=float), np.array(high, dtype=float)
+    if variable == "pt":
+        low = np.maximum(low, LOWEST_PT_GEV)
+        high = np.maximum(high, low * 1.5)
+    if variable == "n_tracks":  # whole numbers from, …, to - 1
+        low, high = low - 0.5, high - 0.5
+    return low, high
+
+
+def _denominators(axes, low: np.ndarray, high: np.ndarray, counts: Sequence[int]) -> None:
+    """What the rate is a fraction of, as grey columns without a scale, up to a third of the height."""
+    behind = axes.twinx()
+    behind.bar(low, counts, width=high - low, align="edge", color="#eef1f5", linewidth=0)
+    behind.set_ylim(0, 3 * max([*counts, 1]))
+    behind.set_yticks([])
+    behind.spines[:].set_visible(False)
+    axes.set_zorder(behind.get_zorder() + 1)
+    axes.patch.set_visible(False)
+
+
+def _rate_axis(axes, metric: str, lowest: float, highest: float) -> None:
+    if metric == "efficiency":
+        bottom = next((b for b in (0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2) if lowest >= b), 0)
+        axes.set_ylim(bottom, 1 + 0.04 * (1 - bottom))
+        axes.axhline(1, color=FAINT, lw=0.8)
+    else:
+        axes.set_ylim(0, next((t for t in (0.02, 0.05, 0.1, 0.2, 0.5) if highest < 0.95 * t), 1.04))
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    grid(axes)
+
+
+def _variable_axis(axes, variable: str, low: np.ndarray, high: np.ndarray) -> None:
+    if variable == "pt" and len(low):
+        axes.set_xscale("log")
+        ticks = [t for t in (0.1, 0.25, 0.5, 1, 2, 5, 10, 20) if low[0] <= t <= high[-1]]
+        axes.xaxis.set_major_locator(FixedLocator(ticks))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.set_xlim(low[0], high[-1])
+    elif variable == "n_tracks":
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+
+
+@styled
+def loss_figure(train: Sequence[dict], valid: Sequence[dict]) -> str:
+    """Loss against step: total and every term in training, total in validation, on a logarithmic axis."""
+    figure, axes = new_figure(*SIZE)
+    steps = [row["step"] for row in train]
+    terms = sorted({key for row in train for key in row if key.startswith("loss/")})
+    for number, key in enumerate(terms):
+        values = [row.get(key, np.nan) for row in train]
+        colour = (ORANGE, GREEN, VIOLET, MUTED)[number % 4]
+        axes.plot(steps, values, lw=1.1, color=colour, label=key.removeprefix("loss/").replace("_", " "))
+    axes.plot(steps, [row["loss"] for row in train], lw=1.8, color=BLUE, label="total, training")
+    axes.plot(
+        [row["step"] for row in valid], [row["loss"] for row in valid], "o", ms=4.5, color=INK,
+        markerfacecolor="white", label="total, validation", zorder=4,
+    )  # fmt: skip
+    positive = [v for row in [*train, *valid] for k, v in row.items() if k.startswith("loss") and v and v > 0]
+    if positive:
+        axes.set_yscale("log")
+    axes.set_title("Loss")
+    axes.legend(loc="best")
+    return _against_steps(figure, axes)
+
+
+@styled
+def learning_rate_figure(train: Sequence[dict]) -> str:
+    """Learning rate against step."""
+    figure, axes = new_figure(*SIZE)
+    rates = np.array([row.get("lr", np.nan) for row in train], dtype=float)
+    power = int(np.floor(np.log10(np.nanmax(rates)))) if np.any(rates > 0) else 0
+    axes.plot([row["step"] for row in train], rates / 10.0**power, lw=1.6, color=BLUE)
+    axes.set_ylim(bottom=0)
+    axes.set_title("Learning rate" + (f" ($\\times 10^{{{power}}}$)" if power else ""))
+    return _against_steps(figure, axes)
+
+
+@styled
+def gradient_figure(train: Sequence[dict]) -> str:
+    """Gradient norm before clipping against step."""
+    figure, axes = new_figure(*SIZE)
+    axes.plot([row["step"] for row in train], [row.get("grad_norm", np.nan) for row in train], lw=1.2, color=BLUE)
+    if any(row.get("grad_norm", 0) > 0 for row in train):
+        axes.set_yscale("log")
+    axes.set_title("Gradient norm")
+    return _against_steps(figure, axes)
+
+
+@styled
+def throughput_figure(train: Sequence[dict]) -> str:
+    """Training speed against step, hits per second over all ranks."""
+    figure, axes = new_figure(*SIZE)
+    axes.plot([row["step"] for row in train], [row.get("hits_per_s", np.nan) for row in train], lw=1.4, color=BLUE)
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.set_title("Training speed (hits/s, all ranks)")
+    return _against_steps(figure, axes)
+
+
+@styled
+def inference_figure(timings: dict) -> str:
+    """Seconds of inference against hits of the event, one point an event."""
+    figure, axes = new_figure(*SIZE)
+    hits, seconds = np.array(timings["per_event"], dtype=float).T
+    axes.plot(hits, seconds, "o", ms=4, color=BLUE, alpha=0.6, markeredgewidth=0)
+    axes.set_xlim(0, 1.05 * hits.max() if len(hits) else 1)
+    axes.set_ylim(0, 1.1 * seconds.max() if len(seconds) else 1)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.set_xlabel("hits in the event")
+    axes.set_title("Inference (s per event)")
+    grid(axes)
+    return svg(figure)
+
+
+def _against_steps(figure, axes) -> str:
+    axes.set_xlabel("optimizer step")
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    grid(axes)
+    return svg(figure)

@@ -1,0 +1,307 @@
+"""The sections of the report, each a piece of HTML made from results, run folder and display.
+
+What was not given is said where it would stand.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from collections.abc import Sequence
+from html import escape
+from importlib import metadata
+
+import numpy as np
+
+from hpctrack import __version__
+from hpctrack.reporting import page, plots
+from hpctrack.reporting.display import CROWDED_TARGETS, Display, display_svgs, sector
+from hpctrack.reporting.sources import Run
+from hpctrack.reporting.style import BLUE, INK, ORANGE, RED, TRACK_COLOURS
+from hpctrack.reporting.tally import READINGS
+from hpctrack.reporting.text import HEADINGS, counts_text, hidden_hits
+
+PACKAGES = ("torch", "torch-geometric", "numpy", "scipy", "h5py", "matplotlib")
+CENSUS = {
+    "first_of_target": ("first match of a target", "#2f8f6b"),
+    "duplicates_of_target": ("duplicate of a target", "#e0b23c"),
+    "of_other_particles": ("match of another particle", "#9fb3c8"),
+    "fakes": ("fake", "#c1272d"),
+}
+
+
+def lead(results: dict) -> str:
+    """The line under the title: what was looked at."""
+    return (
+        f"{results['events']:,} events with {results['hits']:,} hits ({results['noise_hits']:,} noise) and "
+        f"{results['target_particles']:,} target particles ({_pretty(results['selection']['text'])})."
+    )
+
+
+def _pretty(text: str) -> str:
+    return text.replace(">=", "≥").replace("<=", "≤").replace("pT", "p_T").replace("|eta|", "|η|")
+
+
+def headline(results: dict, references: Sequence[tuple[str, dict]]) -> str:
+    """Cards, the table of all metrics, and where the candidates went."""
+    lists, exclusive = (results[reading]["metrics"] for reading in READINGS)
+    chosen = [
+        (lists["efficiency"], "efficiency"),
+        (lists["fake_rate"], "fake rate"),
+        (lists["duplicate_rate"], "duplicate rate"),
+        (exclusive["trackml_score"], "TrackML score, exclusive tracks"),
+    ]
+    cards = "".join(
+        page.card(*page.rounded(number["value"], number["error"]), what, counts_text(number) + _unit(number))
+        for number, what in chosen
+    )
+    rows = []
+    for name, number in exclusive.items():
+        what = _pretty(f"{number['numerator_is']} / {number['denominator_is']}")
+        cells = [f"{escape(number['title'])}<small>{escape(what)}</small>"]
+        cells += [_cell(results[reading]["metrics"].get(name)) for reading in READINGS]
+        cells += [_cell(reference["candidates"]["metrics"].get(name, reference["exclusive"]["metrics"].get(name)))
+                  for _, reference in references]  # fmt: skip
+        rows.append(cells)
+    head = [
+        "Metric",
+        *(HEADINGS[r].capitalize() for r in READINGS),
+        *(f"Reference: {escape(n)}" for n, _ in references),
+    ]
+    where = []
+    for reading in READINGS:
+        census = results[reading]["census"]
+        parts = [(f"{text}: {census[kind]:,}", census[kind], colour) for kind, (text, colour) in CENSUS.items()]
+        if census["counted"]:
+            short = f"; {census['short']:,} more have fewer than 3 hits and are not counted" if census["short"] else ""
+            where.append(page.paragraph(f"{HEADINGS[reading].capitalize()}: {census['counted']:,}{short}", "note"))
+            where.append(page.bar(parts))
+    note = (
+        "Errors are one standard deviation: half of the 68 % Wilson interval for fractions (candidates that share hits "
+        "are not independent, so for them it is a lower bound), the spread between events for the score. Counts are "
+        f"added over all events before they are divided. Targets: {_pretty(results['selection']['text'])}. A candidate "
+        "matched to a particle that is no target is neither a fake nor a match to a target."
+    )
+    note += "".join(f" {_pretty(text[0].upper() + text[1:])}." for text in hidden_hits(results))
+    if results["source"]["events_in_dataset"] > results["events"]:
+        left_out = results["source"]["events_in_dataset"] - results["events"]
+        note += f" {left_out:,} events of the dataset have no candidates and are not counted."
+    return "\n".join(
+        [
+            f'<div class="cards">{cards}</div>',
+            page.section("How good the candidates are", page.table(head, rows), page.paragraph(note, "note")),
+            page.section(
+                "Where every candidate goes", *(where or [page.missing("There are no candidates of 3 hits.")])
+            ),
+        ]
+    )
+
+
+def _unit(number: dict) -> str:
+    return " events" if "score" in number["title"] else ""
+
+
+def _cell(number: dict | None) -> str:
+    if number is None:
+        return "<small>one track a hit only</small>"
+    value, error = page.rounded(number["value"], number["error"])
+    return f"{value} {escape(error)}<small>{counts_text(number)}{_unit(number)}</small>"
+
+
+def rates(results: dict, references: Sequence[tuple[str, dict]]) -> str:
+    """Efficiency and fake rate against transverse momentum, pseudorapidity and number of tracks."""
+    captions = {
+        "efficiency": "Efficiency: share of the target particles that have a candidate of at least 3 hits of which "
+        "they own more than half.",
+        "fake_rate": "Fake rate: share of the candidates of at least 3 hits of which no particle owns more than half. "
+        "A fake has no true momentum, so candidates are binned by what their own hits say: a circle through the beam "
+        "line in 2 T, and the mean direction.",
+    }
+    common = (
+        " Vertical bars: 68 % intervals; horizontal bars: bins. Grey columns, without a scale: what the rate of the "
+        "first series is a fraction of. The outermost bins take in everything beyond. The vertical axis is cut to "
+        f"where the points are; bars of bins with fewer than {plots.FEW} entries may run out of it."
+    )
+    names = ["candidate lists", "exclusive tracks", *(f"{name}, candidate lists" for name, _ in references)]
+    entries = [(_symbol(number), name) for number, name in enumerate(names)]
+    parts = []
+    for metric, caption in captions.items():
+        pictures = []
+        for variable in plots.VARIABLES:
+            series = [results[reading]["binned"][metric][variable] for reading in READINGS]
+            series += [reference["candidates"]["binned"][metric][variable] for _, reference in references]
+            title = results["candidates"]["metrics"][metric]["title"]
+            uri = plots.rate_figure(metric, variable, series, title)
+            pictures.append((uri, f"{title} against {plots.VARIABLES[variable][metric == 'fake_rate']}"))
+        parts += [page.key(entries), page.figures("three", pictures, caption + common)]
+        common = ""
+    return page.section("Where they are found and where they are lost", *parts)
+
+
+def _symbol(number: int) -> str:
+    """A point with its error bars in the colour of the series; the first one is filled."""
+    colour = plots.SERIES[number % len(plots.SERIES)][0]
+    fill = colour if number == 0 else "#fff"
+    lines = f'<path d="M4 7H26M15 0V14" stroke="{colour}" stroke-width="1.5"/>'
+    return lines + f'<circle cx="15" cy="7" r="3.2" fill="{fill}" stroke="{colour}" stroke-width="1.3"/>'
+
+
+def losses(run: Run | None) -> str:
+    """Loss, learning rate and gradient norm of the training run."""
+    title = "Training"
+    if run is None:
+        return page.section(title, page.missing("No run folder was given (--run), so there are no loss curves."))
+    if not run.train and not run.valid:
+        return page.section(title, page.missing(f"{run.folder} has no logged steps in metrics.jsonl."))
+    pictures = [
+        (plots.loss_figure(run.train, run.valid), "Loss against optimizer step"),
+        (plots.learning_rate_figure(run.train), "Learning rate against optimizer step"),
+        (plots.gradient_figure(run.train), "Gradient norm against optimizer step"),
+    ]
+    caption = (
+        f"{len(run.train):,} logged training steps and {len(run.valid):,} validations. Each point of the curves is the "
+        "mean over the steps since the point before; the terms are as logged. The gradient norm is before clipping."
+    )
+    if run.unreadable:
+        caption += f" {run.unreadable} lines of metrics.jsonl could not be read and are left out."
+    return page.section(title, page.figures("three", pictures, caption))
+
+
+def event_display(display: Display | None, results: dict) -> str:
+    """An event in x-y and r-z."""
+    title = "One event"
+    if display is None:
+        return page.section(
+            title, page.missing("No candidates were given (--candidates, --data), so no event is drawn.")
+        )
+    rows = {row["event_id"]: row for row in results["per_event"]}
+    row = rows.get(display.event_id)
+    found = f" {row['exclusive']['efficiency'][0]:,} of them found." if row else ""
+    caption = (
+        f"Event {display.event_id}: {len(display.x):,} hits, {display.n_targets:,} target particles "
+        f"({_pretty(results['selection']['text'])}).{found} First view: along the beam. Second: distance from the beam "
+        "against position along it, not to scale. Shown are the exclusive tracks (each hit in at most one) of at least "
+        "3 hits, a colour a track; lines join a track's right hits from the inside outwards and are no fits. "
+    )
+    if display.targets_only:
+        caption += "Of the tracks only those of targets and the fakes are drawn; "
+        caption += "all other hits are grey." if len(display.others) else "all other hits are left out."
+    else:
+        caption += "All hits of the event are drawn."
+    blue = TRACK_COLOURS[0]
+    entries = [
+        (f'<path d="M1 7H29" stroke="{blue}" stroke-width="1.4"/><circle cx="15" cy="7" r="4" fill="{blue}"/>',
+         f"matched track ({len(display.tracks):,})"),
+        (f'<path d="M11 3l8 8m0-8l-8 8" stroke="{RED}" stroke-width="2"/>',
+         f"wrong hit in it ({sum(map(len, display.wrong)):,})"),
+        (f'<path d="M1 7H29" stroke="{RED}" stroke-width="1.4" stroke-dasharray="2 2"/><rect x="11" y="3" width="8" '
+         f'height="8" fill="#fff" stroke="{RED}" stroke-width="1.4"/>', f"fake track ({len(display.fakes):,})"),
+        (f'<path d="M1 7H29" stroke="{INK}" stroke-width="1.4" stroke-dasharray="5 2"/><circle cx="15" cy="7" r="4" '
+         f'fill="#fff" stroke="{INK}" stroke-width="1.4"/>', f"missed target ({len(display.missed):,})"),
+    ]  # fmt: skip
+    if len(display.others):
+        entries.append(('<circle cx="15" cy="7" r="3" fill="#b9c0c9"/>', display.others_text()))
+    xy, rz = display_svgs(display)
+    pictures = [(xy, f"Event {display.event_id} in x and y"), (rz, f"Event {display.event_id} in z and r")]
+    parts = [page.key(entries), page.figures("display", pictures, caption)]
+    if display.n_targets > CROWDED_TARGETS:
+        part, width = sector(display)
+        pictures = [(uri, f"A sector of event {display.event_id}") for uri in display_svgs(part)]
+        text = (
+            f"The same event, only what lies within {width / 2:.1f}° of the x axis: {len(part.tracks):,} matched "
+            f"tracks, {len(part.fakes):,} fakes, {len(part.missed):,} missed targets. The first view is stretched "
+            "across the sector; wrong hits far outside it are seen in the second view only."
+        )
+        parts.append(page.figures("display", pictures, text))
+    return page.section(title, *parts)
+
+
+def timings(run: Run | None, results: dict) -> str:
+    """Speed of training and of inference."""
+    pictures, rows, notes, split = [], [], [], []
+    if run is not None and run.train:
+        pictures.append((plots.throughput_figure(run.train), "Training speed against optimizer step"))
+        step, data, speed = (_median(run.train, key) for key in ("step_s", "data_s", "hits_per_s"))
+        if step is not None and data is not None:
+            split.append(_split("A training step, median", [("compute", step - data), ("waiting for data", data)]))
+            rows.append(["Training step, median", f"{_seconds(step)}", f"of which waiting for data {data / step:.1%}"])
+        if speed is not None:
+            rows.append(["Training speed, median", f"{speed:,.0f} hits/s", "all ranks together"])
+        memory = [row["peak_gib"] for row in run.train if row.get("peak_gib") is not None]
+        if memory:
+            rows.append(["Training memory, peak", f"{max(memory):.2f} GiB", "of one process"])
+    else:
+        notes.append(page.missing("No training speed: no run folder with logged steps was given (--run)."))
+    clock = results.get("timings")
+    if clock and clock["events"]:
+        pictures.append((plots.inference_figure(clock), "Inference seconds against hits"))
+        total = clock["steps"]["total_s"]
+        steps = (("reading", "read_s"), ("model", "model_s"), ("building candidates", "build_s"))
+        mean = [(text, clock["steps"][name]["sum"] / clock["events"]) for text, name in steps]
+        split.append(_split("Inference of an event, mean", mean))
+        speed = f"{clock['hits_per_s']:,.0f} hits/s a rank" if clock["hits_per_s"] else ""
+        ranks = f"{clock['events']:,} events on {clock['ranks']} rank{'s' if clock['ranks'] > 1 else ''}"
+        rows.append(["Inference of an event", f"{_seconds(total['median'])} an event, median", f"{speed}; {ranks}"])
+    else:
+        notes.append(page.missing("No inference timings: the candidates folder has no timings.jsonl."))
+    parts = [*split, *notes]
+    if rows:
+        parts.insert(0, page.table(["Step", "Time or speed", ""], [[escape(cell) for cell in row] for row in rows]))
+    if pictures:
+        caption = "Wall-clock time. Training: mean since the last logged step. Inference: hits that the model saw."
+        parts.insert(1 if rows else 0, page.figures("three", pictures, caption))
+    return page.section("How long it takes", *parts)
+
+
+def _split(what: str, steps: Sequence[tuple[str, float]]) -> str:
+    """Seconds of the steps of some work, as a bar of their shares."""
+    total = sum(seconds for _, seconds in steps)
+    colours = (BLUE, "#86b1de", ORANGE)
+    if not total:
+        return ""
+    bar = [(f"{t}: {_seconds(x)} ({x / total:.0%})", x, c) for (t, x), c in zip(steps, colours, strict=False)]
+    return page.paragraph(f"{what}: {_seconds(total)}", "note") + page.bar(bar)
+
+
+def _median(rows: Sequence[dict], key: str) -> float | None:
+    values = [row[key] for row in rows if row.get(key) is not None]
+    return float(np.median(values)) if values else None
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.2f} s" if value >= 1 else f"{1000 * value:.1f} ms"
+
+
+def provenance(run: Run | None, results: dict) -> str:
+    """Commands, configuration, versions."""
+    source = results["source"]
+    rows = [
+        ["Evaluated with", f"<code>{escape(' '.join(results['command']))}</code>"],
+        ["Candidates", f"<code>{escape(source['candidates'])}</code>"],
+        [
+            "Dataset",
+            f"<code>{escape(source['dataset'])}</code>"
+            f"<small>fingerprint {escape(source['dataset_fingerprint'])}</small>",
+        ],
+        ["hpctrack", f"{escape(results['hpctrack'])} evaluated, {escape(__version__)} wrote this page"],
+        ["Python", f"{platform.python_version()} ({escape(sys.platform)})"],
+    ]
+    rows += [[name, escape(_version(name))] for name in PACKAGES]
+    body = "".join(
+        f'<tr><th scope="row">{name}</th><td style="white-space:normal">{value}</td></tr>\n' for name, value in rows
+    )
+    parts = [f'<div class="scroll"><table>\n<tbody>\n{body}</tbody>\n</table></div>']
+    parts.append(page.folded("Settings of the inference", json.dumps(source["attributes"], indent=1, sort_keys=True)))
+    if run:
+        parts.append(page.folded("Configuration of the run (config.yaml)", run.config))
+    else:
+        parts.append(page.missing("No configuration: no run folder was given (--run)."))
+    return page.section("Configuration and versions", *parts)
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,254 @@
+"""`hpctrack report` end to end on synthetic runs: a whole page, well formed, that fetches nothing."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import synthetic_run as make
+
+from hpctrack import evaluate, report
+from hpctrack.reporting import page, plots
+from hpctrack.reporting.display import Display, make_display, sector
+from hpctrack.reporting.sources import Run
+from hpctrack.reporting.tally import Cuts
+
+VOID = {"meta", "img", "br", "path", "circle", "rect"}
+
+
+class Page(HTMLParser):
+    """Checks that tags close in order; collects text, pictures and everything that refers to something."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.open, self.pictures, self.references, self.words = [], [], [], []
+        self.feed(path.read_text())
+        self.close()
+        assert self.open == []
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag, attributes):
+        for name, value in attributes:
+            if name in ("src", "href", "xlink:href", "srcset", "data", "action"):
+                (self.pictures if value.startswith("data:image/") else self.references).append(value)
+        if tag == "img":
+            assert dict(attributes)["alt"]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("report")
+    events = [make.make_event(k, 15 + 4 * k) for k in range(4)]
+    dataset = make.write_dataset(path / "data", events)
+    settings = {"builder": {"name": "radius", "radius": 0.4}, "selection": {"noise": True}}
+    make.write_candidates(path / "found", dataset, [make.imperfect_candidates(e) for e in events], **settings)
+    make.write_run(path / "run")
+    for cut in ("1", "0"):
+        out = str(path / f"results-{cut}.json")
+        found, data = str(path / "found"), str(path / "data")
+        assert evaluate.main([found, "--data", data, "--out", out, "--pt-min-gev", cut]) == 0
+    return path
+
+
+def run(folder: Path, out: Path, *options: object) -> Page:
+    argv = ["--results", str(folder / "results-1.json"), "--out", str(out), *map(str, options)]
+    assert report.main(argv) == 0
+    return Page(out)
+
+
+def test_the_whole_page(folder: Path, tmp_path: Path):
+    found = ("--candidates", folder / "found", "--data", folder / "data")
+    more = ("--reference", folder / "results-0.json", "--display-png", tmp_path / "display.png")
+    html = run(folder, tmp_path / "page.html", "--run", folder / "run", *found, *more)
+    assert html.references == []
+    assert not re.search(r"https?:|url\(|@import|<script", (tmp_path / "page.html").read_text())
+    assert len(html.pictures) == 6 + 3 + 2 + 2
+    for picture in html.pictures:
+        svg = base64.b64decode(picture.removeprefix("data:image/svg+xml;base64,")).decode()
+        assert ElementTree.fromstring(svg).tag.endswith("svg")
+        references = re.findall(r'(?:xlink:href|href|src)="([^"]*)"', svg)
+        assert all(reference.startswith(("#", "data:image/png")) for reference in references)
+    results = json.loads((folder / "results-1.json").read_text())
+    for reading in ("candidates", "exclusive"):
+        for number in results[reading]["metrics"].values():
+            assert evaluate_counts(number) in html.text
+    assert "Reference: results-0" in html.text and "radius" in html.text and "influencer" in html.text
+    header = (tmp_path / "display.png").read_bytes()[:24]
+    assert header[:4] == b"\x89PNG" and struct.unpack(">2I", header[16:])[0] > 1000
+
+
+def evaluate_counts(number: dict) -> str:
+    top = number["numerator"]
+    return f"{top:,} / {number['denominator']:,}" if isinstance(top, int) else f"{top:,.3f} / {number['denominator']}"
+
+
+def test_the_same_input_gives_the_same_page(folder: Path, tmp_path: Path):
+    options = ("--run", folder / "run", "--candidates", folder / "found", "--data", folder / "data")
+    for name in ("one.html", "two.html"):
+        run(folder, tmp_path / name, *options)
+    assert (tmp_path / "one.html").read_bytes() == (tmp_path / "two.html").read_bytes()
+
+
+def test_missing_pieces_are_said(folder: Path, tmp_path: Path):
+    html = run(folder, tmp_path / "page.html")
+    for text in ("no loss curves", "no event is drawn", "No training speed", "No configuration"):
+        assert text in html.text
+    assert len(html.pictures) == 6 + 1
+
+
+def test_a_run_without_logged_steps(folder: Path, tmp_path: Path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("seed: 1\n")
+    html = run(folder, tmp_path / "page.html", "--run", tmp_path / "run")
+    assert "no logged steps" in html.text
+
+
+def test_no_candidates_and_no_timings(tmp_path: Path):
+    events = [make.make_event(0, 6)]
+    dataset = make.write_dataset(tmp_path / "data", events)
+    nothing = [make.as_candidates(0, [], np.zeros(events[0].n_hits))]
+    make.write_candidates(tmp_path / "none", dataset, nothing)
+    (tmp_path / "none" / "timings.jsonl").unlink()
+    argv = [str(tmp_path / "none"), "--data", str(tmp_path / "data"), "--out", str(tmp_path / "results-1.json")]
+    assert evaluate.main(argv) == 0
+    html = run(tmp_path, tmp_path / "page.html", "--candidates", tmp_path / "none", "--data", tmp_path / "data")
+    assert "no timings.jsonl" in html.text and "There are no candidates of 3 hits" in html.text
+
+
+def test_steps_logged_twice_count_once(tmp_path: Path):
+    folder = make.write_run(tmp_path / "run", steps=50)
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write('{"kind": "train", "step": 50, "loss": 9.0}\n{"kind": "train", "st')
+    run_folder = Run(folder)
+    assert [row["step"] for row in run_folder.train] == [10, 20, 30, 40, 50]
+    assert run_folder.train[-1]["loss"] == 9.0 and run_folder.unreadable == 1
+
+
+class TestDisplay:
+    def display(self, event, found, **options) -> Display:
+        return make_display(event, found, Cuts(pt_min_gev=1.0), **options)
+
+    def test_every_hit_is_drawn_once(self):
+        event = make.make_event(2, 60)
+        for only in (False, True):
+            display = self.display(event, make.imperfect_candidates(event), targets_only=only)
+            lists = (*display.tracks, *display.wrong, *display.fakes, display.others)
+            assert len(np.unique(np.concatenate(lists))) == sum(map(len, lists))
+            assert display.n_drawn >= event.n_hits  # hits of missed targets may also be someone's wrong hits
+
+    def test_truth_has_nothing_wrong(self):
+        event = make.make_event(2, 60)
+        display = self.display(event, make.truth_candidates(event), targets_only=True)
+        assert len(display.tracks) == display.n_targets > 10
+        assert sum(map(len, display.wrong)) == len(display.fakes) == len(display.missed) == 0
+
+    def test_nothing_found_misses_all(self):
+        event = make.make_event(2, 60)
+        display = self.display(event, make.as_candidates(2, [], np.zeros(event.n_hits)))
+        assert len(display.missed) == display.n_targets and display.tracks == []
+
+    def test_sector_of_a_full_event(self):
+        event = make.make_event(2, 1500)
+        display = self.display(event, make.imperfect_candidates(event))
+        assert display.targets_only
+        part, width = sector(display)
+        assert 15 < len(part.tracks) < 150 and width < 60
+
+
+def test_bins_have_drawable_ends():
+    cuts = Cuts(pt_min_gev=0.0)
+    edges = [*cuts.pt_edges(), None]
+    rows = [{"from": a, "to": b} for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    low, high = plots.bin_edges(rows, "pt")
+    assert np.all(low > 0) and np.all(high > low) and np.isfinite(high).all()
+    low, high = plots.bin_edges([{"from": 50, "to": 51}], "n_tracks")
+    assert (low[0], high[0]) == (49.5, 50.5)
+
+
+def test_rounding():
+    assert page.rounded(0.98124, 0.0123) == ("0.981", "± 0.012")
+    assert page.rounded(0.98124, 0.31) == ("0.98", "± 0.31")
+    assert page.rounded(1.0, 0.00002) == ("1.0000", "± 0.0000")
+    assert page.rounded(None, None) == ("–", "")
+
+
+class TestBadInput:
+    def fails(self, capsys, *argv: object) -> str:
+        assert report.main([str(a) for a in argv]) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1 and lines[0].startswith("hpctrack report: error: ")
+        return lines[0]
+
+    def test_wrong_paths(self, folder: Path, tmp_path: Path, capsys):
+        results, out = folder / "results-1.json", tmp_path / "page.html"
+        assert "no such file" in self.fails(capsys, "--results", tmp_path / "no.json", "--out", out)
+        assert "not a run folder" in self.fails(capsys, "--results", results, "--out", out, "--run", tmp_path)
+        found = ("--candidates", tmp_path / "no", "--data", folder / "data")
+        assert "not a candidates folder" in self.fails(capsys, "--results", results, "--out", out, *found)
+        line = self.fails(capsys, "--results", results, "--out", out, "--candidates", folder / "found")
+        assert "belong together" in line
+        line = self.fails(capsys, "--results", results, "--out", tmp_path / "no" / "page.html")
+        assert "folder does not exist" in line
+        assert not out.exists()
+
+    def test_wrong_content(self, folder: Path, tmp_path: Path, capsys):
+        (tmp_path / "half.json").write_text('{"format": "hpctrack-res')
+        assert "not JSON" in self.fails(capsys, "--results", tmp_path / "half.json", "--out", tmp_path / "p.html")
+        (tmp_path / "other.json").write_text("[1]")
+        assert "format" in self.fails(capsys, "--results", tmp_path / "other.json", "--out", tmp_path / "p.html")
+
+    def test_candidates_of_other_data_or_no_such_event(self, folder: Path, tmp_path: Path, capsys):
+        options = [
+            "--results",
+            folder / "results-1.json",
+            "--out",
+            tmp_path / "p.html",
+            "--candidates",
+            folder / "found",
+        ]
+        make.write_dataset(tmp_path / "other", [make.make_event(0, 3)])
+        assert "fingerprint" in self.fails(capsys, *options, "--data", tmp_path / "other")
+        line = self.fails(capsys, *options, "--data", folder / "data", "--event", 99)
+        assert "--event 99" in line and "0, 1, 2, 3" in line
+
+
+def test_neither_verb_imports_torch():
+    code = "import sys, hpctrack.evaluate, hpctrack.report; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_page_in_a_browser(folder: Path, tmp_path: Path):
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not browser:
+        pytest.skip("no chromium on this machine")
+    out = tmp_path / "page.html"
+    run(folder, out, "--run", folder / "run", "--candidates", folder / "found", "--data", folder / "data")
+    probe = (
+        "<script>addEventListener('load', () => { document.title = "
+        "[...document.images].every(i => i.naturalWidth > 100) + ' ' + (document.documentElement.scrollWidth <= innerWidth) })</script></body>"
+    )
+    (tmp_path / "probe.html").write_text(out.read_text().replace("</body>", probe))
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    flags += " --disable-component-update --disable-sync --virtual-time-budget=3000 --window-size=500,3000 --dump-dom"
+    command = [browser, *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", f"file://{tmp_path / 'probe.html'}"]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False).stdout
+    assert "<title>true true</title>" in dom
