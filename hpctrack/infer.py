@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -135,6 +134,7 @@ def prepare(out: Path, attributes: dict[str, Any]) -> set[int] | None:
     settings = out / candidates.PARTS / "settings.json"
     if (out / candidates.INDEX).exists():
         differs(candidates.CandidateStore(out).attributes, attributes, out)
+        candidates.clean(out)  # a kill may have come between the index and this
         return None
     if settings.exists():
         differs(json.loads(settings.read_text()), attributes, out)
@@ -198,7 +198,7 @@ def join(data: Dataset, out: Path, attributes: dict[str, Any], env: Env) -> None
     if env.is_main:
         write_timings(out)
         candidates.write_index(out, [joined[shard] for shard in sorted(joined)], attributes)
-        shutil.rmtree(out / candidates.PARTS)
+        candidates.clean(out)
         store = candidates.CandidateStore(out)
         print(f"{out}: candidates of {len(store)} events, digest {store.digest}")
     barrier(env)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -135,6 +136,13 @@ def write_index(folder: Path, shards: Sequence[tuple[str, Sequence[int], str]], 
         file["event_id"] = np.array([event for _, events, _ in shards for event in events], dtype="<i8")
         file["shard"] = np.repeat(np.arange(len(shards), dtype="<i4"), counts)
         file["row"] = np.concatenate([np.arange(n, dtype="<i4") for n in counts] or [np.zeros(0, "<i4")])
+
+
+def clean(folder: Path) -> None:
+    """Remove what is no longer needed once the index stands: journals, and temporary files that a kill left behind."""
+    shutil.rmtree(folder / PARTS, ignore_errors=True)
+    for leftover in folder.glob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
 
 
 class CandidateStore:
