@@ -244,7 +244,8 @@ def test_the_page_in_a_browser(folder: Path, tmp_path: Path):
     run(folder, out, "--run", folder / "run", "--candidates", folder / "found", "--data", folder / "data")
     probe = (
         "<script>addEventListener('load', () => { document.title = "
-        "[...document.images].every(i => i.naturalWidth > 100) + ' ' + (document.documentElement.scrollWidth <= innerWidth) })</script></body>"
+        "[...document.images].every(i => i.naturalWidth > 100) + ' ' + "
+        "(document.documentElement.scrollWidth <= innerWidth) })</script></body>"
     )
     (tmp_path / "probe.html").write_text(out.read_text().replace("</body>", probe))
     flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
