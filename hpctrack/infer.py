@@ -28,6 +28,7 @@ from hpctrack.config import (
     parse,
 )
 from hpctrack.data import candidates
+from hpctrack.data.files import write_json, write_text
 from hpctrack.data.loader import EventLoader, expected_hits
 from hpctrack.data.plan import split_by_cost
 from hpctrack.data.store import Dataset
@@ -140,9 +141,7 @@ def prepare(out: Path, attributes: dict[str, Any]) -> set[int] | None:
         differs(json.loads(settings.read_text()), attributes, out)
         return set(candidates.committed(out))
     settings.parent.mkdir(parents=True, exist_ok=True)
-    temporary = settings.with_suffix(".tmp")
-    checkpoint.write_text(temporary, json.dumps(attributes, sort_keys=True))
-    temporary.replace(settings)
+    write_json(settings, attributes)
     return set()
 
 
@@ -211,7 +210,7 @@ def write_timings(out: Path) -> None:
         for line in path.read_text().splitlines():
             if line.endswith("}"):  # a kill may cut the last one short
                 lines[json.loads(line)["event_id"]] = line
-    checkpoint.write_text(out / "timings.jsonl", "".join(f"{lines[event]}\n" for event in sorted(lines)))
+    write_text(out / "timings.jsonl", "".join(f"{lines[event]}\n" for event in sorted(lines)))
 
 
 def submission_blocks(data: Dataset, out: Path) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:

@@ -22,9 +22,14 @@ def publish(temporary: Path, path: Path) -> None:
 
 def write_json(path: Path, value: object) -> None:
     """Write a JSON file, whole or not at all."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
     temporary = temporary_name(path)
     try:
-        temporary.write_text(json.dumps(value, indent=1) + "\n")
+        temporary.write_text(text)
         publish(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import xxhash
 
+from hpctrack.data.files import publish, write_json, write_text
 from hpctrack.errors import InputError
 
 LATEST = "latest"
@@ -33,12 +34,11 @@ def save(folder: Path, step: int, state: dict[str, Any], meta: dict[str, Any], k
     with open(temporary / STATE, "wb") as file:
         torch.save(state, file)
         sync(file)
-    write_text(temporary / META, json.dumps(meta, indent=1))
+    write_json(temporary / META, meta)
     if final.exists():  # the same step, written again after a resume
         shutil.rmtree(final)
-    os.replace(temporary, final)
-    write_text(folder / f".{LATEST}.tmp", final.name)
-    os.replace(folder / f".{LATEST}.tmp", folder / LATEST)
+    publish(temporary, final)
+    write_text(folder / LATEST, final.name)
     for old in sorted(folder.glob("step-*"))[:-keep]:
         if old != final:
             shutil.rmtree(old)
@@ -99,13 +99,6 @@ def digest(model: torch.nn.Module) -> str:
         state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         state.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return state.hexdigest()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write and flush to disk."""
-    with open(path, "w") as file:
-        file.write(text)
-        sync(file)
 
 
 def sync(file: Any) -> None:

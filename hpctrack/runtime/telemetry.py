@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import time
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from hpctrack.data.files import write_text
 from hpctrack.errors import InputError
 
 
@@ -31,9 +31,7 @@ class Metrics:
                     raise InputError(f"{path}: line {number} has no 'step'; not a metrics file of a run")
                 if entry["step"] <= resumed_step:
                     kept.append(line + "\n")
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text("".join(kept))
-        os.replace(temporary, path)
+        write_text(path, "".join(kept))
         self.file = open(path, "a")  # noqa: SIM115 - open as long as the run
         self.board = SummaryWriter(run / "tensorboard", purge_step=resumed_step + 1)
 

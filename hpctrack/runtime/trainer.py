@@ -14,6 +14,7 @@ from torch_geometric.data import Batch
 
 from hpctrack import __version__
 from hpctrack.config import AugmentConfig, RunConfig, dump_yaml
+from hpctrack.data.files import write_text
 from hpctrack.data.loader import EventLoader, expected_hits, iterate
 from hpctrack.data.plan import EpochPlan, plan_epoch, split_by_cost
 from hpctrack.data.store import Dataset
@@ -121,7 +122,7 @@ class Trainer:
             self.step, self.window, self.tuned = meta["step"], Window(meta["window"]), meta["tuned"]
         if self.env.is_main:
             self.folder.mkdir(parents=True, exist_ok=True)
-            checkpoint.write_text(self.folder / "config.yaml", dump_yaml(self.config))
+            write_text(self.folder / "config.yaml", dump_yaml(self.config))
             self.metrics = Metrics(self.folder, self.step)
         n = sum(p.numel() for p in self.engine.module.parameters())
         self.say(

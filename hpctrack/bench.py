@@ -1,0 +1,72 @@
+"""`hpctrack bench NAME`: measured performance, as ratios of things measured in the same run."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hpctrack.benchmarks import BENCHES
+from hpctrack.benchmarks.measure import commit, machine, versions
+from hpctrack.data.files import write_json, write_text
+from hpctrack.errors import verb
+
+
+@verb("bench")
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line of the verb."""
+    parser = argparse.ArgumentParser(prog="hpctrack bench", description=__doc__)
+    parser.add_argument("name", choices=sorted(BENCHES))
+    parser.add_argument("--json", type=Path, help="write figures, command, commit, versions and machine here")
+    parser.add_argument("--markdown", type=Path, help="write the same as a page for docs/benchmarks/")
+    parser.add_argument("--quick", action="store_true", help="the same figures on less work")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    figures = BENCHES[args.name](args.quick)
+    result = {
+        "bench": args.name,
+        "command": shlex.join(["hpctrack", "bench", *(sys.argv[1:] if argv is None else argv)]),
+        "commit": commit(),
+        "versions": versions(),
+        "machine": machine() | {"threads": args.threads},
+        "figures": {figure.name: figure.summary() for figure in figures},
+    }
+    text = page(result)
+    print(text)
+    if args.json:
+        write_json(args.json, result)
+    if args.markdown:
+        write_text(args.markdown, text)
+
+
+def page(result: dict[str, Any]) -> str:
+    """The result as Markdown."""
+    rows = [
+        f"| `{name}` | {f['median']:.3g} | {f['min']:.3g} – {f['max']:.3g} | {f['unit']} | {f['n']} | {f['meaning']} |"
+        for name, f in result["figures"].items()
+    ]
+    about = result["machine"]
+    return "\n".join(
+        [
+            f"# hpctrack bench {result['bench']}",
+            "",
+            "| figure | median | range | unit | repeats | meaning |",
+            "|---|---|---|---|---|---|",
+            *rows,
+            "",
+            f"Command: `{result['command']}`, commit {result['commit']}. Machine: {about['cpu']}, {about['cores']} "
+            f"cores ({about['threads']} thread used), {about['memory_gib']} GiB. "
+            f"Versions: {', '.join(f'{name} {version}' for name, version in result['versions'].items())}.",
+            "",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,7 @@
+"""Benchmarks: one file each, one line here. `run(quick) -> list[Figure]`, peers measured in the same run."""
+
+from __future__ import annotations
+
+from hpctrack.benchmarks import loss
+
+BENCHES = {"loss": loss.run}
