@@ -101,7 +101,7 @@ def _rate_axis(axes, metric: str, lowest: float, highest: float) -> None:
         axes.axhline(1, color=FAINT, lw=0.8)
     else:
         axes.set_ylim(0, next((t for t in (0.02, 0.05, 0.1, 0.2, 0.5) if highest < 0.95 * t), 1.04))
-    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     grid(axes)
 
 
@@ -115,6 +115,15 @@ def _variable_axis(axes, variable: str, low: np.ndarray, high: np.ndarray) -> No
         axes.set_xlim(low[0], high[-1])
     elif variable == "n_tracks":
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        if len(low) and high[-1] - low[0] < 5:
+            middle = (low[0] + high[-1]) / 2
+            axes.set_xlim(middle - 5, middle + 5)
+
+
+def loss_terms(train: Sequence[dict]) -> list[tuple[str, str]]:
+    """The logged terms `loss/…` and their colours, in the order of their names."""
+    keys = sorted({key for row in train for key in row if key.startswith("loss/")})
+    return [(key, (ORANGE, GREEN, VIOLET, MUTED)[number % 4]) for number, key in enumerate(keys)]
 
 
 @styled
@@ -122,21 +131,17 @@ def loss_figure(train: Sequence[dict], valid: Sequence[dict]) -> str:
     """Loss against step: total and every term in training, total in validation, on a logarithmic axis."""
     figure, axes = new_figure(*SIZE)
     steps = [row["step"] for row in train]
-    terms = sorted({key for row in train for key in row if key.startswith("loss/")})
-    for number, key in enumerate(terms):
-        values = [row.get(key, np.nan) for row in train]
-        colour = (ORANGE, GREEN, VIOLET, MUTED)[number % 4]
-        axes.plot(steps, values, lw=1.1, color=colour, label=key.removeprefix("loss/").replace("_", " "))
-    axes.plot(steps, [row["loss"] for row in train], lw=1.8, color=BLUE, label="total, training")
+    for key, colour in loss_terms(train):
+        axes.plot(steps, [row.get(key, np.nan) for row in train], lw=1.1, color=colour)
+    axes.plot(steps, [row["loss"] for row in train], lw=2, color=BLUE)
     axes.plot(
         [row["step"] for row in valid], [row["loss"] for row in valid], "o", ms=4.5, color=INK,
-        markerfacecolor="white", label="total, validation", zorder=4,
+        markerfacecolor="white", zorder=4,
     )  # fmt: skip
     positive = [v for row in [*train, *valid] for k, v in row.items() if k.startswith("loss") and v and v > 0]
     if positive:
         axes.set_yscale("log")
     axes.set_title("Loss")
-    axes.legend(loc="best")
     return _against_steps(figure, axes)
 
 

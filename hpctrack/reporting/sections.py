@@ -161,11 +161,23 @@ def losses(run: Run | None) -> str:
     ]
     caption = (
         f"{len(run.train):,} logged training steps and {len(run.valid):,} validations. Each point of the curves is the "
-        "mean over the steps since the point before; the terms are as logged. The gradient norm is before clipping."
+        "mean over the steps since the point before; terms are before their weights. The gradient norm is before "
+        "clipping."
     )
     if run.unreadable:
         caption += f" {run.unreadable} lines of metrics.jsonl could not be read and are left out."
-    return page.section(title, page.figures("three", pictures, caption))
+    entries = [(_line(BLUE, 2.4), "total loss, training"), (_ring(INK), "total loss, validation")]
+    names = [(key.removeprefix("loss/").replace("_", " "), colour) for key, colour in plots.loss_terms(run.train)]
+    entries += [(_line(colour, 1.6), f"{name}, training") for name, colour in names]
+    return page.section(title, page.key(entries), page.figures("three", pictures, caption))
+
+
+def _line(colour: str, width: float) -> str:
+    return f'<path d="M3 7H27" stroke="{colour}" stroke-width="{width}"/>'
+
+
+def _ring(colour: str) -> str:
+    return f'<circle cx="15" cy="7" r="3.6" fill="#fff" stroke="{colour}" stroke-width="1.4"/>'
 
 
 def event_display(display: Display | None, results: dict) -> str:

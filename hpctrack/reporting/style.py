@@ -37,8 +37,6 @@ SETTINGS: dict[str, Any] = {
     "grid.color": "#e8ebef",
     "grid.linewidth": 0.8,
     "legend.frameon": False,
-    "legend.fontsize": 9.5,
-    "legend.handletextpad": 0.5,
     "figure.facecolor": "white",
     "svg.hashsalt": "hpctrack",  # the same figure gives the same bytes
     "svg.fonttype": "path",
