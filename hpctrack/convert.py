@@ -288,7 +288,7 @@ def _prepare(out: Path, tasks: Sequence[Task], recipe: str, args: argparse.Names
         for path in [out / store.INDEX, out / SKIPPED, *out.glob("events-*.h5")]:
             path.unlink(missing_ok=True)
     otherwise = "choose another folder, or --overwrite to replace it"
-    if (out / store.INDEX).exists():
+    if (out / store.INDEX).exists():  # a damaged one is an InputError here
         attributes = store.open_dataset(out).attributes
         if attributes.get("recipe") == recipe and (args.skip_bad or not attributes["n_skipped"]):
             return True

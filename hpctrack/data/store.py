@@ -19,10 +19,10 @@ from typing import Any
 
 import h5py
 import numpy as np
-import xxhash
 
 from hpctrack import __version__
 from hpctrack.data import schema
+from hpctrack.data.checksums import column_checksum, combined_digest, event_checksum, table_checksum
 from hpctrack.data.files import publish, temporary_name
 from hpctrack.data.files import write_json as write_json
 from hpctrack.errors import InputError
@@ -30,36 +30,22 @@ from hpctrack.errors import InputError
 INDEX = "index.h5"
 MAX_OPEN = 16  # shards one process keeps open
 _AXIS = {table: "hits" if table in schema.HIT_TABLES else table for table in schema.TABLES}
-_PER_EVENT = {"n_noise": np.int64, "checksum": np.uint64}  # beside event_id in a shard
+INDEX_COLUMNS = (
+    "event_id",
+    "shard",
+    "row",
+    "n_hits",
+    "n_noise",
+    "n_particles",
+    "checksum",
+    "shard_files",
+    "shard_bytes",
+)
 
 
 def shard_name(number: int) -> str:
     """The file name of shard `number`."""
     return f"events-{number:05d}.h5"
-
-
-# ------------------------------------------------------------------------------------------------ checksums
-
-
-def column_checksum(values: np.ndarray) -> int:
-    """xxh3_64 of a column's bytes (little-endian, contiguous)."""
-    return xxhash.xxh3_64_intdigest(np.ascontiguousarray(values).view(np.uint8).data)
-
-
-def event_checksum(columns: Mapping[str, int]) -> int:
-    """xxh3_64 over an event's sorted `table.column` names, their stored types and their column checksums."""
-    types = {f"{t}.{c}": np.dtype(d).newbyteorder("<").str for t, cs in schema.TABLES.items() for c, d in cs.items()}
-    text = "\n".join(f"{name} {types[name]} {columns[name]:016x}" for name in sorted(columns))
-    return xxhash.xxh3_64_intdigest(text.encode())
-
-
-def combined_digest(event_ids: np.ndarray, checksums: np.ndarray) -> str:
-    """32 hex digits over (event_id, event checksum) in the order of the ids: the content, however it is sharded."""
-    order = np.argsort(event_ids, kind="stable")
-    hasher = xxhash.xxh3_128(f"{schema.FORMAT} {schema.VERSION}\n".encode())
-    hasher.update(np.ascontiguousarray(event_ids[order], dtype="<i8").tobytes())
-    hasher.update(np.ascontiguousarray(checksums[order], dtype="<u8").tobytes())
-    return hasher.hexdigest()
 
 
 # ------------------------------------------------------------------------------------------------ writing
@@ -182,7 +168,7 @@ def write_index(folder: str | Path, shards: Sequence[str], attributes: Mapping[s
         with open_h5(folder / name, "shard") as file, damage(folder / name):
             n = len(file["event_id"])
             part = {"event_id": file["event_id"][:], "shard": np.full(n, number, np.int32), "row": np.arange(n)}
-            part |= {key: file[key][:] for key in _PER_EVENT}
+            part |= {key: file[key][:] for key in ("n_noise", "checksum")}
             part |= {f"n_{axis}": np.diff(file[f"offsets/{axis}"][:]) for axis in ("hits", "particles")}
         for key, values in part.items():
             columns.setdefault(key, []).append(values)
@@ -193,12 +179,13 @@ def write_index(folder: str | Path, shards: Sequence[str], attributes: Mapping[s
     if len(twice):
         first, second = (shards[table["shard"][twice[0] + k]] for k in (0, 1))
         raise InputError(f"{folder}: event {table['event_id'][twice[0]]} stands in {first} and in {second}")
+    table["shard_files"] = np.array(list(shards), dtype="S")
+    table["shard_bytes"] = np.array([os.path.getsize(folder / name) for name in shards], dtype=np.int64)
     with atomic_h5(folder / INDEX) as file:
         _write_header(file, "index", attributes or {})
         for key, values in table.items():
             file[key] = values
-        file["shard_files"] = np.array(list(shards), dtype="S")
-        file["shard_bytes"] = np.array([os.path.getsize(folder / name) for name in shards], dtype=np.int64)
+        file["index_checksum"] = np.uint64(table_checksum(table, INDEX_COLUMNS))
 
 
 # ------------------------------------------------------------------------------------------------ reading
@@ -213,12 +200,12 @@ def open_h5(path: str | Path, kind: str) -> h5py.File:
     except OSError as error:
         if error.errno not in (None, 0):
             raise
-        raise InputError(f"{path}: not a whole HDF5 file ({_short(error)}); convert again") from error
+        raise InputError(f"{path}: not a whole HDF5 file ({_short(error)}); convert again with --overwrite") from error
     with damage(path):
         found = {key: file.attrs.get(key) for key in ("format", "version", "kind")}
     expected = {"format": schema.FORMAT, "version": schema.VERSION, "kind": kind}
     for key, value in expected.items():
-        if found[key] != value:
+        if str(found[key]) != str(value):
             file.close()
             raise InputError(f"{path}: {key} is '{found[key]}', but this hpctrack reads '{value}'")
     return file
@@ -229,12 +216,16 @@ def damage(path: str | Path) -> Iterator[None]:
     """Turn what h5py says of missing or unreadable parts of a file into an InputError."""
     try:
         yield
-    except (KeyError, RuntimeError) as error:
-        raise InputError(f"{path}: damaged, or not made by hpctrack ({_short(error)}); convert again") from error
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"{path}: damaged, or not made by hpctrack ({_short(error)}); convert again with --overwrite"
+        ) from error
     except OSError as error:
         if error.errno not in (None, 0):
             raise
-        raise InputError(f"{path}: damaged ({_short(error)}); convert again") from error
+        raise InputError(f"{path}: damaged ({_short(error)}); convert again with --overwrite") from error
 
 
 def _short(error: Exception) -> str:
@@ -258,18 +249,23 @@ class Dataset:
         if not (self.folder / INDEX).is_file():
             raise InputError(f"{self.folder}: no {INDEX}; `hpctrack convert` writes it last, so run it (again)")
         with open_h5(self.folder / INDEX, "index") as file, damage(self.folder / INDEX):
-            self.event_ids = file["event_id"][:]
-            self.n_hits, self.n_noise, self.n_particles = (file[f"n_{k}"][:] for k in ("hits", "noise", "particles"))
-            self.shard, self.row, self.checksums = (file[k][:] for k in ("shard", "row", "checksum"))
-            self.shards = [name.decode() for name in file["shard_files"][:]]
-            sizes = file["shard_bytes"][:]
+            table = {key: file[key][:] for key in INDEX_COLUMNS}
+            if table_checksum(table, INDEX_COLUMNS) != file["index_checksum"][()]:
+                raise InputError(f"{self.folder / INDEX}: fails its checksum; convert again with --overwrite")
             self.attributes = dict(file.attrs)
-        for name, size in zip(self.shards, sizes, strict=True):
+        self.event_ids, self.checksums, self.shard, self.row = (
+            table[key] for key in ("event_id", "checksum", "shard", "row")
+        )
+        self.n_hits, self.n_noise, self.n_particles = (table[f"n_{key}"] for key in ("hits", "noise", "particles"))
+        self.shards = [name.decode() for name in table["shard_files"]]
+        for name, size in zip(self.shards, table["shard_bytes"], strict=True):
             path = self.folder / name
             if not path.is_file():
-                raise InputError(f"{path}: missing, but {INDEX} names it; convert again")
+                raise InputError(f"{path}: missing, but {INDEX} names it; convert again with --overwrite")
             if path.stat().st_size != size:
-                raise InputError(f"{path}: {path.stat().st_size} bytes, but {INDEX} says {size}; convert again")
+                raise InputError(
+                    f"{path}: {path.stat().st_size} bytes, but {INDEX} says {size}; convert again with --overwrite"
+                )
         self._reset()
 
     def __len__(self) -> int:
@@ -299,7 +295,9 @@ class Dataset:
                 table, column = name.split(".")
                 values = shard.read(table, column, row)
                 if verify and column_checksum(values) != shard.checksum(name, row):
-                    raise InputError(f"{shard.path}: event {event_id}: {name} fails its checksum; convert again")
+                    raise InputError(
+                        f"{shard.path}: event {event_id}: {name} fails its checksum; convert again with --overwrite"
+                    )
                 tables.setdefault(table, {})[column] = values
         return schema.Event(event_id, tables)
 
@@ -357,7 +355,9 @@ class _Shard:
         for key, values in expected.items():
             if len(own[key]) != len(rows) or (own[key][rows] != values).any():
                 self.file.close()
-                raise InputError(f"{path}: does not hold the events that {INDEX} says ({key}); convert again")
+                raise InputError(
+                    f"{path}: does not hold the events that {INDEX} says ({key}); convert again with --overwrite"
+                )
 
     def read(self, table: str, column: str, row: int) -> np.ndarray:
         name, offsets = f"{table}/{column}", self.offsets[_AXIS[table]]
@@ -391,7 +391,7 @@ def digest(dataset: Dataset) -> str:
         checksums[i] = event_checksum(sums)
         if checksums[i] != dataset.checksums[i]:
             path = dataset.folder / dataset.shards[dataset.shard[i]]
-            raise InputError(f"{path}: event {event_id} does not match its checksum; convert again")
+            raise InputError(f"{path}: event {event_id} does not match its checksum; convert again with --overwrite")
     return combined_digest(dataset.event_ids, checksums)
 
 

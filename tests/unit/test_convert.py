@@ -113,6 +113,8 @@ def test_out_in_the_way(whole, tmp_path, capsys):
     assert store.open_dataset(out).fingerprint == first
     assert run(capsys, whole, out, "--jobs", 1, "--overwrite", "--events-per-shard", 2)[0] == 0
     assert len(store.open_dataset(out)) == 7
+    (out / "index.h5").write_text("damaged")
+    assert "convert again with --overwrite" in run(capsys, whole, out, "--jobs", 1)[2]
     (out / "index.h5").unlink()
     code, _, err = run(capsys, whole, out, "--jobs", 1)
     assert code == 2 and "events-00000.h5: left by a convert of other input or options" in err

@@ -233,6 +233,18 @@ def test_missing_parts(dataset):
     assert "index.h5: damaged, or not made by hpctrack" in refused(dataset.folder)
 
 
+def test_a_changed_index_is_found(dataset):
+    path = dataset.folder / "index.h5"
+    whole = path.read_bytes()
+    for key in store.INDEX_COLUMNS:
+        with h5py.File(path, "r+") as file:
+            values = file[key][:]
+            values.view(np.uint8)[0] ^= 1
+            file[key][:] = values
+        assert "index.h5: fails its checksum" in refused(dataset.folder)
+        path.write_bytes(whole)
+
+
 def test_full_disk(small_disk, events):
     for kib in (16, 64, 100, 150):
         disk = small_disk(kib)
