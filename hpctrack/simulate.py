@@ -35,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
     """The verb's options; those of Settings keep their defaults there."""
     p = argparse.ArgumentParser(
         prog="hpctrack simulate",
+        allow_abbrev=False,
         description="Write events in TrackML's CSV format. Run again to continue or to extend: finished events stay.",
     )
     p.add_argument("out", metavar="OUT", type=Path, help="folder, made if missing")

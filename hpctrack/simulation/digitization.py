@@ -1,8 +1,8 @@
 """From true crossings to measured hits: clusters of cells (geometric) or Gaussian smearing.
 
 Geometric: the straight path through the sensor's sensitive depth is cut at the borders of the cells; a cell's signal is
-the path inside it, the hit is the signal-weighted mean of the cells' centres. It is what ACTS' DigitizationAlgorithm does
-(compared in the tests), in numpy, so that all sources share it. Strips are digital, as in TrackML.
+the path inside it, the hit is the signal-weighted mean of the cells' centres. It is what ACTS' DigitizationAlgorithm
+does (compared in the tests), in numpy, so that all sources share it. Strips are digital, as in TrackML.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ class _Sensor:
 
     half_thickness: float  # mm, `module_t`
     pitch: tuple[float, float]  # mm, u and v
-    depth: float  # mm of silicon that gives signal: chosen to reproduce TrackML's clusters
+    depth: float  # mm of silicon that gives signal, as TrackML's clusters show it: twice the barrels' in endcaps
     digital: bool  # cells say 1 instead of their charge
 
 
@@ -85,7 +85,7 @@ _ENDCAPS = {
         sequence="011010110110101101101101011011010110110110101101101011011010110110101101101101011011010110110110101101101011",
     ),
     (12, 14): _Endcap(
-        _Sensor(0.25, _SHORT_PITCH, 0.25, True),
+        _Sensor(0.25, _SHORT_PITCH, 0.50, True),
         disks=_STRIP_DISKS,
         rings=(
             _Ring(318.0, 54, (16.4, 24.2), 78.0, (-1.5, -4.5)),
@@ -96,7 +96,7 @@ _ENDCAPS = {
         "2102102102102102120120120120120120210210210212012012012012012012012012",
     ),
     (16, 18): _Endcap(
-        _Sensor(0.35, (0.12, 10.4), 0.35, True),
+        _Sensor(0.35, (0.12, 10.4), 0.70, True),
         disks=_STRIP_DISKS,
         rings=(
             _Ring(828.0, 48, (54.0, 64.2), 78.0, (-2.5, -5.5)),
@@ -208,11 +208,8 @@ def _part(sensor: _Sensor, centre: list, axes: list, half_u: tuple[float, float]
     """Columns of one row of modules; `axes` are u, v, w, each its x, y, z."""
     n = len(ids["module_id"])
     part = {name: np.broadcast_to(np.asarray(value, np.int64), n) for name, value in ids.items()}
-    part |= {
-        name: np.broadcast_to(np.asarray(value, float), n)
-        for name, value in zip(("cx", "cy", "cz"), centre, strict=True)
-    }
     for i, x in enumerate("xyz"):
+        part[f"c{x}"] = np.broadcast_to(np.asarray(centre[i], float), n)
         for j, u in enumerate("uvw"):
             part[f"rot_{x}{u}"] = np.broadcast_to(np.asarray(axes[j][i], float), n)
     single = {"module_t": sensor.half_thickness, "module_minhu": half_u[0], "module_maxhu": half_u[1]}

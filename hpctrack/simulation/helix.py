@@ -1,7 +1,7 @@
 """Source `helix`: numpy only. Charged particles on helices through the TrackML detector's modules, with scattering.
 
-A stand-in for tests and first steps: spectra, vertices, occupancy and resolution are like those of pile-up, but particles
-do not come from collisions, lose no energy and make no secondaries; a fifth is born away from the beam, as decays are.
+A stand-in for tests and first steps: spectra, vertices, occupancy and resolution are like those of pile-up, but
+particles do not come from collisions, lose no energy and make no secondaries; a fifth starts off the beam, like decays.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from hpctrack.simulation.settings import Settings
 GEV_PER_T_MM = 2.99792458e-4  # pT [GeV] = this x |B| [T] x radius [mm]
 PARTICLES_PER_VERTEX = 50  # of a soft collision at 14 TeV within |eta| < 4, pT > 0.15 GeV
 DISPLACED, DECAY_MM = 0.2, 60.0  # share born away from the beam, mean distance
-PT_SCALE_GEV, PT_POWER = 1.2, 6.0  # dN/dpT ~ pT (1 + pT / scale)^-power: median 0.43 GeV above 0.15
+PT_SCALE_GEV, PT_POWER = 1.0, 7.0  # dN/dpT ~ pT (1 + pT / scale)^-power: median 0.44 GeV above 0.15
 SCATTERING_GEV = 0.0136 * 0.02**0.5  # sigma of the angle x p, at each layer of 2 % radiation length
 SPECIES = ((211, 0.82), (321, 0.10), (2212, 0.08))
 SEARCH_MM = 8.0  # modules lie this close to their layer's nominal cylinder or plane

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +63,8 @@ def run(settings: Settings, folder: Path, event_ids: range, jobs: int) -> Iterat
     if event_ids and not 0 <= event_ids[0] <= event_ids[-1] <= MAX_EVENT_ID:
         raise InputError(f"--first-event {event_ids[0]} --events {len(event_ids)}: ids must lie in 0 … {MAX_EVENT_ID}")
     versions = package_versions(source_class(settings.source))
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is a file; OUT must be a folder, or a new name")
     folder.mkdir(parents=True, exist_ok=True)
     everything = {"hpctrack": hpctrack.__version__, "numpy": np.__version__, "python": platform.python_version()}
     writer.claim(folder, settings.as_dict(), {**everything, **versions}, decisive=versions)
@@ -85,7 +87,7 @@ def _in_processes(settings: Settings, folder: Path, todo: list[int], jobs: int) 
             yield _make(simulation, folder, event_id)
         return
     # spawn: neither ACTS nor an MPI parent may be forked.
-    pool = ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_begin, initargs=(settings, folder, os.getpid()))
+    pool = ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_begin, initargs=(settings, folder))
     try:
         yield from (future.result() for future in as_completed([pool.submit(_work, event_id) for event_id in todo]))
     except BrokenProcessPool as error:
@@ -105,15 +107,14 @@ def _make(simulation: Simulation, folder: Path, event_id: int) -> Done:
 _worker: dict[str, object] = {}
 
 
-def _begin(settings: Settings, folder: Path, parent: int) -> None:
-    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+def _begin(settings: Settings, folder: Path) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _worker.update(settings=settings, folder=folder)
 
 
-def _watch(parent: int) -> None:
-    """End the worker when its parent is gone: a killed run must not go on writing."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
+def _end_with_parent() -> None:
+    """A killed run must not go on writing."""
+    parent_process().join()
     os._exit(1)
 
 

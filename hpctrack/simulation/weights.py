@@ -1,7 +1,8 @@
 """TrackML's truth weights: how much each hit counts in the score.
 
 S. Amrouche et al., "The Tracking Machine Learning challenge: Accuracy phase", The NeurIPS 2018 Competition, Springer,
-arXiv:1904.06778; the numbers are those of the organisers' trackml-library (trackml/weights.py).
+arXiv:1904.06778; the numbers are those of the organisers' trackml-library (trackml/weights.py). This is the first
+(accuracy) phase's definition; in the second, secondaries weighed nothing.
 """
 
 from __future__ import annotations

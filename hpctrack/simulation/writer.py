@@ -48,7 +48,7 @@ def csv_bytes(columns: Mapping[str, np.ndarray]) -> bytes:
 
 
 def publish(path: Path, data: bytes, compressed: bool = False) -> None:
-    """Write `data` under a temporary name, then rename it to `path`."""
+    """Write `data` under a temporary name, then rename it to `path`; OSError that names `path`."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -57,9 +57,11 @@ def publish(path: Path, data: bytes, compressed: bool = False) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 
