@@ -28,7 +28,7 @@ from hpctrack.config import (
     parse,
 )
 from hpctrack.data import candidates
-from hpctrack.data.files import write_json, write_text
+from hpctrack.data.files import naming, write_json, write_text
 from hpctrack.data.loader import EventLoader, expected_hits
 from hpctrack.data.plan import split_by_cost
 from hpctrack.data.store import Dataset
@@ -176,8 +176,9 @@ def build(config: InferConfig, model: torch.nn.Module, data: Dataset, rows: np.n
             journal.append(found)
             read_s, model_s, build_s = np.diff(times).tolist()
             entry = {"event_id": event_id, "n_hits": batch.num_nodes, "n_candidates": len(found), "rank": env.rank}
-            timings.write(json.dumps(entry | {"read_s": read_s, "model_s": model_s, "build_s": build_s}) + "\n")
-            timings.flush()
+            with naming(Path(timings.name)):
+                timings.write(json.dumps(entry | {"read_s": read_s, "model_s": model_s, "build_s": build_s}) + "\n")
+                timings.flush()
             if count % max(1, len(rows) // 10) == 0:
                 say(env, f"event {event_id}: {len(found)} candidates  ({count}/{len(rows)} on this rank)")
     journal.close()

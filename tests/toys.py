@@ -104,8 +104,8 @@ def toy_config(run: Path, data: Path, valid: Path | None = None, **sections: dic
         "train": {"steps": 6, "precision": "fp64", "log_every": 1, "checkpoint_every": 2, "valid_every": 3},
     }
     for name, section in sections.items():
-        name = "data" if name == "reading" else name
-        values[name] = values.get(name, {}) | section
+        key = "data" if name == "reading" else name
+        values[key] = values.get(key, {}) | section
     return parse(RunConfig, values, "toy")
 
 

@@ -20,6 +20,7 @@ import h5py
 import numpy as np
 import xxhash
 
+from hpctrack.data.files import naming
 from hpctrack.data.schema import Candidates
 from hpctrack.data.store import atomic_h5
 from hpctrack.errors import InputError
@@ -47,6 +48,7 @@ class Journal:
     def __init__(self, folder: Path, writer: str) -> None:
         path = folder / PARTS / f"{writer}.journal"
         path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
         whole = max((offset + len(payload) for _, offset, payload in records(path)), default=0) if path.exists() else 0
         self.file = open(path, "ab")  # noqa: SIM115 - open as long as the writer
         self.file.truncate(whole)
@@ -55,9 +57,10 @@ class Journal:
         """Commit one event."""
         payload = encode(candidates)
         header = HEADER.pack(MAGIC, candidates.event_id, len(payload), xxhash.xxh3_64_intdigest(payload))
-        self.file.write(header + payload)
-        self.file.flush()
-        os.fsync(self.file.fileno())
+        with naming(self.path):
+            self.file.write(header + payload)
+            self.file.flush()
+            os.fsync(self.file.fileno())
 
     def close(self) -> None:
         """Close the file; the records stay."""

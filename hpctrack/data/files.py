@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -29,10 +31,22 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all."""
     temporary = temporary_name(path)
     try:
-        temporary.write_text(text)
+        with naming(path):
+            temporary.write_text(text)
         publish(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError that comes from writing an open file (a full disk, say) gets that file's name."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
 
 
 def _fsync(path: Path) -> None:

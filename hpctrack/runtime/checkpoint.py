@@ -18,7 +18,7 @@ import torch
 import xxhash
 
 from hpctrack.data.files import publish, write_json, write_text
-from hpctrack.errors import InputError
+from hpctrack.errors import InputError, MachineError
 
 LATEST = "latest"
 STATE, META = "state.pt", "meta.json"
@@ -26,15 +26,19 @@ STATE, META = "state.pt", "meta.json"
 
 def save(folder: Path, step: int, state: dict[str, Any], meta: dict[str, Any], keep: int) -> Path:
     """Write checkpoint `step` into `folder` and let `latest` name it; older ones beyond `keep` are removed."""
-    folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"step-{step:08d}"
     temporary = folder / f".{final.name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    with open(temporary / STATE, "wb") as file:
-        torch.save(state, file)
-        sync(file)
-    write_json(temporary / META, meta)
+    temporary.mkdir(parents=True)
+    try:
+        with open(temporary / STATE, "wb") as file:
+            torch.save(state, file)
+            sync(file)
+        write_json(temporary / META, meta)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        shutil.rmtree(temporary, ignore_errors=True)
+        reason = error.strerror if isinstance(error, OSError) else f"a write failed, is the disk full? {error}"
+        raise MachineError(f"{final}: checkpoint not written: {reason}; earlier ones stand") from error
     if final.exists():  # the same step, written again after a resume
         shutil.rmtree(final)
     publish(temporary, final)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from hpctrack.data.files import write_text
+from hpctrack.data.files import naming, write_text
 from hpctrack.errors import InputError
 
 
@@ -19,7 +19,7 @@ class Metrics:
     """`metrics.jsonl` and TensorBoard files of a run; after a resume, lines beyond the resumed step are taken back."""
 
     def __init__(self, run: Path, resumed_step: int) -> None:
-        path = run / "metrics.jsonl"
+        self.path = path = run / "metrics.jsonl"
         kept = []
         if path.exists():
             for number, line in enumerate(path.read_text().splitlines(), 1):
@@ -37,8 +37,9 @@ class Metrics:
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """One line, flushed; numbers also go to TensorBoard as `kind/name`."""
-        self.file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
-        self.file.flush()
+        with naming(self.path):
+            self.file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+            self.file.flush()
         for name, value in values.items():
             if isinstance(value, (int, float)):
                 self.board.add_scalar(f"{kind}/{name}", value, step)

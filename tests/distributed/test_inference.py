@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import random
 import signal
@@ -64,6 +66,20 @@ def test_killed_at_random_moments_it_still_ends_with_the_same_bytes(trained, tmp
     run_ranks(2, run, *trained, out)
     assert CandidateStore(out).digest == CandidateStore(tmp_path / "whole").digest
     assert sorted(p.name for p in out.iterdir()) == sorted(p.name for p in (tmp_path / "whole").iterdir())
+
+
+def test_a_full_disk_is_one_line_and_the_rest_can_be_done_elsewhere(trained, small_disk):
+    checkpoint, data = trained
+    out = small_disk(8) / "out"
+    [(code, error)] = run_ranks(1, quietly, ["--checkpoint", str(checkpoint), "--data", str(data), "--out", str(out)])
+    assert code == 1 and error.count("\n") == 1 and "space" in error and str(out) in error, error
+    assert not (out / "index.h5").exists() and not list(out.glob("candidates-*"))
+
+
+def quietly(argv: list[str]) -> tuple[int, str]:
+    """Exit code and standard error of the verb."""
+    with contextlib.redirect_stderr(io.StringIO()) as error:
+        return infer.main(argv), error.getvalue()
 
 
 def progress(out: Path) -> int:

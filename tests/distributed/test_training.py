@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import random
@@ -14,9 +16,11 @@ import torch
 from ranks import run_ranks, start_ranks
 from toys import toy_config, toy_dataset
 
+from hpctrack.config import dump_yaml
 from hpctrack.errors import InputError, MachineError
 from hpctrack.parallel.env import distributed
 from hpctrack.runtime import checkpoint
+from hpctrack.train import main as train_verb
 from hpctrack.train import train
 
 
@@ -166,5 +170,27 @@ def test_other_precisions_and_recompute_train(tmp_path, precision):
 def test_readers_in_worker_processes_give_the_same(tmp_path):
     data = toy_dataset(tmp_path / "data")
     for workers in (0, 2):
-        run(toy_config(tmp_path / f"run{workers}", data, plan={"hits_per_micro_batch": 60}, reading={"workers": workers}))
+        run(
+            toy_config(
+                tmp_path / f"run{workers}", data, plan={"hits_per_micro_batch": 60}, reading={"workers": workers}
+            )
+        )
     assert curve(tmp_path / "run0") == curve(tmp_path / "run2")
+
+
+def quietly(argv: list[str]) -> tuple[int, str]:
+    """Exit code and standard error of the verb."""
+    with contextlib.redirect_stderr(io.StringIO()) as error:
+        return train_verb(argv), error.getvalue()
+
+
+@pytest.mark.parametrize("kib", [8, 64, 150])
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(tmp_path, small_disk, kib):
+    data = toy_dataset(tmp_path / "data")
+    folder = small_disk(kib)
+    config = toy_config(folder / "run", data, model={"embedding": 3, "backbone": {"name": "transformer", "width": 64}})
+    (tmp_path / "config.yaml").write_text(dump_yaml(config))
+    [(code, error)] = run_ranks(1, quietly, [str(tmp_path / "config.yaml")])
+    assert code == 1
+    assert error.count("\n") == 1 and "error:" in error and ("space" in error or "disk" in error), error
+    assert not list(folder.rglob("step-*")) and not list(folder.rglob("*.tmp"))
