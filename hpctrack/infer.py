@@ -162,7 +162,8 @@ def build(config: InferConfig, model: torch.nn.Module, data: Dataset, rows: np.n
     builder = build_builder(config.builder)
     journal = candidates.Journal(out, f"rank-{env.rank:05d}")
     bf16 = torch.autocast(env.device.type, torch.bfloat16, enabled=config.precision == "bf16")
-    with open(out / candidates.PARTS / f"rank-{env.rank:05d}.timings", "a") as timings:
+    path = out / candidates.PARTS / f"rank-{env.rank:05d}.timings"
+    with naming(path), open(path, "a") as timings:
         for count, row in enumerate(rows, 1):
             times = [time.perf_counter()]
             batch = Batch.from_data_list([load(int(row), 0)]).to(env.device)
@@ -176,9 +177,8 @@ def build(config: InferConfig, model: torch.nn.Module, data: Dataset, rows: np.n
             journal.append(found)
             read_s, model_s, build_s = np.diff(times).tolist()
             entry = {"event_id": event_id, "n_hits": batch.num_nodes, "n_candidates": len(found), "rank": env.rank}
-            with naming(Path(timings.name)):
-                timings.write(json.dumps(entry | {"read_s": read_s, "model_s": model_s, "build_s": build_s}) + "\n")
-                timings.flush()
+            timings.write(json.dumps(entry | {"read_s": read_s, "model_s": model_s, "build_s": build_s}) + "\n")
+            timings.flush()
             if count % max(1, len(rows) // 10) == 0:
                 say(env, f"event {event_id}: {len(found)} candidates  ({count}/{len(rows)} on this rank)")
     journal.close()

@@ -14,7 +14,7 @@ COLUMNS = ["truth.particle_row", "particles.px", "particles.py"]  # what `select
 
 @dataclass(frozen=True)
 class Selected:
-    """The hits a model sees: `rows` [N] of the event's hit tables, ascending, and `track` [N] = 0..T-1, or -1 for no target."""
+    """What a model sees: `rows` [N] of the event's hit tables, ascending; `track` [N] = 0..T-1, or -1: no target."""
 
     rows: np.ndarray
     track: np.ndarray
@@ -22,7 +22,7 @@ class Selected:
 
 
 def target_particles(event: Event, pt_min_gev: float = 0.0, min_hits: int = 3) -> np.ndarray:
-    """Particles to be found, bool [n_particles]: transverse momentum >= the cut (GeV) and >= `min_hits` hits in the event."""
+    """Particles to be found, bool [n_particles]: pT >= the cut (GeV) and >= `min_hits` hits in the event."""
     px, py = event.column("particles.px"), event.column("particles.py")
     row = event.column("truth.particle_row")
     hits = np.bincount(row[row >= 0], minlength=len(px))
@@ -32,7 +32,7 @@ def target_particles(event: Event, pt_min_gev: float = 0.0, min_hits: int = 3) -
 def draw_rows(
     event: Event, drawn: np.ndarray, background: np.ndarray, fraction: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Rows of all hits of the `drawn` particles (bool [P]) and of a random `fraction` of the `background` hits (bool [N])."""
+    """Rows of all hits of the `drawn` particles (bool [P]) and a random `fraction` of the `background` (bool [N])."""
     row = event.column("truth.particle_row")
     keep = (row >= 0) & drawn[row]  # row -1 reads the last particle; the first factor removes it
     if fraction < 1:
@@ -43,8 +43,8 @@ def draw_rows(
 def select(event: Event, selection: SelectionConfig, rng: np.random.Generator) -> Selected:
     """Apply `selection` to one event.
 
-    Drawing fewer tracks than the event has thins the background hits (noise, and hits of other particles where these are kept)
-    by the same fraction, so that the densities keep their ratio.
+    Drawing fewer tracks than the event has thins the background (noise, and hits of other particles where these are
+    kept) by the same fraction, so that the densities keep their ratio.
     """
     row = event.column("truth.particle_row")
     target = target_particles(event, selection.pt_min_gev, selection.min_hits)
