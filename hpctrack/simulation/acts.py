@@ -12,7 +12,7 @@ import numpy as np
 
 from hpctrack.errors import MachineError
 from hpctrack.simulation import missing
-from hpctrack.simulation.event import Crossings, barcode
+from hpctrack.simulation.event import Crossings, particle_ids
 from hpctrack.simulation.geometry import Geometry
 from hpctrack.simulation.pythia import Collisions
 from hpctrack.simulation.settings import Settings
@@ -84,15 +84,17 @@ class _Fatras:
         )
         sequencer.addAlgorithm(collector)
         sequencer.run()
-        ids, values = np.array(collector.hit_ids, np.uint64).reshape(-1, 6), np.array(collector.hits).reshape(-1, 6)
+        ids, values = np.array(collector.hit_ids, np.uint64).reshape(-1, 5), np.array(collector.hits).reshape(-1, 6)
         surface = np.searchsorted(self._sorted_ids, ids[:, 0])
         module = self._modules[np.minimum(surface, len(self._modules) - 1)]
-        crossings = Crossings(module, barcode(*ids[:, 1:].T), values[:, :3], values[:, 3:])
-        table = np.array(collector.particles, float).reshape(-1, 13)
+        crossings = Crossings(module, particle_ids(*ids[:, 1:].T), values[:, :3], values[:, 3:])
+        table = np.array(collector.particles, float).reshape(-1, 12)
         names = ("particle_type", "q", "vx", "vy", "vz", "px", "py", "pz")
-        particles = dict(zip(names, table[:, 5:].T, strict=True))
+        particles = dict(zip(names, table[:, 4:].T, strict=True))
         particles |= {name: np.rint(particles[name]).astype(np.int64) for name in ("particle_type", "q")}
-        particles["particle_id"] = barcode(*table[:, :5].T)
+        particles["particle_id"] = particle_ids(*table[:, :4].T)
+        if len(np.unique(particles["particle_id"])) < len(table) or table[:, 2:4].max(initial=0) >= 4096:
+            raise RuntimeError("secondaries are too many to number in 12 + 12 bits of particle_id")
         charged = particles["q"] != 0
         return {name: column[charged] for name, column in particles.items()}, crossings
 
@@ -169,5 +171,5 @@ def _elements(examples: object, acts: object) -> tuple[type, type]:
     return Reader, Collector
 
 
-def _fields(code: object) -> tuple[int, int, int, int, int]:
-    return code.vertexPrimary, code.vertexSecondary, code.particle, code.generation, code.subParticle
+def _fields(code: object) -> tuple[int, int, int, int]:
+    return code.vertexPrimary, code.particle, code.generation, code.subParticle

@@ -16,9 +16,12 @@ from hpctrack.simulation.weights import hit_weights
 Tables = dict[str, dict[str, np.ndarray]]  # table -> column -> values, in the order of the CSV files
 
 
-def barcode(vertex: np.ndarray, secondary: np.ndarray, particle: np.ndarray, generation: np.ndarray = 0, sub=0):
-    """TrackML's particle_id: the fields of an ACTS barcode in 12 + 12 + 16 + 8 + 16 bits; int64, never 0."""
-    fields = ((vertex, 52), (secondary, 40), (particle, 24), (generation, 16), (sub, 0))
+def particle_ids(vertex: np.ndarray, primary: np.ndarray, generation: np.ndarray = 0, secondary: np.ndarray = 0):
+    """TrackML's particle_id, int64 and never 0: which collision, which particle of it, which of that one's secondaries.
+
+    12 + 16 + 12 + 12 bits and 12 for the process, which stays 0; trackml-library's decode_particle_id reads them.
+    """
+    fields = ((vertex, 52), (primary, 36), (generation, 24), (secondary, 12))
     return sum(np.asarray(field, np.int64) << np.int64(shift) for field, shift in fields)
 
 

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from hpctrack.simulation.event import Crossings, barcode
+from hpctrack.simulation.event import Crossings, particle_ids
 from hpctrack.simulation.geometry import Geometry, Row
 from hpctrack.simulation.pythia import BEAM_SPOT_MM, MAX_RADIUS_MM
 from hpctrack.simulation.settings import Settings
@@ -92,7 +92,7 @@ def _particles(settings: Settings, rng: np.random.Generator) -> dict[str, np.nda
     codes, shares = zip(*SPECIES, strict=True)
     number = 1 + np.arange(n) - np.searchsorted(vertex, vertex)  # within the vertex
     return {
-        "particle_id": barcode(vertex + 1, np.where(displaced, number, 0), number),
+        "particle_id": particle_ids(vertex + 1, number),
         "particle_type": q * rng.choice(codes, n, p=shares),
         "vx": born[:, 0],
         "vy": born[:, 1],

@@ -125,7 +125,7 @@ def test_weights_are_trackmls() -> None:
     row = truth.particle_id.map(pd.Series(particles.index, particles.particle_id)).fillna(-1).astype(int).to_numpy()
     columns = {name: particles[name].to_numpy() for name in ("vz", "px", "py")}
     ours = weights.hit_weights(row, truth.tz.to_numpy(), columns)
-    primary = truth.particle_id.to_numpy() // 2**16 % 256 == 0
+    primary = truth.particle_id.to_numpy() % 2**36 == 0
     ours, theirs = ours[primary], truth.weight.to_numpy()[primary]
     np.testing.assert_array_equal(ours > 0, theirs > 0)
     np.testing.assert_allclose(ours / ours.sum(), theirs / theirs.sum(), rtol=2e-5)
@@ -336,6 +336,6 @@ def test_cells_take_and_append() -> None:
     assert add_noise(empty, GEOMETRY, 0.15, np.random.default_rng(0)) is empty
 
 
-def test_particle_ids_are_acts_barcodes() -> None:
-    assert event.barcode(1, 0, 135) == 4503601892294656
-    assert event.barcode(2000, 4095, 65535, 255, 65535) > 0
+def test_particle_ids_are_trackmls() -> None:
+    assert event.particle_ids(1, 33) == 4505867370102784  # of the challenge
+    assert event.particle_ids(2000, 65535, 4095, 4095) > 0
