@@ -16,7 +16,7 @@ from hpctrack.data import schema
 from hpctrack.data.cells import cell_features, direction_angles
 from hpctrack.data.csvtable import Column, read_table
 from hpctrack.data.detectors import MODULE, Detectors, module_key, module_name
-from hpctrack.data.files import publish, temporary_name
+from hpctrack.data.files import naming, publish, temporary_name
 from hpctrack.data.trackml_source import Source
 from hpctrack.errors import InputError
 
@@ -169,7 +169,7 @@ def write_submission(path: str | Path, blocks: Iterable[tuple[int, np.ndarray, n
     path = Path(path)
     temporary = temporary_name(path)
     try:
-        with open(temporary, "wb") as plain, contextlib.ExitStack() as stack:
+        with naming(path), open(temporary, "wb") as plain, contextlib.ExitStack() as stack:
             packed = path.suffix == ".gz"
             file = stack.enter_context(gzip.GzipFile("", "wb", 6, plain, mtime=0)) if packed else plain
             file.write(b"event_id,hit_id,track_id\n")

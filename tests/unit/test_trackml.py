@@ -347,3 +347,13 @@ def test_submission(tmp_path, name):
     with pytest.raises(ValueError, match="no more"):
         write_submission(tmp_path / name, broken())
     assert (tmp_path / name).read_bytes() == before and [p.name for p in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", ["submission.csv", "submission.csv.gz"])
+def test_submission_to_a_full_disk(small_disk, name):
+    rng = np.random.default_rng(0)
+    many = ((i, np.arange(9000), rng.integers(0, 1000, 9000)) for i in range(20))
+    disk = small_disk(64)
+    with pytest.raises(OSError, match=f"No space left on device.*{name}"):
+        write_submission(disk / name, many)
+    assert not list(disk.iterdir())
