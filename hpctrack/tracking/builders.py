@@ -25,8 +25,8 @@ class RadiusBuilder:
     """Users within a fixed radius of each influencer (D. Murnane, "Influencer Loss", CHEP 2023, inference).
 
     Every influencer whose neighbourhood has at least `min_hits` users is a candidate; nothing is removed, so candidates
-    may overlap. The exclusive reading takes candidates from the largest (then best score, then lowest hit row) and
-    keeps each that still has most of its hits.
+    may overlap. The exclusive reading takes candidates from the best score (then the largest, then lowest hit row) and
+    keeps each that still has most of its hits. A candidate's score is 1 - mean distance / radius of its users.
     """
 
     class Options(Section):
@@ -70,11 +70,11 @@ def neighbourhoods(user: np.ndarray, influencer: np.ndarray, radius: float) -> l
 
 
 def exclusive(offsets: np.ndarray, rows: np.ndarray, scores: np.ndarray, n_hits: int, min_hits: int) -> np.ndarray:
-    """One track id per hit, int32 [n_hits], 0 = none: the largest first, each kept if most of its hits are free."""
+    """One track id per hit, int32 [n_hits], 0 = none: the best first, each kept if most of its hits are free."""
     track_ids = np.zeros(n_hits, dtype=np.int32)
     first = rows[offsets[:-1]] if len(scores) else rows
     next_id = 1
-    for c in np.lexsort((first, -scores, -np.diff(offsets))):
+    for c in np.lexsort((first, -np.diff(offsets), -scores)):
         members = rows[offsets[c] : offsets[c + 1]]
         free = members[track_ids[members] == 0]
         if len(free) >= min_hits and 2 * len(free) > len(members):

@@ -55,10 +55,10 @@ def test_too_few_hits_give_no_candidate(n):
     assert len(found) == 0 and found.hit_offsets.tolist() == [0] and found.track_ids.tolist() == [0] * 5
 
 
-def test_exclusive_takes_the_largest_and_needs_most_of_the_hits():
+def test_exclusive_takes_the_best_and_needs_most_of_the_hits():
     offsets = np.array([0, 4, 9, 12])
     rows = np.array([0, 1, 2, 3, 2, 3, 4, 5, 6, 7, 8, 9])
-    ids = exclusive(offsets, rows, np.array([0.9, 0.1, 0.5], dtype=np.float32), 11, min_hits=3)
+    ids = exclusive(offsets, rows, np.array([0.1, 0.9, 0.5], dtype=np.float32), 11, min_hits=3)
     assert ids.tolist() == [0, 0, 1, 1, 1, 1, 1, 2, 2, 2, 0]  # candidate 0 has only half of its hits left
 
 

@@ -1,0 +1,100 @@
+"""The commands as a user types them: helix events through the whole chain, on two ranks of torchrun."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TINY = ["model.backbone={name: transformer, width: 16, layers: 1, heads: 2}", "train.valid_every=10"]
+
+
+def shell(*words: str | Path, code: int = 0, **environment: str) -> str:
+    """Run a command; its standard output and error."""
+    env = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    command = [str(word) for word in words]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300, cwd=ROOT, check=False)
+    assert done.returncode == code, f"{words}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def hpctrack(verb: str, *words: str | Path, **keywords) -> str:
+    return shell(sys.executable, "-m", f"hpctrack.{verb}", *words, **keywords)
+
+
+def torchrun(verb: str, *words: str | Path) -> str:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return shell(*launcher, "-m", f"hpctrack.{verb}", *words)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("helix")
+    hpctrack("simulate", folder / "csv", "--source", "helix", "--events", "4", "--particles", "60", "--jobs", "2")
+    hpctrack("convert", folder / "csv", folder / "data", "--jobs", "2")
+    return folder / "data"
+
+
+def test_the_whole_chain_on_two_ranks(dataset, tmp_path):
+    text = torchrun(
+        "train", "configs/influencer.yaml", f"run={tmp_path / 'run'}", f"data.train={dataset}", f"data.valid={dataset}",
+        "data.selection.tracks=10", "train.steps=20", *TINY,
+    )  # fmt: skip
+    assert "2 x cpu (torchrun, gloo process group)" in text and "step 20/20" in text and "builder.radius=" in text
+    assert list((tmp_path / "run" / "tensorboard").glob("events.*"))
+    text = torchrun("infer", "--checkpoint", tmp_path / "run", "--data", dataset, "--out", tmp_path / "c")
+    assert "candidates of 4 events, digest" in text
+    hpctrack("infer", "--checkpoint", tmp_path / "run", "--data", dataset, "--out", tmp_path / "c1")
+    one, two = (json.dumps(digest_of(tmp_path / name)) for name in ("c", "c1"))
+    assert one == two
+    hpctrack("evaluate", tmp_path / "c", "--data", dataset, "--out", tmp_path / "results.json")
+    hpctrack(
+        "report", "--run", tmp_path / "run", "--results", tmp_path / "results.json", "--candidates", tmp_path / "c",
+        "--data", dataset, "--out", tmp_path / "report.html",
+    )  # fmt: skip
+    assert "<html" in (tmp_path / "report.html").read_text()
+
+
+def digest_of(folder: Path) -> str:
+    from hpctrack.data.candidates import CandidateStore
+
+    return CandidateStore(folder).digest
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "configs/none.yaml"], "configs/none.yaml: no such configuration file"),
+        (["train", "configs/influencer.yaml", "optim.lrr=1"], "unknown key 'optim.lrr'"),
+        (["train", "configs/influencer.yaml", "data.train=/nowhere"], "/nowhere: does not exist"),
+        (["infer", "--checkpoint", "/nowhere", "--data", "x", "--out", "y"], "/nowhere: no checkpoint here"),
+        (["evaluate", "/nowhere", "--data", "x", "--out", "y"], "/nowhere"),
+        (["convert", "/nowhere", "y"], "/nowhere"),
+        (["simulate", "/proc/nowhere", "--source", "helix", "--events", "1"], "/proc/nowhere"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(words, message):
+    code = 1 if words[0] == "simulate" else 2  # a folder that cannot be made is a fault of the machine
+    text = hpctrack(words[0], *words[1:], code=code)
+    assert message in text and text.count("\n") == 1, text
+
+
+def test_the_console_command_lists_and_dispatches_its_verbs():
+    command = Path(sys.executable).with_name("hpctrack")
+    text = shell(command, "--help")
+    assert all(verb in text for verb in ("simulate", "convert", "train", "infer", "evaluate", "report", "bench"))
+    assert "unknown verb 'fly'" in shell(command, "fly", code=2)
+    assert "closed_over_loop" in shell(command, "bench", "loss", "--quick")
+    for verb in ("simulate", "convert", "train", "infer", "evaluate", "report", "bench"):
+        assert "usage: hpctrack" in shell(command, verb, "--help")
+
+
+def test_a_half_set_launcher_environment_is_named(dataset, tmp_path):
+    words = ["configs/influencer.yaml", f"run={tmp_path}", f"data.train={dataset}", "builder.radius=0.3"]
+    text = hpctrack("train", *words, code=2, RANK="0", WORLD_SIZE="2")
+    assert "environment: RANK, WORLD_SIZE set but not LOCAL_RANK, MASTER_ADDR, MASTER_PORT" in text
