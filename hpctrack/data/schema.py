@@ -63,7 +63,6 @@ TABLES: dict[str, dict[str, type]] = {"hits": HITS, "truth": TRUTH, "cells": CEL
 HIT_TABLES = ("hits", "truth", "cells")  # one row a hit
 
 
-
 @dataclass(frozen=True)
 class Event:
     """One event as columns: `tables[table][column]` is a 1-d array; a reader may have loaded only some columns."""
