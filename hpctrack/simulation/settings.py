@@ -75,4 +75,4 @@ PURPOSES = ("particles", "passage", "digitization", "noise", "order")
 
 def option(name: str) -> str:
     """Command-line option of a setting."""
-    return "--" + name.removesuffix("_gev").removesuffix("_t").replace("_", "-")
+    return "--" + name.removesuffix("_t").replace("_", "-")

@@ -180,7 +180,7 @@ def test_gzip_and_smearing(folder: Path, tmp_path: Path) -> None:
         (["--noise", "1"], ["--noise 1.0", "between 0 and 0.9"]),
         (["--noise", "nan"], ["--noise nan", "finite"]),
         (["--field", "0"], ["--field 0.0", "0.1"]),
-        (["--pt-min", "-1"], ["--pt-min -1.0"]),
+        (["--pt-min-gev", "-1"], ["--pt-min-gev -1.0"]),
         (["--events", "0"], ["--events 0", "at least 1"]),
         (["--jobs", "0"], ["--jobs 0"]),
         (["--first-event", "-1"], ["--first-event -1", "999999999"]),
