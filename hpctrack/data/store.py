@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
@@ -23,7 +24,7 @@ import numpy as np
 from hpctrack import __version__
 from hpctrack.data import schema
 from hpctrack.data.checksums import column_checksum, combined_digest, event_checksum, table_checksum
-from hpctrack.data.files import publish, temporary_name
+from hpctrack.data.files import naming, publish, temporary_name
 from hpctrack.data.files import write_json as write_json
 from hpctrack.errors import InputError
 
@@ -92,16 +93,22 @@ def atomic_h5(path: Path) -> Iterator[h5py.File]:
 
 
 class ShardWriter:
-    """Collects the events of one shard and writes them as one file on `close`; memory is that of the shard.
+    """Writes one shard; memory is that of one column of one event, whatever the shard's size.
 
-    `attributes` go to the file as they are (strings and numbers). Used as a context manager, nothing is written when
-    the block fails.
+    Events wait in an unnamed file in the shard's folder until `close`, because a column of the shard is one contiguous
+    dataset and its length is known only then. `attributes` go to the shard as they are (strings and numbers). Used as a
+    context manager, nothing is written when the block fails.
     """
 
     def __init__(self, path: str | Path, attributes: Mapping[str, Any] | None = None) -> None:
         self.path = Path(path)
         self.attributes = dict(attributes or {})
-        self.events: list[schema.Event] = []
+        self._event_ids: list[int] = []
+        self._lengths: dict[str, list[int]] = {"hits": [], "particles": []}
+        self._n_noise: list[int] = []
+        self._checksums: dict[str, list[int]] = {name: [] for name in schema.all_columns()}
+        self._positions: dict[str, list[int]] = {name: [] for name in schema.all_columns()}  # in the unnamed file
+        self._waiting: io.FileIO | None = None
 
     def add(self, event: schema.Event) -> None:
         """Add a whole event: every column of the schema, in its type; ValueError otherwise."""
@@ -111,38 +118,51 @@ class ShardWriter:
                 values = event.tables[table][column]
                 if values.dtype != dtype or values.shape != (lengths.setdefault(_AXIS[table], len(values)),):
                     raise ValueError(f"event {event.event_id}: {table}.{column} is {values.dtype}{values.shape}")
-        self.events.append(event)
+        if self._waiting is None:
+            self._waiting = tempfile.TemporaryFile(dir=self.path.parent, buffering=0)
+        for name in schema.all_columns():
+            values = np.ascontiguousarray(event.column(name), dtype=_stored_type(name))
+            self._checksums[name].append(column_checksum(values))
+            self._positions[name].append(self._waiting.tell())
+            with naming(self.path):
+                write_all(self._waiting, values)
+        for axis, length in lengths.items():
+            self._lengths[axis].append(length)
+        self._n_noise.append(int(np.sum(event.column("truth.particle_id") == 0)))
+        self._event_ids.append(event.event_id)
 
     def close(self) -> None:
         """Write the shard (nothing if it has no event)."""
-        if not self.events:
+        if self._waiting is None:
             return
-        with atomic_h5(self.path) as file:
+        rows = [{name: sums[i] for name, sums in self._checksums.items()} for i in range(len(self._event_ids))]
+        offsets = {axis: np.append(0, np.cumsum(n)).astype(np.int64) for axis, n in self._lengths.items()}
+        with self._waiting, atomic_h5(self.path) as file:
             _write_header(file, "shard", self.attributes)
-            checksums = [self._write_table(file, table) for table in schema.TABLES]
-            rows = [{k: v[i] for table in checksums for k, v in table.items()} for i in range(len(self.events))]
-            file["event_id"] = np.array([e.event_id for e in self.events], dtype=np.int64)
-            file["n_noise"] = np.array([np.sum(e.column("truth.particle_id") == 0) for e in self.events], np.int64)
+            for axis, values in offsets.items():
+                file[f"offsets/{axis}"] = values
+            for name in schema.all_columns():
+                self._write_column(file, name, offsets[_AXIS[name.split(".")[0]]])
+            file["event_id"] = np.array(self._event_ids, dtype=np.int64)
+            file["n_noise"] = np.array(self._n_noise, dtype=np.int64)
             file["checksum"] = np.array([event_checksum(row) for row in rows], dtype=np.uint64)
-        self.events = []
+        self.discard()
 
-    def _write_table(self, file: h5py.File, table: str) -> dict[str, np.ndarray]:
-        lengths = [len(next(iter(e.tables[table].values()))) for e in self.events]
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        if f"offsets/{_AXIS[table]}" not in file:
-            file[f"offsets/{_AXIS[table]}"] = offsets
-        checksums = {}
-        for column, dtype in schema.TABLES[table].items():
-            stored = np.dtype(dtype).newbyteorder("<")
-            dataset = file.create_dataset(f"{table}/{column}", shape=(int(offsets[-1]),), dtype=stored)
-            sums = np.zeros(len(self.events), dtype=np.uint64)
-            for i, event in enumerate(self.events):
-                values = np.ascontiguousarray(event.tables[table][column], dtype=stored)
-                if len(values):
-                    dataset.write_direct(values, dest_sel=np.s_[offsets[i] : offsets[i + 1]])
-                sums[i] = column_checksum(values)
-            file[f"checksums/{table}/{column}"] = checksums[f"{table}.{column}"] = sums
-        return checksums
+    def discard(self) -> None:
+        """Forget what was added."""
+        if self._waiting is not None:
+            self._waiting.close()
+        self.__init__(self.path, self.attributes)
+
+    def _write_column(self, file: h5py.File, name: str, offsets: np.ndarray) -> None:
+        path, dtype = name.replace(".", "/"), _stored_type(name)
+        dataset = file.create_dataset(path, shape=(int(offsets[-1]),), dtype=dtype)
+        for i, position in enumerate(self._positions[name]):
+            values = np.empty(offsets[i + 1] - offsets[i], dtype)
+            if len(values):
+                read_into(self._waiting.fileno(), values, position, self.path)
+                dataset.write_direct(values, dest_sel=np.s_[offsets[i] : offsets[i + 1]])
+        file[f"checksums/{path}"] = np.array(self._checksums[name], dtype=np.uint64)
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -150,6 +170,13 @@ class ShardWriter:
     def __exit__(self, kind: type | None, *_: object) -> None:
         if kind is None:
             self.close()
+        else:
+            self.discard()
+
+
+def _stored_type(name: str) -> np.dtype:
+    table, column = name.split(".")
+    return np.dtype(schema.TABLES[table][column]).newbyteorder("<")
 
 
 def _write_header(file: h5py.File, kind: str, attributes: Mapping[str, Any]) -> None:

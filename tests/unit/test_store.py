@@ -248,9 +248,10 @@ def test_a_changed_index_is_found(dataset):
 def test_full_disk(small_disk, events):
     for kib in (16, 64, 100, 150):
         disk = small_disk(kib)
-        writer = store.ShardWriter(disk / "events-00000.h5")
-        for i in range(20):
-            writer.add(random_event(i, 100, 10))
-        with pytest.raises(OSError, match="No space left on device"):
-            writer.close()
+        with (
+            pytest.raises(OSError, match="No space left on device"),
+            store.ShardWriter(disk / "events-00000.h5") as writer,
+        ):
+            for i in range(20):
+                writer.add(random_event(i, 100, 10))
         assert not list(disk.iterdir())
