@@ -16,13 +16,14 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import h5py
 import numpy as np
 
 from hpctrack import __version__
 from hpctrack.data import schema
+from hpctrack.data.buffers import read_into, write_all
 from hpctrack.data.checksums import column_checksum, combined_digest, event_checksum, table_checksum
 from hpctrack.data.files import naming, publish, temporary_name
 from hpctrack.data.files import write_json as write_json
@@ -119,7 +120,7 @@ class ShardWriter:
                 if values.dtype != dtype or values.shape != (lengths.setdefault(_AXIS[table], len(values)),):
                     raise ValueError(f"event {event.event_id}: {table}.{column} is {values.dtype}{values.shape}")
         if self._waiting is None:
-            self._waiting = tempfile.TemporaryFile(dir=self.path.parent, buffering=0)
+            self._waiting = tempfile.TemporaryFile(dir=self.path.parent, buffering=0)  # noqa: SIM115 - until close
         for name in schema.all_columns():
             values = np.ascontiguousarray(event.column(name), dtype=_stored_type(name))
             self._checksums[name].append(column_checksum(values))
@@ -137,7 +138,7 @@ class ShardWriter:
             return
         rows = [{name: sums[i] for name, sums in self._checksums.items()} for i in range(len(self._event_ids))]
         offsets = {axis: np.append(0, np.cumsum(n)).astype(np.int64) for axis, n in self._lengths.items()}
-        with self._waiting, atomic_h5(self.path) as file:
+        with atomic_h5(self.path) as file:
             _write_header(file, "shard", self.attributes)
             for axis, values in offsets.items():
                 file[f"offsets/{axis}"] = values

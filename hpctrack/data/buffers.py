@@ -1,0 +1,64 @@
+"""Byte ranges of files, read into memory that is used again.
+
+Fresh memory costs page faults, which take as long as copying a column out of the page cache.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from hpctrack.errors import InputError
+
+
+def _references(buffers: list[np.ndarray], k: int) -> int:
+    return sys.getrefcount(buffers[k])
+
+
+_UNUSED = _references([np.empty(0, np.uint8)], 0)  # what a buffer counts that only its list knows
+
+
+class BufferPool:
+    """Hands out byte buffers, at most `keep` of them again and again: those that no array refers to any more."""
+
+    def __init__(self, keep: int = 4) -> None:
+        self.keep = keep
+        self._buffers: list[np.ndarray] = []
+
+    def take(self, size: int) -> np.ndarray:
+        """A uint8 buffer of at least `size` bytes that nobody else uses. Not for two threads at once."""
+        for k in range(len(self._buffers)):
+            if _references(self._buffers, k) == _UNUSED:
+                if len(self._buffers[k]) >= size:
+                    return self._buffers[k]
+                del self._buffers[k]
+                break
+        if len(self._buffers) == self.keep:
+            return np.empty(size, np.uint8)
+        buffer = np.empty(size + size // 4, np.uint8)  # the next event may be a little larger
+        self._buffers.append(buffer)
+        return buffer
+
+
+def read_into(descriptor: int, buffer: np.ndarray, position: int, path: Path) -> None:
+    """Fill a contiguous array with the file's bytes from `position`; InputError if the file ends before.
+
+    Uses no file position, so threads and forked processes may share the descriptor.
+    """
+    view = memoryview(buffer).cast("B")
+    while len(view):
+        done = os.preadv(descriptor, [view], position)
+        if not done:
+            raise InputError(f"{path}: ends at byte {position}, cut short since it was opened; convert again")
+        view, position = view[done:], position + done
+
+
+def write_all(file: io.FileIO, values: np.ndarray) -> None:
+    """Append a contiguous array's bytes to an unbuffered file."""
+    view = memoryview(values).cast("B")
+    while len(view):
+        view = view[file.write(view) :]
