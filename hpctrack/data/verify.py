@@ -1,6 +1,6 @@
 """Check a dataset from end to end: every checksum and every cross-reference, each problem named, none raised.
 
-A shard is checked in a process of its own, so that neither a crash of the HDF5 library nor a lying size ends the caller.
+A shard is checked in a process of its own, so neither a crash of the HDF5 library nor a lying size ends the caller.
 """
 
 from __future__ import annotations
