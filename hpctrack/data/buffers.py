@@ -9,6 +9,7 @@ import io
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -62,3 +63,28 @@ def write_all(file: io.FileIO, values: np.ndarray) -> None:
     view = memoryview(values).cast("B")
     while len(view):
         view = view[file.write(view) :]
+
+
+class DiskFile(io.FileIO):
+    """A file that keeps its first failed write instead of raising it, because HDF5 cannot close a file after one."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write all of it, unless a write has failed before."""
+        view = memoryview(data).cast("B")
+        size = len(view)
+        while len(view) and self.error is None:
+            try:
+                view = view[super().write(view) :]
+            except OSError as error:
+                self.error = error
+        return size
+
+    def truncate(self, size: int | None = None) -> int:
+        """Likewise."""
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+            return size or 0

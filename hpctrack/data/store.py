@@ -12,6 +12,7 @@ import io
 import os
 import tempfile
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -23,15 +24,17 @@ import numpy as np
 
 from hpctrack import __version__
 from hpctrack.data import schema
-from hpctrack.data.buffers import read_into, write_all
+from hpctrack.data.buffers import BufferPool, DiskFile, read_into, write_all
 from hpctrack.data.checksums import column_checksum, combined_digest, event_checksum, table_checksum
+from hpctrack.data.columns import AXES, TYPES, KeptShard, as_tables, axis_of, stored_type
 from hpctrack.data.files import naming, publish, temporary_name
 from hpctrack.data.files import write_json as write_json
 from hpctrack.errors import InputError
 
 INDEX = "index.h5"
-MAX_OPEN = 16  # shards one process keeps open
-_AXIS = {table: "hits" if table in schema.HIT_TABLES else table for table in schema.TABLES}
+MAX_OPEN = 128  # shards one process keeps open, a file descriptor each
+_ALIGN = 64  # bytes: a column's start in the buffer of an event
+_OF_PROCESS = ("_pid", "_lock", "_files", "_pool", "_kept")
 INDEX_COLUMNS = (
     "event_id",
     "shard",
@@ -53,37 +56,12 @@ def shard_name(number: int) -> str:
 # ------------------------------------------------------------------------------------------------ writing
 
 
-class _DiskFile(io.FileIO):
-    """A file that keeps its first failed write instead of raising it, because HDF5 cannot close a file after one."""
-
-    error: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        """Write all of it, unless a write has failed before."""
-        view = memoryview(data).cast("B")
-        size = len(view)
-        while len(view) and self.error is None:
-            try:
-                view = view[super().write(view) :]
-            except OSError as error:
-                self.error = error
-        return size
-
-    def truncate(self, size: int | None = None) -> int:
-        """Likewise."""
-        try:
-            return super().truncate(size)
-        except OSError as error:
-            self.error = self.error or error
-            return size or 0
-
-
 @contextlib.contextmanager
 def atomic_h5(path: Path) -> Iterator[h5py.File]:
     """A new HDF5 file that gets its name only when it is whole and on disk; a full disk is an OSError."""
     temporary = temporary_name(path)
     try:
-        with _DiskFile(temporary, "x+") as disk:
+        with DiskFile(temporary, "x+") as disk:
             with h5py.File(disk, "w") as file:
                 yield file
             if disk.error:
@@ -117,12 +95,12 @@ class ShardWriter:
         for table, columns in schema.TABLES.items():
             for column, dtype in columns.items():
                 values = event.tables[table][column]
-                if values.dtype != dtype or values.shape != (lengths.setdefault(_AXIS[table], len(values)),):
+                if values.dtype != dtype or values.shape != (lengths.setdefault(AXES[table], len(values)),):
                     raise ValueError(f"event {event.event_id}: {table}.{column} is {values.dtype}{values.shape}")
         if self._waiting is None:
             self._waiting = tempfile.TemporaryFile(dir=self.path.parent, buffering=0)  # noqa: SIM115 - until close
         for name in schema.all_columns():
-            values = np.ascontiguousarray(event.column(name), dtype=_stored_type(name))
+            values = np.ascontiguousarray(event.column(name), dtype=stored_type(name))
             self._checksums[name].append(column_checksum(values))
             self._positions[name].append(self._waiting.tell())
             with naming(self.path):
@@ -143,7 +121,7 @@ class ShardWriter:
             for axis, values in offsets.items():
                 file[f"offsets/{axis}"] = values
             for name in schema.all_columns():
-                self._write_column(file, name, offsets[_AXIS[name.split(".")[0]]])
+                self._write_column(file, name, offsets[axis_of(name)])
             file["event_id"] = np.array(self._event_ids, dtype=np.int64)
             file["n_noise"] = np.array(self._n_noise, dtype=np.int64)
             file["checksum"] = np.array([event_checksum(row) for row in rows], dtype=np.uint64)
@@ -156,7 +134,7 @@ class ShardWriter:
         self.__init__(self.path, self.attributes)
 
     def _write_column(self, file: h5py.File, name: str, offsets: np.ndarray) -> None:
-        path, dtype = name.replace(".", "/"), _stored_type(name)
+        path, dtype = name.replace(".", "/"), stored_type(name)
         dataset = file.create_dataset(path, shape=(int(offsets[-1]),), dtype=dtype)
         for i, position in enumerate(self._positions[name]):
             values = np.empty(offsets[i + 1] - offsets[i], dtype)
@@ -173,11 +151,6 @@ class ShardWriter:
             self.close()
         else:
             self.discard()
-
-
-def _stored_type(name: str) -> np.dtype:
-    table, column = name.split(".")
-    return np.dtype(schema.TABLES[table][column]).newbyteorder("<")
 
 
 def _write_header(file: h5py.File, kind: str, attributes: Mapping[str, Any]) -> None:
@@ -246,7 +219,7 @@ def damage(path: str | Path) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise InputError(
             f"{path}: damaged, or not made by hpctrack ({_short(error)}); convert again with --overwrite"
         ) from error
@@ -254,6 +227,14 @@ def damage(path: str | Path) -> Iterator[None]:
         if error.errno not in (None, 0):
             raise
         raise InputError(f"{path}: damaged ({_short(error)}); convert again with --overwrite") from error
+
+
+def small_array(file: h5py.File, key: str) -> np.ndarray:
+    """A 1-d dataset of bookkeeping, whole; ValueError if it claims more than the file can hold."""
+    dataset = file[key]
+    if not isinstance(dataset, h5py.Dataset) or dataset.ndim != 1 or dataset.nbytes > file.id.get_filesize():
+        raise ValueError(f"{key} is no 1-d array of this file's")
+    return dataset[:]
 
 
 def _short(error: Exception) -> str:
@@ -277,9 +258,10 @@ class Dataset:
         if not (self.folder / INDEX).is_file():
             raise InputError(f"{self.folder}: no {INDEX}; `hpctrack convert` writes it last, so run it (again)")
         with open_h5(self.folder / INDEX, "index") as file, damage(self.folder / INDEX):
-            table = {key: file[key][:] for key in INDEX_COLUMNS}
+            table = {key: small_array(file, key) for key in INDEX_COLUMNS}
             if table_checksum(table, INDEX_COLUMNS) != file["index_checksum"][()]:
                 raise InputError(f"{self.folder / INDEX}: fails its checksum; convert again with --overwrite")
+            _check_lengths(table)
             self.attributes = dict(file.attrs)
         self.event_ids, self.checksums, self.shard, self.row = (
             table[key] for key in ("event_id", "checksum", "shard", "row")
@@ -294,6 +276,8 @@ class Dataset:
                 raise InputError(
                     f"{path}: {path.stat().st_size} bytes, but {INDEX} says {size}; convert again with --overwrite"
                 )
+        self._kept_columns: frozenset[str] = frozenset()
+        self._kept: list[KeptShard] | None = None
         self._reset()
 
     def __len__(self) -> int:
@@ -307,45 +291,82 @@ class Dataset:
     def read(self, i: int, columns: Sequence[str] | None = None, verify: bool = False) -> schema.Event:
         """Event i of the index, all columns or those named as `table.column`.
 
-        `verify` compares what was read with its checksums. Raises IndexError for i, InputError for an unknown column,
-        for a shard that does not fit the index and for a failed checksum.
+        `verify` compares what was read with its checksums. The arrays are the caller's own, except those of
+        `keep_in_memory`, which are read-only. Raises IndexError for i, InputError for an unknown column, for a shard
+        that does not fit the index and for a failed checksum.
         """
         if not -len(self) <= i < len(self):
             raise IndexError(f"{self.folder}: event {i} of {len(self)}")
-        names = schema.all_columns() if columns is None else columns
-        unknown = sorted(set(names) - set(schema.all_columns()))
-        if unknown:
-            raise InputError(f"{self.folder}: unknown column '{unknown[0]}'; one of {', '.join(schema.all_columns())}")
-        event_id, row, tables = int(self.event_ids[i]), int(self.row[i]), {}
+        names = schema.all_columns() if columns is None else list(dict.fromkeys(columns))
+        self._check_known(names)
+        number, row, event_id = int(self.shard[i]), int(self.row[i]), int(self.event_ids[i])
+        if self._kept_columns and self._kept_columns.issuperset(names):
+            return schema.Event(event_id, as_tables(self._memory()[number].slices(names, row)))
         with self._lock_of_process():
-            shard = self._open(int(self.shard[i]))
-            for name in names:
-                table, column = name.split(".")
-                values = shard.read(table, column, row)
-                if verify and column_checksum(values) != shard.checksum(name, row):
-                    raise InputError(
-                        f"{shard.path}: event {event_id}: {name} fails its checksum; convert again with --overwrite"
-                    )
-                tables.setdefault(table, {})[column] = values
-        return schema.Event(event_id, tables)
+            shard = self._open(number)
+            shard.locate(names)
+            ranges = {name: shard.range(name, row) for name in names}
+            buffer = self._pool.take(sum(-(-size // _ALIGN) * _ALIGN for _, size in ranges.values()))
+            chunked = {name: shard.read_chunked(name, row) for name in names if name in shard.chunked}
+        arrays, used = {}, 0
+        for name, (position, size) in ranges.items():
+            if name in chunked:
+                arrays[name] = chunked[name]
+                continue
+            part = buffer[used : used + size]
+            read_into(shard.descriptor, part, position, shard.path)
+            arrays[name] = part.view(TYPES[name])
+            used += -(-size // _ALIGN) * _ALIGN
+        if verify:
+            shard.verify(arrays, row, event_id)
+        return schema.Event(event_id, as_tables(arrays))
+
+    def keep_in_memory(self, columns: Sequence[str]) -> None:
+        """Hold these columns of all events in memory: `read` then hands out read-only slices of them, nothing copied.
+
+        They are compared with their checksums. Forked processes share them; spawned ones load them again when they
+        first read. Raises InputError for an unknown column and for a failed checksum.
+        """
+        self._check_known(columns)
+        self._kept_columns = frozenset(columns)
+        self._kept = None
+        self._memory()
+
+    def _memory(self) -> list[KeptShard]:
+        if self._kept is None:
+            names, kept = sorted(self._kept_columns), []
+            for number in range(len(self.shards)):
+                with self._lock_of_process():
+                    shard = self._open(number)
+                    shard.locate(names)
+                    arrays = {name: shard.read_whole(name) for name in names}
+                kept.append(KeptShard(arrays, shard.offsets))
+                for i in np.flatnonzero(self.shard == number):
+                    row = int(self.row[i])
+                    shard.verify(kept[-1].slices(names, row), row, int(self.event_ids[i]))
+            self._kept = kept
+        return self._kept
+
+    def _check_known(self, names: Sequence[str]) -> None:
+        if not set(names) <= TYPES.keys():
+            unknown = min(set(names) - TYPES.keys())
+            known = ", ".join(schema.all_columns())
+            raise InputError(f"{self.folder}: unknown column '{unknown}'; one of {known}")
 
     def close(self) -> None:
         """Close the open shards; reading opens them again."""
         with self._lock_of_process():
-            while self._files:
-                self._files.popitem()[1].file.close()
+            self._files.clear()
 
     def _reset(self) -> None:
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._files: OrderedDict[int, _Shard] = OrderedDict()
+        self._pool = BufferPool()
 
     def _lock_of_process(self) -> threading.Lock:
-        if self._pid != os.getpid():  # after a fork: the parent's handles and lock are not ours
-            inherited = list(self._files.values())
+        if self._pid != os.getpid():  # after a fork: the parent's lock is not ours, and its buffers are in use there
             self._reset()
-            for shard in inherited:  # or HDF5 would hand out the inherited descriptor for the same file again
-                shard.file.close()
         return self._lock
 
     def _open(self, number: int) -> _Shard:
@@ -355,50 +376,119 @@ class Dataset:
             expected |= {"n_hits": self.n_hits[rows], "n_particles": self.n_particles[rows]}
             self._files[number] = _Shard(self.folder / self.shards[number], self.row[rows], expected)
             if len(self._files) > MAX_OPEN:
-                self._files.popitem(last=False)[1].file.close()
+                self._files.popitem(last=False)  # closed when the last thread that reads from it is done
         self._files.move_to_end(number)
         return self._files[number]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key not in ("_pid", "_lock", "_files")}
+        return {key: value for key, value in self.__dict__.items() if key not in _OF_PROCESS}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self._kept = None
         self._reset()
 
 
 class _Shard:
-    """An open shard with its offsets, and its datasets as they are met."""
+    """An open shard: a file descriptor, and where in the file each column of it lies.
+
+    HDF5 is asked only for that, and closed again: its own way of reading takes longer than the copy, and its handles
+    must not pass through a fork. What is not contiguous in the file is read by HDF5.
+    """
 
     def __init__(self, path: Path, rows: np.ndarray, expected: Mapping[str, np.ndarray]) -> None:
         """InputError if the shard's events `rows` are not what the index says (`expected`)."""
         self.path = path
-        self.file = open_h5(path, "shard")
-        self._datasets: dict[str, h5py.Dataset] = {}
+        self._positions: dict[str, int] = {}
+        self.chunked: set[str] = set()
         self._checksums: dict[str, np.ndarray] = {}
-        with damage(path):
-            self.offsets = {axis: self.file[f"offsets/{axis}"][:] for axis in ("hits", "particles")}
-            own = {"event_id": self.file["event_id"][:], "checksum": self.file["checksum"][:]}
-        own |= {f"n_{axis}": np.diff(offsets) for axis, offsets in self.offsets.items()}
+        with open_h5(path, "shard") as file, damage(path):
+            self.offsets = {axis: small_array(file, f"offsets/{axis}") for axis in ("hits", "particles")}
+            own = {key: small_array(file, key) for key in ("event_id", "checksum")}
+            own |= {f"n_{axis}": np.diff(offsets) for axis, offsets in self.offsets.items()}
+            starts = [int(offsets[0]) for offsets in self.offsets.values()]
+        if any(starts):
+            raise InputError(f"{path}: its offsets begin at {max(starts)}, not at 0; convert again with --overwrite")
+        fits = np.array_equal(np.sort(rows), np.arange(len(rows)))
         for key, values in expected.items():
-            if len(own[key]) != len(rows) or (own[key][rows] != values).any():
-                self.file.close()
+            if not fits or len(own[key]) != len(rows) or (own[key][rows] != values).any():
                 raise InputError(
                     f"{path}: does not hold the events that {INDEX} says ({key}); convert again with --overwrite"
                 )
+        self.descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self.descriptor)
 
-    def read(self, table: str, column: str, row: int) -> np.ndarray:
-        name, offsets = f"{table}/{column}", self.offsets[_AXIS[table]]
-        with damage(self.path):
-            if name not in self._datasets:
-                self._datasets[name] = self.file[name]
-            return self._datasets[name][offsets[row] : offsets[row + 1]]
+    def locate(self, names: Sequence[str]) -> None:
+        """Find the named columns in the file, unless they are known; InputError if one is not as it must be."""
+        missing = [name for name in names if name not in self._checksums]
+        if not missing:
+            return
+        with open_h5(self.path, "shard") as file, damage(self.path):
+            if not os.path.samestat(os.stat(self.path), os.fstat(self.descriptor)):
+                raise InputError(f"{self.path}: was replaced while it was read; start again")
+            size = os.fstat(self.descriptor).st_size
+            for name in missing:
+                path, rows = name.replace(".", "/"), int(self.offsets[axis_of(name)][-1])
+                dataset, dtype = file[path], stored_type(name)
+                if dataset.dtype != dtype or dataset.shape != (rows,):
+                    raise InputError(
+                        f"{self.path}: {name} is {dataset.dtype} {dataset.shape}, must be {dtype} ({rows},); "
+                        f"convert again with --overwrite"
+                    )
+                checksums = small_array(file, f"checksums/{path}")
+                if checksums.shape != (len(self.offsets["hits"]) - 1,):
+                    raise InputError(
+                        f"{self.path}: {len(checksums)} checksums of {name}; convert again with --overwrite"
+                    )
+                position = dataset.id.get_offset()  # None: in chunks, or empty
+                if not rows:
+                    position = 0
+                elif position is None or dataset.external or file.userblock_size or dtype != TYPES[name]:
+                    self.chunked.add(name)
+                elif position + dataset.nbytes > size:
+                    raise InputError(f"{self.path}: {name} lies beyond the file's end; convert again with --overwrite")
+                self._positions[name] = position or 0
+                self._checksums[name] = checksums
 
-    def checksum(self, name: str, row: int) -> int:
-        if name not in self._checksums:
-            with damage(self.path):
-                self._checksums[name] = self.file[f"checksums/{name.replace('.', '/')}"][:]
-        return int(self._checksums[name][row])
+    def range(self, name: str, row: int) -> tuple[int, int]:
+        """Position in the file and size, bytes, of a located column of event `row`."""
+        offsets, width = self.offsets[axis_of(name)], TYPES[name].itemsize
+        return self._positions[name] + int(offsets[row]) * width, int(offsets[row + 1] - offsets[row]) * width
+
+    def read_chunked(self, name: str, row: int | None = None) -> np.ndarray:
+        """A column of event `row`, or of all, by way of HDF5."""
+        offsets = self.offsets[axis_of(name)]
+        rows = slice(None) if row is None else slice(offsets[row], offsets[row + 1])
+        with open_h5(self.path, "shard") as file, damage(self.path):
+            return file[name.replace(".", "/")][rows].astype(TYPES[name], copy=False)
+
+    def read_whole(self, name: str) -> np.ndarray:
+        """A located column of all events, read-only."""
+        if name in self.chunked:
+            values = self.read_chunked(name)
+        else:
+            values = np.empty(self.offsets[axis_of(name)][-1], TYPES[name])
+            read_into(self.descriptor, values, self._positions[name], self.path)
+        values.flags.writeable = False
+        return values
+
+    def verify(self, arrays: Mapping[str, np.ndarray], row: int, event_id: int) -> None:
+        """InputError if a column of event `row` is not what its checksum says."""
+        for name, values in arrays.items():
+            if column_checksum(values) != int(self._checksums[name][row]):
+                raise InputError(
+                    f"{self.path}: event {event_id}: {name} fails its checksum; convert again with --overwrite"
+                )
+
+
+def _check_lengths(table: Mapping[str, np.ndarray]) -> None:
+    """ValueError if the index's columns do not fit each other."""
+    per_shard = ("shard_files", "shard_bytes")
+    for group in ([key for key in INDEX_COLUMNS if key not in per_shard], per_shard):
+        if len({len(table[key]) for key in group}) != 1:
+            raise ValueError(f"the index's {' '.join(group)} differ in length")
+    if len(table["shard"]) and not 0 <= table["shard"].min() <= table["shard"].max() < len(table["shard_files"]):
+        raise ValueError("the index names shards that it does not list")
 
 
 def open_dataset(path: str | Path) -> Dataset:
