@@ -1,0 +1,124 @@
+"""`hpctrack inspect PATH`: what a dataset, shard, candidates, run or checkpoint holds; --verify checks it.
+
+`--verify` reads everything: every checksum, every offset, every reference from one table or file to another. It lists
+each problem by file, event and column; the exit code is 2 if there is one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hpctrack.data.files import write_json
+from hpctrack.data.verify import Problem, check_dataset, check_index, check_shard
+from hpctrack.data.verify_candidates import check_candidates, check_candidates_file, check_journal
+from hpctrack.errors import InputError, verb
+from hpctrack.inspection import candidates, datasets, kinds, runs, text
+
+
+@verb("inspect")
+def main(argv: Sequence[str] | None = None) -> int | None:
+    """Command line of the verb."""
+    args = _parser().parse_args(argv)
+    path, kind = args.path, kinds.kind_of(args.path)
+    if args.data and kind not in (kinds.CANDIDATES, kinds.UNFINISHED_CANDIDATES):
+        raise InputError(f"--data is for candidates, but {path} is a {kind}")
+    problems = verify(path, kind, args.data, args.jobs) if args.verify else []
+    try:
+        facts = describe(path, kind)
+    except InputError:
+        if not problems:
+            raise
+        facts = {}  # the problems say why
+    print("\n".join([f"{path}: {kind}", *text.lines(facts)]))
+    if args.verify:
+        print("\n".join(["", *(f"problem: {problem}" for problem in problems)] if problems else ["", "verified: ok"]))
+    if args.json:
+        found = {"verified": args.verify, "problems": [vars(problem) for problem in problems]}
+        write_json(args.json, {"path": str(path), "kind": kind, **facts, **found})
+    if problems:
+        raise InputError(f"{path}: {len(problems)} problem{'s' if len(problems) > 1 else ''} found")
+    return None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="hpctrack inspect", description=__doc__.split("\n\n")[0])
+    parser.add_argument("path", type=Path, metavar="PATH", help="what to look at; its kind is found out")
+    parser.add_argument("--verify", action="store_true", help="read everything and check it; exit code 2 for a problem")
+    parser.add_argument("--data", type=Path, metavar="DATASET", help="with --verify of candidates: check against it")
+    parser.add_argument("--jobs", type=_jobs, default=1, metavar="J", help="processes of --verify; default 1")
+    parser.add_argument("--json", type=Path, metavar="F", help="also write all of it as JSON")
+    return parser
+
+
+def _jobs(value: str) -> int:
+    if not value.isdigit() or int(value) < 1:
+        raise argparse.ArgumentTypeError(f"'{value}' must be a whole number from 1")
+    return int(value)
+
+
+def _checkpoints() -> Any:
+    return importlib.import_module("hpctrack.inspection.checkpoints")  # imports torch
+
+
+def describe(path: Path, kind: str) -> dict[str, Any]:
+    """The facts of what lies at `path`, fit for JSON; InputError if it cannot be read."""
+    describers: dict[str, Callable[[Path], dict[str, Any]]] = {
+        kinds.DATASET: datasets.describe_dataset,
+        kinds.DATASET_INDEX: lambda path: datasets.describe_dataset(path.parent),
+        kinds.SHARD: datasets.describe_shard,
+        kinds.UNFINISHED_DATASET: datasets.describe_unfinished,
+        kinds.CANDIDATES: candidates.describe_candidates,
+        kinds.CANDIDATES_INDEX: lambda path: candidates.describe_candidates(path.parent),
+        kinds.CANDIDATES_FILE: candidates.describe_file,
+        kinds.UNFINISHED_CANDIDATES: candidates.describe_unfinished,
+        kinds.JOURNAL: lambda path: candidates.describe_journals([path]),
+        kinds.RUN: runs.describe_run,
+        kinds.RESULTS: runs.describe_results,
+        kinds.CHECKPOINT: lambda path: _checkpoints().describe_checkpoint(path if path.is_dir() else path.parent),
+        kinds.CHECKPOINTS: lambda path: _checkpoints().describe_checkpoints(path),
+    }
+    return describers[kind](path)
+
+
+def verify(path: Path, kind: str, data: Path | None = None, jobs: int = 1) -> list[Problem]:
+    """Every problem of what lies at `path`; `jobs` 0 checks in this process."""
+    checks: dict[str, Callable[[Path], list[Problem]]] = {
+        kinds.DATASET: lambda path: check_dataset(path, jobs, say()),
+        kinds.DATASET_INDEX: lambda path: check_index(path.parent)[1],
+        kinds.SHARD: lambda path: check_shard(path).problems,
+        kinds.UNFINISHED_DATASET: lambda path: check_dataset(path, jobs, say()),
+        kinds.CANDIDATES: lambda path: check_candidates(path, data, jobs, say()),
+        kinds.CANDIDATES_INDEX: lambda path: check_candidates(path.parent, data, jobs, say()),
+        kinds.CANDIDATES_FILE: lambda path: check_candidates_file(path)[0],
+        kinds.UNFINISHED_CANDIDATES: lambda path: check_candidates(path, data, jobs, say()),
+        kinds.JOURNAL: check_journal,
+        kinds.RUN: lambda path: runs.check_run(path) + _checkpoints().check_checkpoints(path / "checkpoints"),
+        kinds.RESULTS: runs.check_results,
+        kinds.CHECKPOINT: lambda path: _checkpoints().check_checkpoint(path if path.is_dir() else path.parent),
+        kinds.CHECKPOINTS: lambda path: _checkpoints().check_checkpoints(path),
+    }
+    return checks[kind](path)
+
+
+def say() -> Callable[[int, int], None]:
+    """A progress line on stderr every few seconds."""
+    start = last = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last > 3:
+            last, left = now, (now - start) / done * (total - done)
+            print(f"inspect: {done}/{total} files verified, {left:.0f} s left", file=sys.stderr, flush=True)
+
+    return progress
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""What `hpctrack inspect` says of each kind of thing."""

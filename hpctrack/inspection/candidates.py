@@ -1,0 +1,105 @@
+"""What a candidates folder, file or journal holds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hpctrack.data import candidates, store
+from hpctrack.inspection.text import histogram
+
+
+def describe_candidates(folder: Path) -> dict[str, Any]:
+    """A finished candidates folder: totals, settings, histograms, digest."""
+    with store.damage(folder / candidates.INDEX):
+        found = candidates.CandidateStore(folder)
+    per_event, sizes, n_hits = _sizes([folder / name for name in found.shards])
+    return {
+        "format": f"{candidates.FORMAT} {candidates.VERSION}",
+        "events": len(found),
+        **_totals(per_event, sizes, n_hits),
+        "files": len(found.shards),
+        "bytes": sum((folder / name).stat().st_size for name in found.shards),
+        "digest": found.digest,
+        "made_with": found.attributes,
+        "columns": _columns(int(per_event.sum()), int(sizes.sum()), n_hits, len(found)),
+        "histograms": _histograms(per_event, sizes),
+    }
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """One candidates file."""
+    per_event, sizes, n_hits = _sizes([path])
+    with candidates.open_checked(path) as file, store.damage(path):
+        digest = str(file.attrs["digest"])
+    return {
+        "format": f"{candidates.FORMAT} {candidates.VERSION}",
+        "events": len(per_event),
+        **_totals(per_event, sizes, n_hits),
+        "bytes": path.stat().st_size,
+        "digest": digest,
+        "columns": _columns(int(per_event.sum()), int(sizes.sum()), n_hits, len(per_event)),
+        "histograms": _histograms(per_event, sizes),
+    }
+
+
+def describe_journals(paths: list[Path], settings: Path | None = None) -> dict[str, Any]:
+    """The journals of an inference that has not finished."""
+    journals, per_event, sizes, n_hits = {}, [], [], 0
+    for path in paths:
+        end = count = 0
+        for event_id, offset, payload in candidates.records(path):
+            with store.damage(path):
+                event = candidates.decode(event_id, payload)
+            end, count = offset + len(payload), count + 1
+            per_event.append(len(event))
+            sizes.append(np.diff(event.hit_offsets))
+            n_hits += len(event.track_ids)
+        left = path.stat().st_size - end
+        journals[path.name] = {"state": f"{count} events" + (f", then {left} bytes of no whole record" if left else "")}
+    all_sizes, counts = np.concatenate([np.zeros(0, np.int64), *sizes]), np.array(per_event, dtype=np.int64)
+    out = {"events": len(counts), **_totals(counts, all_sizes, n_hits)}
+    if settings and settings.is_file():
+        with store.damage(settings):
+            out["made_with"] = json.loads(settings.read_text())
+    return out | {"journals": journals, "histograms": _histograms(counts, all_sizes)}
+
+
+def describe_unfinished(folder: Path) -> dict[str, Any]:
+    """A candidates folder without an index."""
+    parts = folder / candidates.PARTS
+    facts = {"next": "run the same `hpctrack infer` again: it does what is left and joins the files"}
+    return facts | describe_journals(sorted(parts.glob("*.journal")), parts / "settings.json")
+
+
+def _sizes(paths: list[Path]) -> tuple[np.ndarray, np.ndarray, int]:
+    """(candidates of each event, hits of each candidate, hits of the events) over the files."""
+    per_event, sizes, n_hits = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], 0
+    for path in paths:
+        with candidates.open_checked(path) as file, store.damage(path):
+            offsets = file["offsets/candidates"][:]
+            per_event.append(np.diff(offsets))
+            steps = np.diff(file["hit_offsets"][:])
+            between = offsets[1:-1] + np.arange(len(offsets) - 2)  # from one event's end to the next one's beginning
+            sizes.append(np.delete(steps, between))
+            n_hits += int(file["offsets/hits"][-1])
+    return np.concatenate(per_event), np.concatenate(sizes), n_hits
+
+
+def _totals(per_event: np.ndarray, sizes: np.ndarray, n_hits: int) -> dict[str, int]:
+    return {"hits": n_hits, "candidates": int(per_event.sum()), "hits_in_candidates": int(sizes.sum())}
+
+
+def _histograms(per_event: np.ndarray, sizes: np.ndarray) -> dict[str, Any]:
+    return {"candidates per event": histogram(per_event), "hits per candidate": histogram(sizes)}
+
+
+def _columns(n: int, n_rows: int, n_hits: int, events: int) -> dict[str, dict[str, object]]:
+    length = {"hit_offsets": n + events, "hit_rows": n_rows, "scores": n, "track_ids": n_hits}
+    return {
+        name: {"dtype": dtype.name, "bytes": length[name] * dtype.itemsize}
+        for name, dtype in candidates.COLUMNS.items()
+    }

@@ -1,0 +1,103 @@
+"""What a checkpoint holds. The only part of `inspect` that needs torch, so it is imported for checkpoints alone."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from hpctrack.config import RunConfig, parse
+from hpctrack.data.verify import Notes, Problem
+from hpctrack.errors import InputError
+from hpctrack.runtime import checkpoint
+
+
+def describe_checkpoint(folder: Path) -> dict[str, Any]:
+    """A checkpoint: step, what it was trained on, the model's digest, parameters by module."""
+    meta, state = checkpoint.read_meta(folder), checkpoint.read_state(folder)
+    weights = _weights(state, folder)
+    out: dict[str, Any] = {key: meta[key] for key in ("hpctrack", "step", "epoch") if key in meta}
+    out |= {"trained_on_fingerprint": meta.get("data"), "plan": meta.get("plan")}
+    out["parameters"] = sum(tensor.numel() for tensor in weights.values())
+    out["dtype"] = ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in weights.values()}))
+    out["digest"] = checkpoint.digest(SimpleNamespace(state_dict=lambda: weights))  # as candidates name their model
+    out["bytes"] = sum(path.stat().st_size for path in folder.iterdir())
+    if meta.get("tuned"):
+        out["tuned"] = ", ".join(f"builder.{key}={value}" for key, value in meta["tuned"].items())
+    out["state"] = {key: {"what": _what(value)} for key, value in state.items()}
+    out["modules"] = _modules(weights)
+    return out
+
+
+def describe_checkpoints(folder: Path) -> dict[str, Any]:
+    """A folder of checkpoints: their names, and the newest one's facts."""
+    newest = checkpoint.latest(folder)
+    names = sorted(path.name for path in folder.glob("step-*"))
+    facts = {"latest": newest.name if newest else "none", "checkpoints": names}
+    return facts | ({"newest": describe_checkpoint(newest)} if newest else {})
+
+
+def _weights(state: dict[str, Any], folder: Path) -> dict[str, torch.Tensor]:
+    model = state.get("model") if isinstance(state, dict) else None
+    if not isinstance(model, dict) or not all(isinstance(value, torch.Tensor) for value in model.values()):
+        raise InputError(f"{folder / checkpoint.STATE}: holds no 'model' of tensors; not a checkpoint of hpctrack")
+    return model
+
+
+def _what(value: Any) -> str:
+    return f"{len(value)} entries" if isinstance(value, (dict, list)) else str(value)[:60]
+
+
+def _modules(weights: dict[str, torch.Tensor]) -> dict[str, dict[str, object]]:
+    """Parameters of each module, to the second level of names."""
+    out: dict[str, dict[str, Any]] = {}
+    for name, tensor in weights.items():
+        owner = ".".join(name.split(".")[:-1][:2]) or name
+        entry = out.setdefault(owner, {"parameters": 0, "tensors": 0})
+        entry["parameters"] += tensor.numel()
+        entry["tensors"] += 1
+    return {owner: {"parameters": e["parameters"], "in": f"in {e['tensors']} tensors"} for owner, e in out.items()}
+
+
+def check_checkpoint(folder: Path) -> list[Problem]:
+    """Problems of one checkpoint: its files' own checksums, meta data, configuration, weights that are not finite."""
+    notes = Notes(folder / checkpoint.META)
+    try:
+        meta = checkpoint.read_meta(folder)
+        parse(RunConfig, meta["config"], str(notes.path))
+        if folder.name.startswith("step-") and int(folder.name.removeprefix("step-")) != meta["step"]:
+            notes.add(f"step is {meta['step']}, but the folder is {folder.name}")
+    except (KeyError, TypeError, ValueError) as error:
+        notes.add(str(error).removeprefix(f"{notes.path}: "))
+    problems, notes = notes.problems, Notes(folder / checkpoint.STATE)
+    try:
+        with zipfile.ZipFile(notes.path) as archive:  # torch.load does not look at the checksums
+            bad = archive.testzip()
+        if bad:
+            notes.add(f"{bad} fails its checksum")
+        else:
+            _check_finite(checkpoint.read_state(folder), folder, notes)
+    except (InputError, OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+        notes.add(str(error).removeprefix(f"{notes.path}: "))
+    return problems + notes.problems
+
+
+def _check_finite(state: dict[str, Any], folder: Path, notes: Notes) -> None:
+    for name, tensor in _weights(state, folder).items():
+        if not torch.isfinite(tensor).all():
+            notes.add(f"{int((~torch.isfinite(tensor)).sum())} of {tensor.numel()} weights are not finite", column=name)
+
+
+def check_checkpoints(folder: Path) -> list[Problem]:
+    """Problems of all checkpoints of a run, and of `latest`."""
+    notes = Notes(folder / checkpoint.LATEST)
+    whole = sorted(path for path in folder.glob("step-*") if path.is_dir())
+    try:
+        if checkpoint.latest(folder) is None and whole:
+            notes.add(f"missing, but there are {len(whole)} checkpoints")
+    except (InputError, UnicodeDecodeError) as error:
+        notes.add(str(error).removeprefix(f"{notes.path}: "))
+    return notes.problems + [problem for path in whole for problem in check_checkpoint(path)]

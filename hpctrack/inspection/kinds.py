@@ -1,0 +1,84 @@
+"""Which kind of thing a path is: told by its content, not by its name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from hpctrack.data import candidates, store
+from hpctrack.errors import InputError
+from hpctrack.reporting.sources import RESULTS_FORMAT
+
+DATASET, SHARD, DATASET_INDEX = "dataset", "shard", "dataset index"
+CANDIDATES, CANDIDATES_FILE, CANDIDATES_INDEX = "candidates", "candidates file", "candidates index"
+UNFINISHED_DATASET, UNFINISHED_CANDIDATES, JOURNAL = "unfinished dataset", "unfinished candidates", "journal"
+RUN, CHECKPOINT, CHECKPOINTS, RESULTS = "run", "checkpoint", "checkpoints folder", "results"
+EXPECTED = (
+    "a dataset folder, a shard, a candidates folder or file, a run folder, a checkpoint, an index.h5 or a results.json"
+)
+HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+
+
+def kind_of(path: Path) -> str:
+    """One of the kinds above; InputError if `path` does not exist or is none of them."""
+    if path.is_dir():
+        return _kind_of_folder(path)
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder; expected {EXPECTED}")
+    if path.suffix == ".journal":
+        return JOURNAL
+    if path.name == "state.pt":
+        return CHECKPOINT
+    with open(path, "rb") as file:
+        head = file.read(len(HDF5_SIGNATURE))
+    if head == HDF5_SIGNATURE or path.suffix == ".h5":
+        return _kind_of_h5(path)
+    if head.lstrip()[:1] == b"{" and _is_results(path):
+        return RESULTS
+    raise InputError(f"{path}: not known to hpctrack; expected {EXPECTED}")
+
+
+def _kind_of_folder(path: Path) -> str:
+    if (path / "config.yaml").is_file():
+        return RUN
+    if (path / "state.pt").is_file() or (path / "meta.json").is_file():
+        return CHECKPOINT
+    if (path / "latest").is_file() or any(path.glob("step-*/meta.json")):
+        return CHECKPOINTS
+    shards, candidate_files = any(path.glob("events-*.h5")), any(path.glob("candidates-*.h5"))
+    if (path / store.INDEX).is_file():
+        if shards != candidate_files:  # the index itself may be damaged
+            return DATASET if shards else CANDIDATES
+        return {DATASET_INDEX: DATASET, CANDIDATES_INDEX: CANDIDATES}.get(_kind_of_h5(path / store.INDEX), DATASET)
+    if candidate_files or (path / candidates.PARTS).is_dir():
+        return UNFINISHED_CANDIDATES
+    if shards:
+        return UNFINISHED_DATASET
+    raise InputError(f"{path}: holds nothing known to hpctrack; expected {EXPECTED}")
+
+
+def _kind_of_h5(path: Path) -> str:
+    """By the file's attributes; if they cannot be read, by its name."""
+    reasons = {}
+    for kind in (SHARD, DATASET_INDEX):
+        try:
+            store.open_h5(path, kind.split()[-1]).close()
+            return kind
+        except InputError as error:
+            reasons[kind] = error
+    try:
+        with candidates.open_checked(path) as file:
+            return CANDIDATES_INDEX if "digests" in file else CANDIDATES_FILE
+    except InputError as error:
+        reasons[CANDIDATES_FILE] = error
+    by_name = [
+        kind for kind, start in ((SHARD, "events-"), (CANDIDATES_FILE, "candidates-")) if path.match(f"{start}*")
+    ]
+    raise reasons[by_name[0] if by_name else SHARD]
+
+
+def _is_results(path: Path) -> bool:
+    try:
+        return json.loads(path.read_text()).get("format") == RESULTS_FORMAT
+    except ValueError:
+        return False
