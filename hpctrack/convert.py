@@ -1,191 +1,41 @@
 """`hpctrack convert SOURCE OUT`: TrackML CSV -> sharded HDF5, or a dataset -> a dataset of sub-events.
 
-A shard is the unit of work: a task reads its events and writes one file. Shards get their names when they are whole,
-the index is written last, and a rerun keeps the shards that the same call made before.
+A shard is the unit of work, handed out by size to processes of one machine or, under `mpirun` or `srun`, to the MPI
+ranks. Shards get their names when they are whole, the index is written last, and a rerun keeps the shards that the same
+call made before. The files do not depend on the number of processes, byte for byte.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import math
 import os
 import sys
-import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
-from functools import cached_property
-from multiprocessing import get_context, parent_process
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
+import numpy as np
 import xxhash
 
-from hpctrack import __version__
-from hpctrack.data import schema, store
-from hpctrack.data.detectors import Detectors, find_detectors, read_detectors
+from hpctrack.data import store
+from hpctrack.data.conversion import KEEPING_COST, Done, Reader, Task, TrackmlReader, plan_tasks, run_task, run_tasks
 from hpctrack.data.files import write_json
+from hpctrack.data.lock import only_writer
+from hpctrack.data.partition import partition
 from hpctrack.data.subevents import MAX_DRAWS, SubEventReader
-from hpctrack.data.trackml import read_event
-from hpctrack.data.trackml_source import Source, check_files, find_events
-from hpctrack.errors import InputError, MachineError, verb
+from hpctrack.data.trackml_source import check_files, find_events
+from hpctrack.errors import EXIT_INPUT, EXIT_MACHINE, InputError, verb
 
 SKIPPED = "skipped.json"
-
-
-# ------------------------------------------------------------------------------------------------ sources of events
-
-
-class Reader(Protocol):
-    """What a task needs of a source of events; picklable, so small or lazily loaded."""
-
-    def event_ids(self) -> list[int]:
-        """The source's event ids, ascending."""
-
-    def origin(self) -> dict[str, object]:
-        """What the events come from, for the index."""
-
-    def stamp(self, event_id: int) -> object:
-        """JSON-able; changes when the event's input or the options change."""
-
-    def read(self, event_id: int) -> Iterator[schema.Event]:
-        """The events to write for one event of the source; InputError if it is bad."""
-
-
-@dataclass
-class TrackmlReader:
-    """Events from TrackML CSV files."""
-
-    source: Source
-    detectors: str | None
-    with_truth: bool
-
-    def event_ids(self) -> list[int]:
-        """The source's."""
-        return list(self.source.events)
-
-    def origin(self) -> dict[str, object]:
-        """The format alone: where the files lay says nothing of their content."""
-        return {"kind": "trackml", "truth": self.with_truth}
-
-    def stamp(self, event_id: int) -> object:
-        """Names, sizes and versions of the event's files and of the detectors' file."""
-        files = [self.source.stamp(member) for _, member in sorted(self.source.events[event_id].items())]
-        return [str(self.source.path.absolute()), event_id, files, self._geometry, self.with_truth]
-
-    @cached_property
-    def _geometry(self) -> object:
-        found = find_detectors(self.source, self.detectors)
-        return found and [str(found[0].path.absolute()), found[0].stamp(found[1])]
-
-    @cached_property
-    def modules(self) -> Detectors | None:
-        """The detector's modules, None if the source has no detectors.csv."""
-        return read_detectors(self.source, self.detectors)
-
-    def read(self, event_id: int) -> Iterator[schema.Event]:
-        """The event."""
-        yield read_event(self.source, event_id, self.modules, self.with_truth)
-
-
-# ------------------------------------------------------------------------------------------------ tasks
-
-
-@dataclass
-class Task:
-    """One shard to make: `recipe` says from what, so that a rerun can tell a finished shard from another's."""
-
-    event_ids: list[int]
-    path: Path
-    recipe: str
-    skip_bad: bool
-
-
-@dataclass
-class Done:
-    """What became of a task; `name` is None if every event of it was bad."""
-
-    name: str | None
-    n_source: int
-    n_events: int
-    kept: bool = False
-    skipped: list[dict[str, object]] = field(default_factory=list)
-
-
-def plan_tasks(reader: Reader, out: Path, events_per_shard: int, limit: int | None, skip_bad: bool) -> list[Task]:
-    """Cut the source's (first `limit`) events, in the order of their ids, into shards."""
-    ids = reader.event_ids()[:limit]
-    tasks = []
-    for number, start in enumerate(range(0, len(ids), events_per_shard)):
-        chunk = ids[start : start + events_per_shard]
-        stamps = [schema.FORMAT, schema.VERSION, __version__, [reader.stamp(event_id) for event_id in chunk]]
-        recipe = xxhash.xxh3_128_hexdigest(json.dumps(stamps).encode())
-        tasks.append(Task(chunk, out / store.shard_name(number), recipe, skip_bad))
-    return tasks
-
-
-def run_task(reader: Reader, task: Task) -> Done:
-    """Make one shard, or keep the one that an earlier run of the same call left."""
-    found = store.shard_attributes(task.path)
-    if found and found.get("recipe") == task.recipe:
-        skipped = json.loads(found["skipped"])
-        if task.skip_bad or not skipped:
-            return Done(task.path.name, len(task.event_ids), found["n_events"], kept=True, skipped=skipped)
-    skipped, events = [], []
-    for event_id in task.event_ids:
-        try:
-            events.extend(reader.read(event_id))
-        except InputError as error:
-            if not task.skip_bad:
-                raise
-            skipped.append({"event_id": event_id, "reason": " ".join(str(error).split())})
-    with store.ShardWriter(task.path, {"recipe": task.recipe, "skipped": json.dumps(skipped)}) as writer:
-        for event in events:
-            writer.add(event)
-    return Done(task.path.name if events else None, len(task.event_ids), len(events), skipped=skipped)
-
-
-def run_tasks(reader: Reader, tasks: Sequence[Task], jobs: int) -> Iterator[Done]:
-    """Run the tasks in `jobs` processes; results, and the first error, come in the order of the tasks."""
-    jobs = min(jobs, len(tasks))
-    if jobs <= 1:
-        for task in tasks:
-            yield run_task(reader, task)
-        return
-    with ProcessPoolExecutor(jobs, get_context("spawn"), _start_worker, (reader,)) as pool:
-        futures = [pool.submit(_work, task) for task in tasks]
-        try:
-            for future in futures:
-                yield future.result()
-        except BrokenProcessPool as error:
-            raise MachineError("a worker process died (out of memory?); run the same command again to go on") from error
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-_READER: Reader  # of a worker process
-
-
-def _start_worker(reader: Reader) -> None:
-    global _READER  # noqa: PLW0603  the pool has no other place for what all tasks share
-    _READER = reader
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A killed parent's workers would wait for tasks for ever."""
-    parent_process().join()
-    os._exit(1)
-
-
-def _work(task: Task) -> Done:
-    return run_task(_READER, task)
-
-
-# ------------------------------------------------------------------------------------------------ the verb
+RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "MV2_COMM_WORLD_RANK", "SLURM_PROCID")
+SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -193,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("source", help="folder or zip of TrackML files, or a dataset folder")
     parser.add_argument("out", type=Path, help="dataset folder to write")
     parser.add_argument("--events-per-shard", type=_positive, default=16, metavar="N", help="of the source; default 16")
-    parser.add_argument("--jobs", type=_positive, default=_cores(), metavar="J", help="processes; default: the cores")
+    parser.add_argument("--jobs", type=_positive, metavar="J", help="processes; default: the cores; not under MPI")
     parser.add_argument("--limit", type=_positive, metavar="N", help="only the first N events")
     parser.add_argument("--skip-bad", action="store_true", help=f"leave bad events out and list them in {SKIPPED}")
     parser.add_argument("--overwrite", action="store_true", help="replace what an earlier convert left in OUT")
@@ -259,10 +109,35 @@ def make_reader(args: argparse.Namespace) -> Reader:
     return TrackmlReader(source, args.detectors, with_truth=not args.no_truth)
 
 
-@verb("convert")
-def main(argv: Sequence[str] | None = None) -> int | None:
+# ------------------------------------------------------------------------------------------------ the verb
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     """The verb: plan the shards, make them, write the index, say what was done."""
-    args = _parser().parse_args(argv)
+    size = launched_ranks()
+    if size == 1:
+        return _ending(lambda: _alone(_parser().parse_args(argv)))
+    with _quiet_but_on_first_rank():
+        args = _parser().parse_args(argv)
+    return _ending(lambda: _on_ranks(args, mpi_world(size, args)))
+
+
+def _ending(run: Callable[[], int | None]) -> int:
+    """Exit code of `run`, errors said in one line."""
+    return verb("convert")(lambda _: run())(None)
+
+
+@dataclass
+class Plan:
+    """What is to be made: `recipe` of the whole dataset."""
+
+    reader: Reader
+    tasks: list[Task]
+    recipe: str
+
+
+def _plan(args: argparse.Namespace) -> Plan | None:
+    """The work, OUT ready for it; None if the same call has finished it before."""
     reader = make_reader(args)
     if isinstance(reader, TrackmlReader) and reader.modules is None:
         print("convert: no detectors.csv: module ids are not checked", file=sys.stderr)
@@ -270,18 +145,136 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     recipe = xxhash.xxh3_128_hexdigest("".join(task.recipe for task in tasks).encode())
     if _prepare(args.out, tasks, recipe, args):
         print(f"convert: {args.out} is complete already", file=sys.stderr)
-    else:
-        done = list(_show_progress(run_tasks(reader, tasks, args.jobs), tasks))
-        _finish(args.out, recipe, done, reader)
-    _summary(args.out)
-    return None
+        _summary(args.out)
+        return None
+    return Plan(reader, tasks, recipe)
+
+
+def _alone(args: argparse.Namespace) -> None:
+    """Convert with processes of this machine."""
+    with _locked(args.out):
+        plan = _plan(args)
+        if plan is not None:
+            results = run_tasks(plan.reader, plan.tasks, args.jobs or _cores())
+            _finish(args.out, plan, list(_show_progress(results, plan.tasks)))
+
+
+@contextlib.contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """The lock of OUT; a folder that was made for nothing goes again."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: is a file; OUT must be a folder")
+    new = not out.exists()
+    try:
+        with only_writer(out):
+            yield
+    finally:
+        if new and out.is_dir() and not any(out.iterdir()):
+            out.rmdir()
+
+
+# ------------------------------------------------------------------------------------------------ MPI
+
+
+def launched_ranks() -> int:
+    """How many processes an MPI launcher (mpirun, mpiexec, srun) says that it started; 1 without one."""
+    return max([int(os.environ[name]) for name in SIZE_VARIABLES if os.environ.get(name, "").isdigit()], default=1)
+
+
+def _rank() -> int:
+    return next((int(os.environ[name]) for name in RANK_VARIABLES if os.environ.get(name, "").isdigit()), 0)
+
+
+@contextlib.contextmanager
+def _quiet_but_on_first_rank() -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        if _rank():
+            stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+            stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        yield
+
+
+def mpi_world(size: int, args: argparse.Namespace | None = None) -> Any:
+    """The communicator of the `size` processes that a launcher started; one line from the first of them otherwise."""
+    try:
+        if args is not None and args.jobs is not None:
+            raise InputError("--jobs is for one machine without MPI; under mpirun or srun the ranks are the processes")
+        try:
+            from mpi4py import MPI
+        except ImportError as error:
+            raise InputError(
+                f"{size} processes were started by an MPI launcher, but mpi4py cannot be used ({error}): "
+                "pip install 'hpctrack[mpi]', or start it without the launcher: --jobs uses the cores of one machine"
+            ) from error
+        world = MPI.COMM_WORLD
+        if world.size != size:
+            raise InputError(
+                f"the launcher started {size} processes, but MPI sees {world.size}: mpi4py and the launcher must be "
+                "of one MPI (with Slurm: srun --mpi=pmi2 or --mpi=pmix)"
+            )
+        return world
+    except InputError as error:
+        if _rank():
+            raise SystemExit(EXIT_INPUT) from error
+        raise
+
+
+def _on_ranks(args: argparse.Namespace, world: Any) -> int:
+    """Convert with MPI ranks: the first plans and finishes, each makes its share of the shards.
+
+    What the first rank finds wrong ends all ranks in turn; an error amid the work ends them at once.
+    """
+    plan: Plan | None = None
+
+    def first() -> None:
+        nonlocal plan
+        stack.enter_context(_locked(args.out))
+        plan = _plan(args)
+
+    with _or_abort(world), contextlib.ExitStack() as stack:
+        code = _ending(first) if world.rank == 0 else 0
+        code, plan = world.bcast((code, plan))
+        if plan is None:
+            return code
+        mine: list[Done] = []
+        if code := _ending(lambda: mine.extend(_share(plan, world))):
+            world.Abort(code)
+        results = world.gather(mine)
+        if world.rank == 0:
+            code = _ending(lambda: _finish(args.out, plan, [done for part in results for done in part]))
+        return world.bcast(code)
+
+
+@contextlib.contextmanager
+def _or_abort(world: Any) -> Iterator[None]:
+    """A bug on one rank must not leave the others waiting for it."""
+    try:
+        yield
+    except BaseException:  # noqa: BLE001 - whatever it is
+        traceback.print_exc()
+        sys.stderr.flush()
+        world.Abort(EXIT_MACHINE)
+
+
+def _share(plan: Plan, world: Any) -> Iterator[Done]:
+    """Make the shards of this rank: an equal share of the bytes, the largest first; finished ones cost little."""
+    present = world.bcast([task.path.exists() for task in plan.tasks] if world.rank == 0 else None)
+    costs = np.array([task.cost for task in plan.tasks]) * np.where(present, KEEPING_COST, 1.0)
+    mine = np.flatnonzero(partition(costs, world.size) == world.rank)
+    last = time.monotonic()
+    for k in mine[np.argsort(-costs[mine], kind="stable")]:
+        yield run_task(plan.reader, plan.tasks[k])
+        if world.rank == 0 and time.monotonic() - last > 2:
+            last = time.monotonic()
+            there = sum(task.path.exists() for task in plan.tasks)
+            print(f"convert: {there}/{len(plan.tasks)} shards on {world.size} ranks", file=sys.stderr, flush=True)
+
+
+# ------------------------------------------------------------------------------------------------ before and after
 
 
 def _prepare(out: Path, tasks: Sequence[Task], recipe: str, args: argparse.Namespace) -> bool:
     """Make OUT ready; True if the same call has finished it before. InputError if it holds anything else."""
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out}: is a file; OUT must be a folder")
-    out.mkdir(parents=True, exist_ok=True)
     for path in [*out.glob(".events-*.tmp"), *out.glob(f".{store.INDEX}.*.tmp"), *out.glob(f".{SKIPPED}.*.tmp")]:
         path.unlink()  # of a killed run
     if args.overwrite:
@@ -295,15 +288,16 @@ def _prepare(out: Path, tasks: Sequence[Task], recipe: str, args: argparse.Names
         raise InputError(f"{out}: holds a dataset of other input or options; {otherwise}")
     recipes = {task.path: task.recipe for task in tasks}
     for path in sorted(out.glob("events-*.h5")):
-        if (store.shard_attributes(path) or {}).get("recipe") != recipes.get(path):
+        found = store.shard_attributes(path)  # None: damaged, so it is made again
+        if path not in recipes or (found is not None and found.get("recipe") != recipes[path]):
             raise InputError(f"{path}: left by a convert of other input or options; {otherwise}")
     return False
 
 
-def _finish(out: Path, recipe: str, done: Sequence[Done], reader: Reader) -> None:
-    """Write skipped.json and then the index."""
-    skipped = [entry for result in done for entry in result.skipped]
-    shards = [result.name for result in done if result.name]
+def _finish(out: Path, plan: Plan, done: Sequence[Done]) -> None:
+    """Write skipped.json and then the index, and say what was done."""
+    skipped = sorted((entry for result in done for entry in result.skipped), key=lambda entry: entry["event_id"])
+    shards = sorted(result.name for result in done if result.name)
     if not shards:
         if skipped:
             raise InputError(f"none of the {len(skipped)} events can be used; the first: {skipped[0]['reason']}")
@@ -313,8 +307,9 @@ def _finish(out: Path, recipe: str, done: Sequence[Done], reader: Reader) -> Non
     else:
         (out / SKIPPED).unlink(missing_ok=True)
     n_source = sum(result.n_source for result in done)
-    attributes = {"recipe": recipe, "n_source": n_source, "n_skipped": len(skipped)}
-    store.write_index(out, shards, attributes | {"origin": json.dumps(reader.origin())})
+    attributes = {"recipe": plan.recipe, "n_source": n_source, "n_skipped": len(skipped)}
+    store.write_index(out, shards, attributes | {"origin": json.dumps(plan.reader.origin())})
+    _summary(out)
 
 
 def _show_progress(results: Iterator[Done], tasks: Sequence[Task]) -> Iterator[Done]:

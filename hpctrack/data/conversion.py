@@ -1,0 +1,237 @@
+"""Making a dataset's shards: where events come from, what a shard is made of, and who makes which.
+
+A shard is the unit of work: a task reads its events one by one and writes one file. A shard that an earlier run of the
+same call made is kept if its content fits its checksums.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from functools import cached_property
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import xxhash
+
+from hpctrack import __version__
+from hpctrack.data import schema, store
+from hpctrack.data.checksums import column_checksum, event_checksum
+from hpctrack.data.detectors import Detectors, find_detectors, read_detectors
+from hpctrack.data.trackml import read_event
+from hpctrack.data.trackml_source import Source
+from hpctrack.errors import InputError, MachineError
+
+KEEPING_COST = 0.02  # of a finished shard, to check it, as a part of making it
+
+
+# ------------------------------------------------------------------------------------------------ sources of events
+
+
+class Reader(Protocol):
+    """What a task needs of a source of events; picklable, so small or lazily loaded."""
+
+    def event_ids(self) -> list[int]:
+        """The source's event ids, ascending."""
+
+    def origin(self) -> dict[str, object]:
+        """What the events come from, for the index."""
+
+    def stamp(self, event_id: int) -> tuple[object, int]:
+        """JSON-able, changes when the event's input or the options change; and the event's size (bytes, say)."""
+
+    def read(self, event_id: int) -> Iterator[schema.Event]:
+        """The events to write for one event of the source; InputError, before the first, if it is bad."""
+
+
+@dataclass
+class TrackmlReader:
+    """Events from TrackML CSV files."""
+
+    source: Source
+    detectors: str | None
+    with_truth: bool
+
+    def event_ids(self) -> list[int]:
+        """The source's."""
+        return list(self.source.events)
+
+    def origin(self) -> dict[str, object]:
+        """The format alone: where the files lay says nothing of their content."""
+        return {"kind": "trackml", "truth": self.with_truth}
+
+    def stamp(self, event_id: int) -> tuple[object, int]:
+        """Names, sizes and versions of the event's files and of the detectors' file; bytes of the event's files."""
+        files = [self.source.stamp(member) for _, member in sorted(self.source.events[event_id].items())]
+        whole = [str(self.source.path.absolute()), event_id, files, self._geometry, self.with_truth]
+        return whole, sum(size for _, size, _ in files)
+
+    @cached_property
+    def _geometry(self) -> object:
+        found = find_detectors(self.source, self.detectors)
+        return found and [str(found[0].path.absolute()), found[0].stamp(found[1])]
+
+    @cached_property
+    def modules(self) -> Detectors | None:
+        """The detector's modules, None if the source has no detectors.csv."""
+        return read_detectors(self.source, self.detectors)
+
+    def read(self, event_id: int) -> Iterator[schema.Event]:
+        """The event."""
+        yield read_event(self.source, event_id, self.modules, self.with_truth)
+
+
+# ------------------------------------------------------------------------------------------------ tasks
+
+
+@dataclass
+class Task:
+    """One shard to make: `recipe` says from what, so that a rerun can tell a finished shard from another's."""
+
+    event_ids: list[int]
+    path: Path
+    recipe: str
+    skip_bad: bool
+    cost: float  # relative: bytes of the source
+
+
+@dataclass
+class Done:
+    """What became of a task; `name` is None if every event of it was bad."""
+
+    name: str | None
+    n_source: int
+    skipped: list[dict[str, object]] = field(default_factory=list)
+
+
+def plan_tasks(reader: Reader, out: Path, events_per_shard: int, limit: int | None, skip_bad: bool) -> list[Task]:
+    """Cut the source's (first `limit`) events, in the order of their ids, into shards."""
+    ids = reader.event_ids()[:limit]
+    tasks = []
+    for number, start in enumerate(range(0, len(ids), events_per_shard)):
+        chunk = ids[start : start + events_per_shard]
+        stamps, sizes = zip(*(reader.stamp(event_id) for event_id in chunk), strict=True)
+        text = json.dumps([schema.FORMAT, schema.VERSION, __version__, list(stamps)])
+        recipe = xxhash.xxh3_128_hexdigest(text.encode())
+        tasks.append(Task(chunk, out / store.shard_name(number), recipe, skip_bad, float(sum(sizes))))
+    return tasks
+
+
+def run_task(reader: Reader, task: Task) -> Done:
+    """Make one shard, or keep the one that an earlier run of the same call left."""
+    found = store.shard_attributes(task.path)
+    if found and found.get("recipe") == task.recipe:
+        skipped = json.loads(found["skipped"])
+        if (task.skip_bad or not skipped) and is_intact(task.path):
+            return Done(task.path.name, len(task.event_ids), skipped)
+    skipped, written = [], []
+    with store.ShardWriter(task.path, {"recipe": task.recipe}) as writer:
+        for event_id in task.event_ids:
+            try:
+                for event in reader.read(event_id):
+                    writer.add(event)
+                    written.append(event.event_id)
+            except InputError as error:
+                if not task.skip_bad:
+                    raise
+                skipped.append({"event_id": event_id, "reason": " ".join(str(error).split())})
+        writer.attributes |= {"skipped": json.dumps(skipped), "event_ids": _digest_of(written)}
+    return Done(task.path.name if written else None, len(task.event_ids), skipped)
+
+
+def is_intact(path: Path) -> bool:
+    """Whether every column of every event of a shard, and its event ids, fit their checksums; one column at a time."""
+    try:
+        with store.open_h5(path, "shard") as file, store.damage(path):
+            if file.attrs.get("event_ids") != _digest_of(file["event_id"][:].tolist()):
+                return False
+            offsets = {axis: file[f"offsets/{axis}"][:] for axis in ("hits", "particles")}
+            sums: list[dict[str, int]] = [{} for _ in file["event_id"]]
+            noise = []
+            for name in schema.all_columns():
+                table, column = name.split(".")
+                bounds = offsets["particles" if table == "particles" else "hits"]
+                if file[table][column].shape != (bounds[-1],):
+                    return False
+                for i, row in enumerate(sums):
+                    values = file[table][column][bounds[i] : bounds[i + 1]]
+                    row[name] = column_checksum(values)
+                    if name == "truth.particle_id":
+                        noise.append(int(np.sum(values == 0)))
+                if file[f"checksums/{table}/{column}"][:].tolist() != [row[name] for row in sums]:
+                    return False
+            same_noise = file["n_noise"][:].tolist() == noise
+            return same_noise and file["checksum"][:].tolist() == [event_checksum(row) for row in sums]
+    except InputError:
+        return False
+
+
+def _digest_of(event_ids: Sequence[int]) -> str:
+    return xxhash.xxh3_64_hexdigest(np.asarray(event_ids, dtype="<i8").tobytes())
+
+
+# ------------------------------------------------------------------------------------------------ processes
+
+
+def run_tasks(reader: Reader, tasks: Sequence[Task], jobs: int) -> Iterator[Done]:
+    """Run the tasks in `jobs` processes, the largest first; results come as they are ready.
+
+    The first error in the order of the tasks is the one that is raised, whatever the number of processes.
+    """
+    jobs = min(jobs, len(tasks))
+    if jobs <= 1:
+        for task in tasks:
+            yield run_task(reader, task)
+        return
+    with ProcessPoolExecutor(jobs, get_context("spawn"), _start_worker, (reader,)) as pool:
+        order = sorted(range(len(tasks)), key=lambda k: -tasks[k].cost)
+        number = {pool.submit(_work, tasks[k]): k for k in order}
+        try:
+            yield from _results(number)
+        except BrokenProcessPool as error:
+            raise MachineError("a worker process died (out of memory?); run the same command again to go on") from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _results(number: dict[Future[Done], int]) -> Iterator[Done]:
+    """Results as they come; once a task failed, only those before it may still change which error is the first."""
+    failed: Future[Done] | None = None
+    for future in as_completed(number):
+        if future.cancelled():
+            continue
+        if future.exception() is None:
+            yield future.result()
+        elif failed is None or number[future] < number[failed]:
+            failed = future
+            for other, position in number.items():
+                if position > number[failed]:
+                    other.cancel()
+    if failed is not None:
+        failed.result()
+
+
+_READER: Reader  # of a worker process
+
+
+def _start_worker(reader: Reader) -> None:
+    global _READER  # noqa: PLW0603  the pool has no other place for what all tasks share
+    _READER = reader
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A killed parent's workers would wait for tasks for ever."""
+    parent_process().join()
+    os._exit(1)
+
+
+def _work(task: Task) -> Done:
+    return run_task(_READER, task)
