@@ -62,6 +62,10 @@ class DataConfig(Section):
     features: list[str] = Field(["x", "y", "z"], min_length=1, description="model inputs: names in data/features.py")
     augment: AugmentConfig = AugmentConfig()
     workers: int = Field(0, ge=0, description="reader processes per rank; 0 reads in the training process")
+    prefetch_factor: int = Field(2, ge=1, description="micro-batches each reader process is ahead")
+    verify: bool = Field(True, description="compare what is read with its checksums")
+    stage_to: str | None = Field(None, description="folder on each node's own disk (or /dev/shm) to read copies from")
+    in_memory: bool = Field(False, description="hold the columns that the features need in memory, on every rank")
 
 
 class PlanConfig(Section):

@@ -12,11 +12,26 @@ import torch
 from torch.utils.data import DataLoader
 from torch_geometric.data import Batch, Data
 
-from hpctrack.config import AugmentConfig, SelectionConfig
+from hpctrack.config import AugmentConfig, DataConfig, SelectionConfig
 from hpctrack.data import selection as selecting
 from hpctrack.data.features import augment, compute_features, feature_columns
 from hpctrack.data.schema import Event
+from hpctrack.data.staging import stage
 from hpctrack.data.store import Dataset
+from hpctrack.errors import InputError, MachineError
+
+
+def open_events(config: DataConfig, folder: str, local_rank: int = 0) -> Dataset:
+    """The dataset `folder`, staged, held in memory and verified as section `data` asks; InputError if it is damaged."""
+    dataset = Dataset(stage(folder, config.stage_to, local_rank) if config.stage_to else folder, config.verify)
+    if config.in_memory:
+        dataset.keep_in_memory(columns_read(config.features))
+    return dataset
+
+
+def columns_read(features: list[str]) -> list[str]:
+    """The columns of an event that the features and the selection of hits need."""
+    return list(dict.fromkeys(feature_columns(features) + selecting.COLUMNS))
 
 
 class EventLoader:
@@ -42,7 +57,7 @@ class EventLoader:
         self.stream = stream
         self.dtype = dtype
         self.feature_columns = feature_columns(features)
-        self.columns = list(dict.fromkeys(self.feature_columns + selecting.COLUMNS))
+        self.columns = columns_read(features)
 
     def __call__(self, row: int, epoch: int) -> Data:
         event = self.dataset.read(row, self.columns)
@@ -79,22 +94,44 @@ class MicroBatches(torch.utils.data.Dataset):
     def __init__(self, load: EventLoader) -> None:
         self.load = load
 
-    def __getitem__(self, specification: tuple[int, np.ndarray]) -> Batch:
+    def __getitem__(self, specification: tuple[int, np.ndarray]) -> Batch | InputError | OSError:
+        """The batch, or the fault of the input or the disk as a value: raised here, it would lose its one line."""
         epoch, rows = specification
-        return Batch.from_data_list([self.load(int(row), epoch) for row in rows])
+        try:
+            return Batch.from_data_list([self.load(int(row), epoch) for row in rows])
+        except (InputError, OSError) as error:
+            return error
 
 
 def iterate(
-    load: EventLoader, specifications: Iterable[tuple[int, np.ndarray]], workers: int = 0, pin: bool = False
+    load: EventLoader,
+    specifications: Iterable[tuple[int, np.ndarray]],
+    workers: int = 0,
+    pin: bool = False,
+    prefetch_factor: int = 2,
 ) -> Iterator[Batch]:
-    """Batches for `(epoch, rows)` specifications, in order, read ahead by `workers` processes."""
-    return iter(
-        DataLoader(
-            MicroBatches(load),
-            sampler=specifications,
-            batch_size=None,
-            num_workers=workers,
-            pin_memory=pin,
-            persistent_workers=workers > 0,
-        )
+    """Batches for `(epoch, rows)` specifications, in order, each of `workers` processes `prefetch_factor` ahead.
+
+    `pin` puts them into page-locked memory, from where they go to a GPU while it computes. Raises what reading raises,
+    and MachineError if a worker dies.
+    """
+    loader = DataLoader(
+        MicroBatches(load),
+        sampler=specifications,
+        batch_size=None,
+        num_workers=workers,
+        pin_memory=pin,
+        persistent_workers=workers > 0,
+        prefetch_factor=prefetch_factor if workers else None,
     )
+    try:
+        for batch in loader:
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise MachineError(
+            f"a reader process died (out of memory?): {error}; key 'data.workers' is {workers}"
+        ) from error

@@ -247,11 +247,12 @@ class Dataset:
     Picklable, and usable before and after fork and spawn, and from several threads. Attributes: `event_ids`, `n_hits`,
     `n_noise`, `n_particles`, `shard`, `row`, `checksums` (numpy, one entry an event, in the order of the ids); `shards`
     (file names) and `attributes` (of the index).
-    Raises InputError if the folder is no whole dataset.
+    `verify` is what `read` does unless told otherwise. Raises InputError if the folder is no whole dataset.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, verify: bool = False) -> None:
         self.folder = Path(folder)
+        self.verify = verify
         if not self.folder.is_dir():
             what = "is not a folder" if self.folder.exists() else "does not exist"
             raise InputError(f"{self.folder}: {what}; a dataset is a folder that `hpctrack convert` made")
@@ -288,12 +289,12 @@ class Dataset:
         """16 hex digits over the event ids and checksums of the index."""
         return combined_digest(self.event_ids, self.checksums)[:16]
 
-    def read(self, i: int, columns: Sequence[str] | None = None, verify: bool = False) -> schema.Event:
+    def read(self, i: int, columns: Sequence[str] | None = None, verify: bool | None = None) -> schema.Event:
         """Event i of the index, all columns or those named as `table.column`.
 
-        `verify` compares what was read with its checksums. The arrays are the caller's own, except those of
-        `keep_in_memory`, which are read-only. Raises IndexError for i, InputError for an unknown column, for a shard
-        that does not fit the index and for a failed checksum.
+        `verify` compares what was read with its checksums (None: as the dataset is set). The arrays are the caller's
+        own, except those of `keep_in_memory`, which are read-only. Raises IndexError for i, InputError for an unknown
+        column, for a shard that does not fit the index and for a failed checksum.
         """
         if not -len(self) <= i < len(self):
             raise IndexError(f"{self.folder}: event {i} of {len(self)}")
@@ -317,7 +318,7 @@ class Dataset:
             read_into(shard.descriptor, part, position, shard.path)
             arrays[name] = part.view(TYPES[name])
             used += -(-size // _ALIGN) * _ALIGN
-        if verify:
+        if self.verify if verify is None else verify:
             shard.verify(arrays, row, event_id)
         return schema.Event(event_id, as_tables(arrays))
 
@@ -369,12 +370,26 @@ class Dataset:
             self._reset()
         return self._lock
 
+    def verify_shard(self, number: int, path: str | Path | None = None) -> None:
+        """Read all of shard `number`, or of a copy of it at `path`; InputError unless it holds what the index says."""
+        shard = self._shard(number, Path(path or self.folder / self.shards[number]))
+        names = schema.all_columns()
+        shard.locate(names)
+        for i in np.flatnonzero(self.shard == number):
+            row = int(self.row[i])
+            sums = {name: column_checksum(shard.read(name, row)) for name in names}
+            if event_checksum(sums) != int(self.checksums[i]):
+                raise InputError(f"{shard.path}: event {self.event_ids[i]} does not match its checksum")
+
+    def _shard(self, number: int, path: Path) -> _Shard:
+        rows = self.shard == number
+        expected = {"event_id": self.event_ids[rows], "checksum": self.checksums[rows]}
+        expected |= {"n_hits": self.n_hits[rows], "n_particles": self.n_particles[rows]}
+        return _Shard(path, self.row[rows], expected)
+
     def _open(self, number: int) -> _Shard:
         if number not in self._files:
-            rows = self.shard == number
-            expected = {"event_id": self.event_ids[rows], "checksum": self.checksums[rows]}
-            expected |= {"n_hits": self.n_hits[rows], "n_particles": self.n_particles[rows]}
-            self._files[number] = _Shard(self.folder / self.shards[number], self.row[rows], expected)
+            self._files[number] = self._shard(number, self.folder / self.shards[number])
             if len(self._files) > MAX_OPEN:
                 self._files.popitem(last=False)  # closed when the last thread that reads from it is done
         self._files.move_to_end(number)
@@ -454,6 +469,15 @@ class _Shard:
         """Position in the file and size, bytes, of a located column of event `row`."""
         offsets, width = self.offsets[axis_of(name)], TYPES[name].itemsize
         return self._positions[name] + int(offsets[row]) * width, int(offsets[row + 1] - offsets[row]) * width
+
+    def read(self, name: str, row: int) -> np.ndarray:
+        """A located column of event `row`, in memory of its own."""
+        if name in self.chunked:
+            return self.read_chunked(name, row)
+        position, size = self.range(name, row)
+        values = np.empty(size // TYPES[name].itemsize, TYPES[name])
+        read_into(self.descriptor, values, position, self.path)
+        return values
 
     def read_chunked(self, name: str, row: int | None = None) -> np.ndarray:
         """A column of event `row`, or of all, by way of HDF5."""

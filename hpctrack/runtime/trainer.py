@@ -15,9 +15,8 @@ from torch_geometric.data import Batch
 from hpctrack import __version__
 from hpctrack.config import AugmentConfig, RunConfig, dump_yaml
 from hpctrack.data.files import write_text
-from hpctrack.data.loader import EventLoader, expected_hits, iterate
+from hpctrack.data.loader import EventLoader, expected_hits, iterate, open_events
 from hpctrack.data.plan import EpochPlan, plan_epoch, split_by_cost
-from hpctrack.data.store import Dataset
 from hpctrack.errors import InputError
 from hpctrack.losses import build_loss
 from hpctrack.models import build_model
@@ -36,6 +35,10 @@ MAY_CHANGE = {  # keys that a resumed run may set otherwise: they do not change 
     "data.train",  # the folder may have moved; its content is checked
     "data.valid",
     "data.workers",
+    "data.prefetch_factor",
+    "data.verify",
+    "data.stage_to",
+    "data.in_memory",
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.log_every",
@@ -53,8 +56,9 @@ class Trainer:
         self.config, self.env = config, env
         self.folder = Path(config.run)
         self.dtype = PRECISIONS[config.train.precision]
-        self.data = Dataset(config.data.train)
-        self.valid = Dataset(config.data.valid) if config.data.valid else None
+        self.data = open_events(config.data, config.data.train, env.local_rank)
+        valid = config.data.valid
+        self.valid = open_events(config.data, valid, env.local_rank) if valid else None
         if not len(self.data):
             raise InputError(f"key 'data.train': {config.data.train} has no event; expected at least one")
         self.hits = expected_hits(self.data, config.data.selection)
@@ -93,7 +97,7 @@ class Trainer:
         stream = (self.config.seed, TRAIN)
         load = EventLoader(self.data, data.features, data.selection, data.augment, stream, self.dtype)
         ahead = (specification for step in steps for specification in self.micro_batches(step))
-        loaded = iterate(load, ahead, data.workers, pin=self.env.device.type == "cuda")
+        loaded = iterate(load, ahead, data.workers, self.env.device.type == "cuda", data.prefetch_factor)
         for step in steps:
             # randomness inside the model (dropout) follows from the step, so a checkpoint needs no generator state
             torch.manual_seed(int(np.random.SeedSequence([*stream, step, self.env.rank]).generate_state(1)[0]))
