@@ -69,12 +69,29 @@ class DataConfig(Section):
 
 
 class PlanConfig(Section):
-    """How events become optimizer steps; none of it depends on the number of ranks."""
+    """How events become optimizer steps (so many events, or so much cost, a step) and are split over ranks."""
 
-    events_per_step: int = Field(8, ge=1, description="global batch: events per optimizer step, over all ranks")
-    hits_per_micro_batch: int | None = Field(
-        None, ge=1, description="a rank's events are split so that no forward sees more"
+    events_per_step: int | None = Field(8, ge=1, description="global batch: events per optimizer step, over all ranks")
+    cost_per_step: float | None = Field(None, gt=0, description="instead: predicted cost per step, in mean events")
+    window: int | Literal["epoch"] = Field(
+        1, description="steps within which like-sized events are grouped; 1: plain random, epoch: all sorted"
     )
+    cost: Literal["sizes", "learned"] = Field(
+        "sizes", description="what a split balances: the model's own estimate from sizes, or measured seconds"
+    )
+    locality: bool = Field(False, description="ranks prefer shards they have read before, where that costs nothing")
+    hits_per_micro_batch: int | None = Field(None, ge=1, description="no forward sees more hits, where events allow")
+    over_cap: Literal["error", "alone", "layer", "chunk"] = Field(
+        "layer", description="a single event with more hits: refuse it, or run it alone, with recompute layer or chunk"
+    )
+
+    @model_validator(mode="after")
+    def _one_length_of_a_step(self) -> PlanConfig:
+        if (self.events_per_step is None) == (self.cost_per_step is None):
+            raise ValueError("give either events_per_step or cost_per_step, and null for the other")
+        if isinstance(self.window, int) and self.window < 1:
+            raise ValueError(f"window must be 1 or more, or epoch, not {self.window}")
+        return self
 
 
 class OptimConfig(Section):
@@ -101,11 +118,14 @@ class TrainConfig(Section):
 
     steps: int = Field(ge=1, description="optimizer steps in all; epochs follow from the data")
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
-    recompute: Literal["none", "layer"] = Field("none", description="gradient checkpointing: keep layer inputs only")
+    recompute: Literal["none", "layer", "chunk"] = Field(
+        "none", description="gradient checkpointing: keep layer inputs only; chunk: and work through hits in chunks"
+    )
     checkpoint_every: int = Field(200, ge=1, description="steps")
     keep_checkpoints: int = Field(2, ge=1)
     log_every: int = Field(10, ge=1, description="steps")
     valid_every: int = Field(500, ge=1, description="steps")
+    probe_every: int = Field(20, ge=1, description="steps of which one is timed in parts, without overlap")
     threads: int | None = Field(1, ge=1, description="CPU threads per rank; null: torch's own choice")
 
 

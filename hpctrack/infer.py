@@ -30,7 +30,7 @@ from hpctrack.config import (
 from hpctrack.data import candidates
 from hpctrack.data.files import naming, write_json, write_text
 from hpctrack.data.loader import EventLoader, expected_hits
-from hpctrack.data.plan import split_by_cost
+from hpctrack.data.partition import longest_first
 from hpctrack.data.store import Dataset
 from hpctrack.data.trackml import write_submission
 from hpctrack.errors import InputError, verb
@@ -115,7 +115,7 @@ def infer(config: InferConfig, path: Path, data: Dataset, out: Path, env: Env) -
         say(env, f"{out}: complete, nothing to do")
         return
     todo = np.array([row for row, event in enumerate(data.event_ids) if int(event) not in done], dtype=np.int64)
-    mine = todo[split_by_cost(expected_hits(data, config.selection)[todo], env.world) == env.rank]
+    mine = todo[longest_first(expected_hits(data, config.selection)[todo], env.world)[0] == env.rank]
     say(env, f"{out}: {len(todo)} events to do, {len(done)} done before, {env.world} x {env.device.type}")
     build(config, model, data, mine, out, env)
     barrier(env)

@@ -34,19 +34,29 @@ def train(config: RunConfig, env: Env) -> None:
     batches = trainer.batches()
     while trainer.step < total:
         begin = synchronize(env.device)
-        micro_batches = next(batches)
+        micro_batches, modes = next(batches)
         loaded = synchronize(env.device)
 
         lr = learning_rate(trainer.step, total, config.optim)
         set_learning_rate(trainer.engine.optimizer, lr)
         try:
-            result = train_step(trainer.engine, trainer.loss, micro_batches, config.optim.clip_norm)
+            result = train_step(
+                trainer.engine,
+                trainer.loss,
+                micro_batches,
+                config.optim.clip_norm,
+                modes,
+                cost=trainer.planner.cost if trainer.probe() else None,
+                expected=trainer.planner.step_events(trainer.step),
+            )
         except MachineError as error:
             raise MachineError(f"step {trainer.step + 1}: {error}") from None
         trainer.step += 1
 
         trainer.observe(result, lr, step_s=synchronize(env.device) - begin, data_s=loaded - begin)
         last = trainer.step == total
+        if trainer.step == trainer.planner.epoch_end(trainer.step - 1):
+            trainer.learn()
         if last or trainer.step % every.log_every == 0:
             trainer.log()
         if last or trainer.step % every.valid_every == 0:

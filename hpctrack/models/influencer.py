@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from pydantic import Field
 from torch import Tensor, nn
 from torch_geometric.data import Batch
@@ -39,6 +40,14 @@ class InfluencerModel(nn.Module):
         """`user` and `influencer`, both [N, E], from `batch.x` [N, F] and the events' bounds `batch.ptr` [B + 1]."""
         h_NH = self.backbone(batch.x, batch.ptr.diff().tolist())
         return {"user": self.user(h_NH), "influencer": self.influencer(h_NH)}
+
+    def set_recompute(self, recompute: str) -> None:
+        """Memory mode of the next forward passes: none | layer | chunk."""
+        self.backbone.recompute = recompute
+
+    def relative_cost(self, hits: np.ndarray) -> np.ndarray:
+        """Cost of events by their numbers of hits, up to a factor."""
+        return self.backbone.relative_cost(hits)
 
 
 def head(width: int, out: int) -> nn.Sequential:

@@ -5,6 +5,10 @@ Legend: N hits in the batch, n hits of one event, H width, A heads, D = H / A.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -12,6 +16,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from hpctrack.config import Section
+
+CHUNK_HITS = 4096
 
 
 class TransformerBackbone(nn.Module):
@@ -37,8 +43,9 @@ class TransformerBackbone(nn.Module):
 
     def __init__(self, n_features: int, options: Options, recompute: str = "none") -> None:
         super().__init__()
+        self.options = options
         self.width = options.width
-        self.recompute = recompute
+        self.recompute = recompute  # none | layer | chunk
         self.encode = nn.Sequential(
             nn.Linear(n_features, options.width), nn.GELU(), nn.Linear(options.width, options.width)
         )
@@ -51,11 +58,16 @@ class TransformerBackbone(nn.Module):
         """Hidden state [N, H] of hits with features `x_NF`; `sizes` are the events' numbers of hits, in order."""
         h_NH = self.encode(x_NF)
         for block in self.blocks:
-            if self.recompute == "layer" and torch.is_grad_enabled():
-                h_NH = checkpoint(block, h_NH, sizes, use_reentrant=False)
-            else:
+            if self.recompute == "none" or not torch.is_grad_enabled():
                 h_NH = block(h_NH, sizes)
+            else:
+                h_NH = checkpoint(block, h_NH, sizes, self.recompute == "chunk", use_reentrant=False)
         return self.norm(h_NH)
+
+    def relative_cost(self, hits: np.ndarray) -> np.ndarray:
+        """Multiplications of a forward pass by event size: linear layers go with hits, attention with their square."""
+        width, layers, expansion = self.options.width, self.options.layers, self.options.expansion
+        return layers * width * ((4 + 2 * expansion) * width * hits + 2.0 * hits**2)
 
 
 class Block(nn.Module):
@@ -72,16 +84,24 @@ class Block(nn.Module):
             nn.Linear(width, expansion * width), nn.GELU(), nn.Linear(expansion * width, width)
         )
 
-    def forward(self, h_NH: Tensor, sizes: list[int]) -> Tensor:
-        """[N, H] -> [N, H]."""
-        h_NH = h_NH + self.out(self.attend(self.qkv(self.norm1(h_NH)), sizes))
-        return h_NH + self.feed_forward(self.norm2(h_NH))
+    def forward(self, h_NH: Tensor, sizes: list[int], chunked: bool = False) -> Tensor:
+        """[N, H] -> [N, H]; `chunked` bounds the memory of the backward pass at the cost of computing twice."""
+        h_NH = h_NH + self.out(self.attend(self.qkv(self.norm1(h_NH)), sizes, chunked))
+        return h_NH + in_chunks(lambda part: self.feed_forward(self.norm2(part)), h_NH, 0, chunked)
 
-    def attend(self, qkv: Tensor, sizes: list[int]) -> Tensor:
+    def attend(self, qkv: Tensor, sizes: list[int], chunked: bool) -> Tensor:
         """Attention event by event; `qkv` is [N, 3 H]."""
         split = qkv.unflatten(1, (3, self.heads, -1)).permute(1, 2, 0, 3)  # [3, A, N, D]
         events = []
         for qkv_AnD in split.split(sizes, dim=2):
             q, k, v = (part.unsqueeze(0) for part in qkv_AnD)
-            events.append(F.scaled_dot_product_attention(q, k, v).squeeze(0))
+            attention = partial(F.scaled_dot_product_attention, key=k, value=v)
+            events.append(in_chunks(attention, q, 2, chunked).squeeze(0))
         return torch.cat(events, dim=1).transpose(0, 1).flatten(1) if events else qkv[:, : self.out.in_features]
+
+
+def in_chunks(work: Callable[[Tensor], Tensor], x: Tensor, dim: int, chunked: bool) -> Tensor:
+    """`work(x)`, or chunk by chunk of hits along `dim`, each computed again in the backward pass."""
+    if not chunked:
+        return work(x)
+    return torch.cat([checkpoint(work, part, use_reentrant=False) for part in x.split(CHUNK_HITS, dim)], dim)

@@ -45,7 +45,6 @@ def distributed(config: ParallelConfig, threads: int | None) -> Iterator[Env]:
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    torch.set_flush_denormal(True)
     env = discover(config)
     if env.backend is None:
         yield env

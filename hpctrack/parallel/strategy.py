@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -35,16 +36,32 @@ class DDPEngine:
         """Mixed precision for forward passes; weights and losses stay in their own type."""
         return torch.autocast(self.env.device.type, torch.bfloat16, enabled=self.bf16)
 
-    def forward(self, batch: Any, last: bool) -> dict[str, Tensor]:
-        """Forward pass of a micro-batch; the backward of the step's `last` one sums gradients over ranks."""
+    def forward(self, batch: Any, last: bool, mode: str | None = None) -> dict[str, Tensor]:
+        """Forward pass of a micro-batch, in a memory mode; the backward of a `last` one sums gradients over ranks."""
         if isinstance(self.parallel, DistributedDataParallel):
             self.parallel.require_backward_grad_sync = last
+        if mode is not None:
+            self.module.set_recompute(mode)
         with self.autocast():
             return self.parallel(batch)
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate gradients; DDP averages over ranks, hence the factor."""
         (loss * self.env.world if self.env.backend else loss).backward()
+
+    def sum_gradients(self) -> None:
+        """The sum over ranks that backward left out, for a step without a `last` micro-batch."""
+        if self.env.backend is None:
+            return
+        for parameter in self.module.parameters():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [p.grad for p in self.module.parameters()]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        flat /= self.env.world  # as DDP does, see `backward`
+        for gradient, summed in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(summed.view_as(gradient))
 
     def gradient_norm(self, clip_norm: float | None) -> float:
         """Norm of the summed gradient, which is scaled down to `clip_norm` if it is larger."""

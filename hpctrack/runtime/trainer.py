@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from hpctrack import __version__
 from hpctrack.config import AugmentConfig, RunConfig, dump_yaml
 from hpctrack.data.files import write_text
 from hpctrack.data.loader import EventLoader, expected_hits, iterate, open_events
-from hpctrack.data.plan import EpochPlan, plan_epoch, split_by_cost
+from hpctrack.data.partition import longest_first
 from hpctrack.errors import InputError
 from hpctrack.losses import build_loss
 from hpctrack.models import build_model
@@ -24,9 +23,13 @@ from hpctrack.parallel.collectives import all_max, all_sum, barrier, broadcast
 from hpctrack.parallel.env import Env
 from hpctrack.parallel.strategy import PRECISIONS, STRATEGIES
 from hpctrack.runtime import checkpoint
+from hpctrack.runtime.cost import CostModel
+from hpctrack.runtime.ledger import Ledger
 from hpctrack.runtime.optim import build_optimizer
+from hpctrack.runtime.planner import Planner
 from hpctrack.runtime.step import StepResult, validate
-from hpctrack.runtime.telemetry import Metrics, Progress, Window, peak_gib
+from hpctrack.runtime.telemetry import Metrics, Progress, Window, peak_gib, synchronize
+from hpctrack.runtime.waste import Waste, waste_lines
 from hpctrack.tracking.builders import build_builder, choose, tuning_counts
 
 TRAIN, VALID = 0, 1  # random streams of the two datasets
@@ -61,7 +64,6 @@ class Trainer:
         self.valid = open_events(config.data, valid, env.local_rank) if valid else None
         if not len(self.data):
             raise InputError(f"key 'data.train': {config.data.train} has no event; expected at least one")
-        self.hits = expected_hits(self.data, config.data.selection)
         self.loss = build_loss(config.loss)
         if build_builder(config.builder).needs_tuning and not (self.valid and len(self.valid)):
             raise InputError("section 'builder' has an option to tune: give data.valid, or a value for it")
@@ -70,38 +72,30 @@ class Trainer:
         model = model.to(env.device, self.dtype)
         optimizer = build_optimizer(model, config.optim)
         self.engine = STRATEGIES[config.parallel.strategy](model, optimizer, env, config.train.precision)
+        self.planner = Planner(config, self.data, model, env)
         self.step, self.window, self.tuned = 0, Window(), {}
+        self.ledger: Ledger | None = None
         self.metrics: Metrics | None = None
+        self.waste = Waste()
         self.progress = Progress(config.train.steps)
-        self.plan = lru_cache(maxsize=4)(self._plan)  # this epoch's, and the next one's when readers are ahead
 
-    # ------------------------------------------------------------------------------------- plan and batches
+    # ------------------------------------------------------------------------------------- batches
 
-    def _plan(self, epoch: int) -> EpochPlan:
-        plan = self.config.plan
-        cap = plan.hits_per_micro_batch
-        return plan_epoch(self.hits, self.env.world, self.config.seed, epoch, plan.events_per_step, self.hits, cap)
-
-    def position(self, step: int) -> tuple[int, int]:
-        """(epoch, step within the epoch) of an optimizer step."""
-        return divmod(step, -(-len(self.data) // self.config.plan.events_per_step))
-
-    def micro_batches(self, step: int) -> list[tuple[int, np.ndarray]]:
-        """This rank's micro-batches of a step as (epoch, rows)."""
-        epoch, within = self.position(step)
-        return [(epoch, rows) for rows in self.plan(epoch).micro_batches(within, self.env.rank)]
-
-    def batches(self) -> Iterator[list[Batch]]:
-        """This rank's micro-batches, loaded, for each step from the current one to the last."""
-        data, steps = self.config.data, range(self.step, self.config.train.steps)
+    def batches(self) -> Iterator[tuple[list[Batch], list[str]]]:
+        """This rank's micro-batches and their memory modes for each step from the current one to the last."""
+        data, last, plan = self.config.data, self.config.train.steps, self.planner
         stream = (self.config.seed, TRAIN)
         load = EventLoader(self.data, data.features, data.selection, data.augment, stream, self.dtype)
-        ahead = (specification for step in steps for specification in self.micro_batches(step))
-        loaded = iterate(load, ahead, data.workers, self.env.device.type == "cuda", data.prefetch_factor)
-        for step in steps:
-            # randomness inside the model (dropout) follows from the step, so a checkpoint needs no generator state
-            torch.manual_seed(int(np.random.SeedSequence([*stream, step, self.env.rank]).generate_state(1)[0]))
-            yield [next(loaded).to(self.env.device, non_blocking=True) for _ in self.micro_batches(step)]
+        while self.step < last:
+            steps = range(self.step, plan.readable_until(self.step, last))
+            ahead = ((epoch, rows) for step in steps for epoch, rows, _ in plan.micro_batches(step))
+            loaded = iterate(load, ahead, data.workers, self.env.device.type == "cuda", data.prefetch_factor)
+            for step in steps:
+                # randomness inside the model (dropout) follows from the step, so no generator state is kept
+                torch.manual_seed(int(np.random.SeedSequence([*stream, step, self.env.rank]).generate_state(1)[0]))
+                parts = plan.micro_batches(step)
+                batches = [next(loaded).to(self.env.device, non_blocking=True) for _ in parts]
+                yield batches, [mode for _, _, mode in parts]
 
     def valid_batches(self) -> Iterator[Batch]:
         """This rank's share of the validation events, one a batch, the same draws every time."""
@@ -109,7 +103,7 @@ class Trainer:
         assert self.valid is not None
         stream = (self.config.seed, VALID)
         load = EventLoader(self.valid, data.features, data.selection, AugmentConfig(), stream, self.dtype)
-        rank = split_by_cost(expected_hits(self.valid, data.selection), self.env.world)
+        rank, _ = longest_first(expected_hits(self.valid, data.selection), self.env.world)
         for row in np.flatnonzero(rank == self.env.rank):
             yield Batch.from_data_list([load(int(row), 0)]).to(self.env.device)
 
@@ -124,16 +118,22 @@ class Trainer:
             state = checkpoint.read_state(found, self.env.device)
             checkpoint.load_into(self.engine, state, found)
             self.step, self.window, self.tuned = meta["step"], Window(meta["window"]), meta["tuned"]
+            self.planner.cost = CostModel(meta["cost"])
+            self.check_same_plan(meta, found)
         if self.env.is_main:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_text(self.folder / "config.yaml", dump_yaml(self.config))
             self.metrics = Metrics(self.folder, self.step)
+            self.ledger = Ledger(self.folder, self.step, len(self.data))
         n = sum(p.numel() for p in self.engine.module.parameters())
         self.say(
             f"{self.folder}: {self.config.model.name} ({n:,} parameters), {len(self.data)} events, "
             f"{self.env.world} x {self.env.device.type} ({self.env.source}, {self.env.backend or 'no'} process group), "
             f"{self.config.train.precision}; {f'resumed at step {self.step}' if found else 'new run'}"
         )
+        if self.step < self.config.train.steps:
+            for line in self.planner.certificate(self.step):
+                self.say(line)
 
     def check_same_run(self, meta: dict[str, Any], path: Path) -> None:
         """InputError naming the first key (or dataset) in which the checkpoint's run differs from this one."""
@@ -147,15 +147,30 @@ class Trainer:
         if meta["data"] != self.data.fingerprint:
             raise InputError(f"{path}: was trained on other events than {self.config.data.train}; give that dataset")
 
+    def check_same_plan(self, meta: dict[str, Any], path: Path) -> None:
+        """InputError if the epoch that goes on would consume its events in other steps than it began."""
+        now = self.planner.identity(self.step)
+        if meta["plan"] != now:
+            raise InputError(
+                f"{path}: was planned as {meta['plan']}, now {now}; hpctrack {meta['hpctrack']} wrote it and planned "
+                f"otherwise: finish the run with that version"
+            )
+
     def save(self) -> None:
-        """Rank 0 writes a checkpoint; the others go on and meet it in the next step."""
-        if not self.env.is_main:
-            return
+        """Rank 0 writes a checkpoint, with what all ranks have learned of costs."""
+        begin = synchronize(self.env.device)
+        self.planner.collect()
+        if self.env.is_main:
+            self.write_checkpoint()
+        self.waste.add({"checkpoint_s": synchronize(self.env.device) - begin})
+
+    def write_checkpoint(self) -> None:
+        """Model, optimizer, and everything by which the run goes on where it stopped."""
         meta = {
             "hpctrack": __version__,
             "step": self.step,
-            "epoch": self.position(self.step)[0],
-            "plan": self.plan(self.position(self.step)[0]).hash,
+            "plan": self.planner.identity(self.step),
+            "cost": self.planner.cost.state(),
             "config": self.config.model_dump(mode="json"),
             "data": self.data.fingerprint,
             "tuned": self.tuned,
@@ -166,8 +181,23 @@ class Trainer:
 
     # ------------------------------------------------------------------------------------- telemetry
 
+    def probe(self) -> bool:
+        """Whether the current step is timed in parts. On one rank that costs nothing, on several the overlap."""
+        return self.env.world == 1 or (self.step + 1) % self.config.train.probe_every == 0
+
+    def learn(self) -> None:
+        """At the end of an epoch: what its steps have cost."""
+        for line in self.planner.learn():
+            self.say(line)
+
     def observe(self, result: StepResult, lr: float, step_s: float, data_s: float) -> None:
-        """Take a finished step into the means of the current log window."""
+        """Take a finished step into the ledger, the means of the current log window and the waste report."""
+        if self.ledger:
+            done = self.step - 1  # steps are counted from 0 in plans
+            self.ledger.record(self.step, self.planner.position(done)[0], self.planner.step_events(done))
+        self.waste.add({"step_s": step_s, "data_s": data_s})
+        if result.parts:
+            self.waste.add_probe(result.parts)
         terms = {f"loss/{name}": value for name, value in result.terms.items()}
         sizes = {"events": result.events, "hits": result.hits}
         values = {"loss": result.loss, **terms, "lr": lr, "grad_norm": result.grad_norm, **sizes}
@@ -179,7 +209,7 @@ class Trainer:
         slowest_step, slowest_data, memory = all_max([means["step_s"], means["data_s"], self.peak()], self.env)
         means |= {"step_s": slowest_step, "data_s": slowest_data, "peak_gib": memory}
         means["hits_per_s"] = means["hits"] / slowest_step
-        values = {"epoch": self.position(self.step - 1)[0], **means}
+        values = {"epoch": self.planner.position(self.step - 1)[0], **means}
         if self.metrics:
             self.metrics.write("train", self.step, values)
         self.say(self.progress.line(self.step, values))
@@ -195,7 +225,12 @@ class Trainer:
             return
         result = validate(self.engine, self.loss, self.valid_batches())
         terms = {f"loss/{name}": value for name, value in result.terms.items()}
-        values = {"epoch": self.position(self.step - 1)[0], "loss": result.loss, **terms, "events": result.events}
+        values = {
+            "epoch": self.planner.position(self.step - 1)[0],
+            "loss": result.loss,
+            **terms,
+            "events": result.events,
+        }
         if self.metrics:
             self.metrics.write("valid", self.step, values)
         self.say(f"step {self.step}  validation loss {result.loss:.4f} on {result.events} events")
@@ -216,8 +251,16 @@ class Trainer:
 
     def close(self) -> None:
         """End the run on all ranks together."""
-        if self.metrics:
+        report = self.waste.report(self.env)
+        if report:
+            counter = self.planner.counterfactual()
+            if self.metrics:
+                self.metrics.write("waste", self.step, report | {f"balance/{k}": v for k, v in counter.items()})
+            for line in waste_lines(report, counter):
+                self.say(line)
+        if self.metrics and self.ledger:
             self.metrics.close()
+            self.ledger.close()
         barrier(self.env)
         self.say(f"done: {self.step} steps, {self.folder / 'checkpoints'}")
 

@@ -23,9 +23,21 @@ def gradient(config) -> tuple[list[np.ndarray], float, int]:
         trainer = Trainer(config, env)
         found = []
         trainer.engine.step = lambda: found.extend(p.grad.numpy().copy() for p in trainer.engine.module.parameters())
-        batches = next(trainer.batches())
-        result = train_step(trainer.engine, trainer.loss, batches, config.optim.clip_norm)
+        batches, modes = next(trainer.batches())
+        cost = trainer.planner.cost if trainer.probe() else None
+        expected = trainer.planner.step_events(0)
+        clip = config.optim.clip_norm
+        result = train_step(trainer.engine, trainer.loss, batches, clip, modes, cost, expected)
         return found, result.loss, len(batches)
+
+
+PLANS = {
+    "whole": {},
+    "packed": {"hits_per_micro_batch": 30},  # uneven micro-batches; some events are over the cap and recomputed
+    "chunked": {"hits_per_micro_batch": 30, "over_cap": "chunk"},
+    "sorted": {"window": "epoch", "locality": True},
+    "probed": {"probe": True, "hits_per_micro_batch": 30},
+}
 
 
 @pytest.mark.parametrize("strategy", sorted(STRATEGIES))
@@ -33,20 +45,21 @@ def gradient(config) -> tuple[list[np.ndarray], float, int]:
 @pytest.mark.parametrize(("loss", "options"), CASES, ids=str)
 def test_gradient_is_that_of_one_rank(tmp_path, loss, options, clip, strategy):
     data = toy_dataset(tmp_path / "data", sizes=(4, 0, 9, 5, 1, 2, 6), n_noise=2)  # one event has only noise
-    shared = dict(plan={"events_per_step": 7}, optim={"clip_norm": clip}, parallel={"strategy": strategy})
-    one = toy_config(tmp_path / "run", data, loss={"name": loss, **options}, **shared)
-    packed = toy_config(
-        tmp_path / "run",
-        data,
-        loss={"name": loss, **options},
-        **shared | {"plan": {"events_per_step": 7, "hits_per_micro_batch": 30}},
-    )
-    [(expected, value, _)] = run_ranks(1, gradient, one)
+
+    def config(name: str):
+        plan = {"events_per_step": 7} | PLANS[name]
+        probe_every = 1 if plan.pop("probe", False) else 1000
+        return toy_config(
+            tmp_path / "run", data, loss={"name": loss, **options}, plan=plan, optim={"clip_norm": clip},
+            parallel={"strategy": strategy}, train={"probe_every": probe_every},
+        )  # fmt: skip
+
+    [(expected, value, _)] = run_ranks(1, gradient, config("whole"))
     assert any(np.abs(g).max() > 0 for g in expected)
-    for config in (one, packed):
+    for name in PLANS:
         for n in (1, 2, 4):
-            results = run_ranks(n, gradient, config)
-            if n == 4 and config is packed:
+            results = run_ranks(n, gradient, config(name))
+            if n == 4 and name == "packed":
                 assert len({batches for _, _, batches in results}) > 1  # uneven micro-batches
             for found, loss_value, _ in results:
                 assert loss_value == pytest.approx(value, rel=1e-12)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from campaigns.resume import campaign
 from ranks import run_ranks, start_ranks
 from toys import toy_config, toy_dataset
 
@@ -20,6 +21,7 @@ from hpctrack.config import dump_yaml
 from hpctrack.errors import InputError, MachineError
 from hpctrack.parallel.env import distributed
 from hpctrack.runtime import checkpoint
+from hpctrack.runtime.ledger import problems
 from hpctrack.train import main as train_verb
 from hpctrack.train import train
 
@@ -33,7 +35,7 @@ def curve(folder: Path) -> list[dict]:
     """Logged values without the ones that a clock or the machine decides."""
     timed = {"step_s", "data_s", "hits_per_s", "peak_gib"}
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in timed} for line in lines]
+    return [{k: v for k, v in line.items() if k not in timed} for line in lines if line["kind"] != "waste"]
 
 
 def final_state(folder: Path) -> dict:
@@ -92,6 +94,7 @@ def test_kill_9_then_the_same_command_ends_bit_equal(tmp_path, ranks):
     run_ranks(ranks, run, broken)
     assert_bit_equal(final_state(Path(whole.run)), final_state(Path(broken.run)))
     assert curve(Path(broken.run)) == curve(Path(whole.run))
+    assert problems(Path(broken.run)) == []
     metas = [checkpoint.read_meta(checkpoint.find(Path(c.run))) for c in (whole, broken)]
     assert metas[0]["tuned"] == metas[1]["tuned"] != {}
 
@@ -120,6 +123,29 @@ def test_a_finished_run_is_left_alone_and_moves_between_rank_counts(tmp_path):
     before = final_state(tmp_path / "run")
     run_ranks(1, run, longer)
     assert_bit_equal(before, final_state(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("plan", [{}, {"window": "epoch", "cost": "learned", "hits_per_micro_batch": 50}])
+def test_kills_with_other_rank_counts_leave_an_exact_ledger_and_the_same_curve(tmp_path, plan):
+    """A short campaign of tests/campaigns/resume.py."""
+    line = campaign(tmp_path, kills=6, seed=1, steps=40, plan=plan)
+    assert "ledger exact, largest relative difference of the loss" in line
+
+
+def test_learned_costs_are_in_the_checkpoint_and_printed(tmp_path, capsys):
+    data = toy_dataset(tmp_path / "data", sizes=range(3, 12))
+    run(toy_config(tmp_path / "run", data, plan={"cost": "learned"}, train={"steps": 20}))
+    text = capsys.readouterr().out
+    assert "cost: seconds ~" in text and "cost: bytes ~" in text and "median error" in text
+    assert "time of a step" in text and "compute" in text
+    meta = checkpoint.read_meta(checkpoint.find(tmp_path / "run"))
+    assert len(meta["cost"]["samples"]) == 20 and meta["cost"]["fits"].keys() == {"seconds", "bytes"}
+
+
+def test_an_event_over_the_cap_can_be_refused(tmp_path):
+    data = toy_dataset(tmp_path / "data")
+    with pytest.raises(InputError, match=r"event 0 has 27 hits, above plan\.hits_per_micro_batch=20; raise it"):
+        run(toy_config(tmp_path / "run", data, plan={"hits_per_micro_batch": 20, "over_cap": "error"}))
 
 
 def expect_error(config, kind, *parts) -> None:

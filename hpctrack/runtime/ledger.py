@@ -1,0 +1,86 @@
+"""The exactly-once ledger of a run: which events each optimizer step consumed, one line a step, written by rank 0.
+
+Lines beyond the step that a run resumes at are taken back, so the file is what the weights have seen.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from hpctrack.data.files import naming, write_text
+from hpctrack.errors import InputError
+
+NAME = "ledger.jsonl"
+
+
+class Ledger:
+    """Append-only while a run goes on; `record` returns when the line is with the operating system."""
+
+    def __init__(self, run: Path, resumed_step: int, n_events: int) -> None:
+        self.path = run / NAME
+        kept = [entry for entry in read(run) if entry["step"] <= resumed_step] if self.path.exists() else []
+        head = json.dumps({"events": n_events}) + "\n"
+        write_text(self.path, head + "".join(json.dumps(entry) + "\n" for entry in kept))
+        self.file = open(self.path, "a")  # noqa: SIM115 - open as long as the run
+
+    def record(self, step: int, epoch: int, events: list[int]) -> None:
+        """The events (ids) that optimizer step `step` consumed, over all ranks."""
+        with naming(self.path):
+            self.file.write(json.dumps({"step": step, "epoch": epoch, "events": events}) + "\n")
+            self.file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self.file.close()
+
+
+def read(run: Path) -> list[dict[str, Any]]:
+    """Whole lines of a run's ledger, without its head; a last line that a kill cut short is left out."""
+    lines = (run / NAME).read_text().splitlines(keepends=True)
+    entries = []
+    for number, line in enumerate(lines[1:], 2):
+        if not line.endswith("\n"):
+            break
+        try:
+            entry = json.loads(line)
+            entries.append({"step": entry["step"], "epoch": entry["epoch"], "events": entry["events"]})
+        except (json.JSONDecodeError, KeyError, TypeError):
+            raise InputError(f"{run / NAME}: line {number} is no ledger line; expected step, epoch, events") from None
+    return entries
+
+
+def problems(run: Path) -> list[str]:
+    """What is not exactly once: steps missing or repeated, events repeated in an epoch or missing from a whole one."""
+    entries = read(run)
+    n_events = json.loads((run / NAME).read_text().split("\n", 1)[0])["events"]
+    found = []
+    steps = [entry["step"] for entry in entries]
+    if steps != list(range(1, len(steps) + 1)):
+        found.append(f"steps are not 1 to {len(steps)}, each once and in order")
+    last = max((entry["epoch"] for entry in entries), default=0)
+    for epoch in range(last + 1):
+        count = Counter(event for entry in entries if entry["epoch"] == epoch for event in entry["events"])
+        repeated = sorted(event for event, times in count.items() if times > 1)
+        if repeated:
+            found.append(f"epoch {epoch}: {len(repeated)} events consumed more than once, first event {repeated[0]}")
+        if len(count) != n_events and epoch < last or len(count) > n_events:
+            found.append(f"epoch {epoch}: {len(count)} events consumed, the dataset has {n_events}")
+    return found
+
+
+def summary(run: Path) -> list[str] | None:
+    """The ledger as a few lines, None if the run has none."""
+    if not (run / NAME).is_file():
+        return None
+    entries = read(run)
+    epochs = Counter(entry["epoch"] for entry in entries)
+    consumed = sum(len(entry["events"]) for entry in entries)
+    lines = [f"ledger: {len(entries)} steps, {consumed} events consumed in {len(epochs)} epochs"]
+    shown = sorted(epochs)
+    for epoch in shown if len(shown) <= 6 else [*shown[:3], *shown[-3:]]:
+        events = [event for entry in entries if entry["epoch"] == epoch for event in entry["events"]]
+        lines.append(f"ledger: epoch {epoch}: {epochs[epoch]} steps, {len(events)} events, {len(set(events))} distinct")
+    return lines + [f"ledger: NOT EXACTLY ONCE: {text}" for text in problems(run)]
