@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from hpctrack.benchmarks import loss
+from hpctrack.benchmarks import io, loss
 
-BENCHES = {"loss": loss.run}
+BENCHES = {"io": io.run, "loss": loss.run}

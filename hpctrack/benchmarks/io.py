@@ -1,0 +1,320 @@
+"""The store against one sequential read, against a torch file per event, and against CSV; and conversion's speed.
+
+All read the same simulated events into torch tensors, from the page cache (`cold_…`: after it was told to forget them).
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.utils.data import DataLoader
+from torch_geometric.data import Data
+
+from hpctrack.benchmarks.measure import Figure, ratio, time_in_turn
+from hpctrack.data import schema
+from hpctrack.data.buffers import read_into
+from hpctrack.data.store import Dataset, digest, open_dataset
+
+SOME = ["hits.x", "hits.y", "hits.z", "hits.r", "hits.phi", "hits.eta", "cells.cell_charge", "cells.size_u"]
+ALL = [
+    *(f"hits.{name}" for name in schema.HITS),
+    *(f"truth.{name}" for name in ("particle_id", "particle_row", "tpx", "tpy", "tpz", "weight")),
+    *(f"cells.{name}" for name in schema.CELLS),
+]  # 24
+CSV = {  # 8 columns that the CSV files hold as they are
+    "hits": ["x", "y", "z", "volume_id", "layer_id", "module_id"],
+    "truth": ["particle_id", "weight"],
+}
+FROM_CSV = [f"{table}.{column}" for table, columns in CSV.items() for column in columns]
+Tensors = dict[str, torch.Tensor]
+
+
+def run(quick: bool) -> list[Figure]:
+    """Figures of reading and of conversion on events of about 110,000 hits."""
+    repeats = 5 if quick else 15
+    with tempfile.TemporaryDirectory(prefix="hpctrack-bench-") as folder:
+        csv = simulate(Path(folder) / "csv", simulated=2 if quick else 6, events=8 if quick else 24)
+        figures = conversion(csv, Path(folder))
+        bench = Readings(open_dataset(Path(folder) / "jobs-1"), csv, Path(folder))
+        with bench.workers(1) as one, bench.workers(2) as two:
+            figures = reading(bench, one, two, repeats) + cold(bench, one, max(repeats // 3, 2)) + figures
+        return figures + loading(bench, repeats)
+
+
+# ------------------------------------------------------------------------------------------------ what is read
+
+
+def simulate(folder: Path, simulated: int, events: int) -> Path:
+    """TrackML CSV files of `events` events, of which `simulated` differ; the others are links to these."""
+    options = ["--source", "helix", "--particles", "8000", "--events", str(simulated)]
+    command([sys.executable, "-m", "hpctrack.simulate", str(folder), *options])
+    for event_id in range(simulated, events):
+        for kind in ("hits", "cells", "particles", "truth"):
+            name = "event{:09d}-{}.csv"
+            os.link(folder / name.format(event_id % simulated, kind), folder / name.format(event_id, kind))
+    return folder
+
+
+class Readings:
+    """The same events as a store, a raw file of the columns in SOME, torch files and CSV, and how each is read."""
+
+    def __init__(self, dataset: Dataset, csv: Path, folder: Path) -> None:
+        self.dataset, self.csv = dataset, csv
+        self.raw, self.pt = folder / "columns.raw", folder / "pt"
+        self.pt.mkdir()
+        with open(self.raw, "wb") as raw:
+            for i in range(len(dataset)):
+                tensors = self.from_store(i, ALL)
+                torch.save(Data(**{name.replace(".", "_"): value for name, value in tensors.items()}), self.pt_file(i))
+                for name in SOME:
+                    raw.write(tensors[name].numpy())
+        self.bytes = self.raw.stat().st_size
+        self.order = np.random.default_rng(0).permutation(len(dataset))
+        self.check_same()
+
+    def pt_file(self, i: int) -> Path:
+        """The torch file of event i."""
+        return self.pt / f"{i}.pt"
+
+    def from_store(self, i: int, columns: Sequence[str], verify: bool = False) -> Tensors:
+        """Columns of event i by the reader of this package."""
+        event = self.dataset.read(i, columns, verify)
+        return {name: torch.from_numpy(event.column(name)) for name in columns}
+
+    def from_pt(self, i: int, columns: Sequence[str]) -> Tensors:
+        """The same from the event's torch file."""
+        data = torch.load(self.pt_file(i), weights_only=False)
+        return {name: data[name.replace(".", "_")] for name in columns}
+
+    def from_csv(self, i: int, columns: Sequence[str]) -> Tensors:
+        """The same from the CSV files, reading no other columns."""
+        tensors = {}
+        for table, names in CSV.items():
+            types = {name: schema.TABLES[table][name] for name in names}
+            path = self.csv / f"event{self.dataset.event_ids[i]:09d}-{table}.csv"
+            frame = pd.read_csv(path, usecols=names, dtype=types)
+            tensors |= {f"{table}.{name}": torch.from_numpy(frame[name].to_numpy(copy=True)) for name in names}
+        return tensors
+
+    def check_same(self) -> None:
+        """All ways must give the same tensors."""
+        for read, columns in ((self.from_pt, ALL), (self.from_csv, FROM_CSV)):
+            mine, other = self.from_store(0, columns), read(0, columns)
+            for name in columns:
+                assert mine[name].dtype == other[name].dtype and torch.equal(mine[name], other[name]), name
+
+    def sequential(self) -> None:
+        """The raw file from begin to end, in blocks of an event's size, into one buffer."""
+        block = np.empty(self.bytes // len(self.dataset), np.uint8)
+        descriptor = os.open(self.raw, os.O_RDONLY)
+        for k in range(len(self.dataset)):
+            read_into(descriptor, block, k * len(block), self.raw)
+        os.close(descriptor)
+
+    def all_events(self, read: Callable[..., Tensors], *args: object, share: slice = slice(None)) -> Callable[[], None]:
+        """Work: every event, or a share of them, in shuffled order."""
+
+        def work() -> None:
+            for i in self.order[share]:
+                read(int(i), *args)
+
+        return work
+
+    @contextmanager
+    def workers(self, count: int) -> Iterator[Callable[[], None]]:
+        """Work: `count` forked processes read all events, shuffled, SOME columns, each event once."""
+        context, started = multiprocessing.get_context("fork"), []
+        for k in range(count):
+            here, there = context.Pipe()
+            work = self.all_events(self.from_store, SOME, share=slice(k, None, count))
+            process = context.Process(target=serve, args=(there, work), daemon=True)
+            process.start()
+            started.append((process, here))
+
+        def together() -> None:
+            for _, pipe in started:
+                pipe.send(True)
+            for _, pipe in started:
+                pipe.recv()
+
+        yield together
+        for process, pipe in started:
+            pipe.send(False)
+            process.join()
+
+    def forget(self) -> None:
+        """Tell the page cache to forget the store, the raw file and the torch files."""
+        shards = [self.dataset.folder / name for name in self.dataset.shards]
+        for path in (self.raw, *shards, *self.pt.iterdir()):
+            descriptor = os.open(path, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(descriptor)
+
+
+def serve(pipe: multiprocessing.connection.Connection, work: Callable[[], None]) -> None:
+    """Work whenever asked to."""
+    while pipe.recv():
+        work()
+        pipe.send(True)
+
+
+# ------------------------------------------------------------------------------------------------ reading
+
+
+def reading(bench: Readings, one: Callable[[], None], two: Callable[[], None], repeats: int) -> list[Figure]:
+    """Ratios of rates, from the page cache."""
+    n, shares = len(bench.dataset), f"{len(SOME)} of {len(ALL)} columns"
+    some_csv = slice(0, 2)
+    seconds = time_in_turn(
+        {
+            "sequential": bench.sequential,
+            "one": one,
+            "two": two,
+            "store_8": bench.all_events(bench.from_store, SOME),
+            "store_8_verified": bench.all_events(bench.from_store, SOME, True),
+            "pt_8": bench.all_events(bench.from_pt, SOME),
+            "store_24": bench.all_events(bench.from_store, ALL),
+            "store_24_verified": bench.all_events(bench.from_store, ALL, True),
+            "pt_24": bench.all_events(bench.from_pt, ALL),
+            "store_csv": bench.all_events(bench.from_store, FROM_CSV, share=some_csv),
+            "csv": bench.all_events(bench.from_csv, FROM_CSV, share=some_csv),
+        },
+        repeats,
+        warm_up=2,
+    )
+    by_workers = {k: ratio(seconds["sequential"], seconds[name]) for k, name in ((1, "one"), (2, "two"))}
+    worse = min(by_workers.values(), key=np.median)
+    about = f"bytes/s of {shares} of shuffled events over those of one sequential read into one buffer"
+    figures = [Figure("shuffled_over_sequential", worse, "x", f"{about}; the worse of 1 and 2 reader processes")]
+    figures += [
+        Figure(f"shuffled_over_sequential_{k}", values, "x", f"with {k} reader process{'es' * (k > 1)}")
+        for k, values in by_workers.items()
+    ]
+    against = {
+        "store_over_pt_files": ("pt_8", "store_8", f"a torch.save'd PyG file per event, {shares}"),
+        "store_over_pt_files_verified": ("pt_8", "store_8_verified", "the same, the store's checksums verified"),
+        "store_over_pt_all": ("pt_24", "store_24", f"a torch.save'd PyG file per event, all {len(ALL)} columns"),
+        "store_over_pt_all_verified": ("pt_24", "store_24_verified", "the same, the store's checksums verified"),
+        "store_over_csv": ("csv", "store_csv", "pandas.read_csv of 8 columns from two files"),
+    }
+    figures += [
+        Figure(name, ratio(seconds[peer], seconds[own]), "x", f"events/s of the store over {what}")
+        for name, (peer, own, what) in against.items()
+    ]
+    figures += [
+        Figure(f"{name}_ms", [1e3 * s / n for s in seconds[name]], "ms", "an event, one process")
+        for name in ("store_8", "store_8_verified", "store_24", "store_24_verified", "pt_8", "pt_24")
+    ]
+    rates = {"sequential": "one sequential read", "one": "1 reader process", "two": "2 reader processes"}
+    return figures + [
+        Figure(f"{name}_mb_per_s", [bench.bytes / s / 1e6 for s in seconds[name]], "MB/s", about)
+        for name, about in rates.items()
+    ]
+
+
+def cold(bench: Readings, one: Callable[[], None], repeats: int) -> list[Figure]:
+    """The same from the disk."""
+    works = {"sequential": bench.sequential, "one": one, "pt": bench.all_events(bench.from_pt, SOME)}
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(repeats):
+        for name, work in works.items():
+            bench.forget()
+            begin = time.perf_counter()
+            work()
+            seconds[name].append(time.perf_counter() - begin)
+    return [
+        Figure(
+            "cold_shuffled_over_sequential",
+            ratio(seconds["sequential"], seconds["one"]),
+            "x",
+            "as shuffled_over_sequential_1, from the disk",
+        ),
+        Figure("cold_store_over_pt_files", ratio(seconds["pt"], seconds["one"]), "x", "from the disk"),
+    ]
+
+
+class _Items(torch.utils.data.Dataset):
+    def __init__(self, bench: Readings) -> None:
+        self.bench = bench
+
+    def __getitem__(self, i: int) -> Tensors:
+        return self.bench.from_store(int(i), SOME)
+
+    def __len__(self) -> int:
+        return len(self.bench.dataset)
+
+
+def loading(bench: Readings, repeats: int) -> list[Figure]:
+    """What arrives in the training process by way of a DataLoader, whose workers copy through shared memory."""
+    works = {"sequential": bench.sequential}
+    for k in (1, 2):
+        loader = DataLoader(
+            _Items(bench), batch_size=None, sampler=bench.order.tolist(), num_workers=k, persistent_workers=True
+        )
+        works[f"loader_{k}"] = lambda loader=loader: [None for _ in loader]
+    seconds = time_in_turn(works, repeats, warm_up=2)
+    return [
+        Figure(
+            f"delivered_over_sequential_{k}",
+            ratio(seconds["sequential"], seconds[f"loader_{k}"]),
+            "x",
+            f"bytes/s that {k} DataLoader worker{'s' * (k > 1)} put into the training process",
+        )
+        for k in (1, 2)
+    ]
+
+
+# ------------------------------------------------------------------------------------------------ conversion
+
+
+def command(arguments: Sequence[str]) -> tuple[float, float]:
+    """Run a command; its seconds and the peak memory, MiB, of its largest process; RuntimeError if it fails."""
+    begin = time.perf_counter()
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(arguments, stdout=said, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            said.seek(0)
+            raise RuntimeError(f"{' '.join(arguments)}: exit code {process.returncode}: {said.read().decode()}")
+    return time.perf_counter() - begin, usage.ru_maxrss / 1024
+
+
+def conversion(csv: Path, folder: Path) -> list[Figure]:
+    """`hpctrack convert` on 1 and 2 processes, and its memory for one event and for many. Leaves `folder`/jobs-1."""
+
+    def convert(name: str, *options: str) -> tuple[float, float]:
+        return command([sys.executable, "-m", "hpctrack.convert", str(csv), str(folder / name), *options])
+
+    events = len(list(csv.glob("*-hits.csv")))
+    megabytes = sum(path.stat().st_size for path in csv.glob("event*.csv")) / 1e6
+    size = ["--events-per-shard", str(max(events // 8, 1))]
+    start, few = convert("one-event", "--jobs", "1", "--limit", "1")
+    seconds = {jobs: convert(f"jobs-{jobs}", "--jobs", str(jobs), *size)[0] for jobs in (1, 2)}
+    _, many = convert("one-shard", "--jobs", "1", "--events-per-shard", str(events))
+    datasets = [open_dataset(folder / name) for name in ("jobs-1", "jobs-2", "one-shard")]
+    assert len({digest(dataset) for dataset in datasets}) == 1, "conversions differ"
+    return [
+        Figure("convert_2_over_1", [seconds[1] / seconds[2]], "x", f"{events} events, seconds of 1 process over 2"),
+        Figure("convert_mb_per_s", [megabytes / seconds[1]], "MB/s", "of CSV, one process, start included"),
+        Figure(
+            "convert_memory_growth",
+            [many / few],
+            "x",
+            f"peak memory with a shard of {events} events over that with one event",
+        ),
+        Figure("convert_memory_mib", [many], "MiB", f"peak memory, one process, a shard of {events} events"),
+        Figure("convert_start_s", [start], "s", "one event, from the command to its end"),
+    ]
