@@ -7,9 +7,10 @@ kill left; the result does not depend on the number of ranks.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,15 @@ from hpctrack.config import (
     apply_overrides,
     parse,
 )
+from hpctrack.convert import launched_ranks, mpi_world
 from hpctrack.data import candidates
 from hpctrack.data.files import naming, write_json, write_text
 from hpctrack.data.loader import EventLoader, expected_hits
+from hpctrack.data.lock import only_writer
 from hpctrack.data.partition import longest_first
 from hpctrack.data.store import Dataset
 from hpctrack.data.trackml import write_submission
-from hpctrack.errors import InputError, verb
+from hpctrack.errors import EXIT_INPUT, InputError, verb
 from hpctrack.models import build_model
 from hpctrack.parallel.collectives import barrier, broadcast, gather
 from hpctrack.parallel.env import Env, distributed
@@ -110,16 +113,48 @@ def infer(config: InferConfig, path: Path, data: Dataset, out: Path, env: Env) -
         "model_digest": checkpoint.digest(model),
         **config.model_dump(mode="json"),
     }
-    done = broadcast(prepare(out, attributes) if env.is_main else None, env)
-    if done is None:
-        say(env, f"{out}: complete, nothing to do")
-        return
-    todo = np.array([row for row, event in enumerate(data.event_ids) if int(event) not in done], dtype=np.int64)
-    mine = todo[longest_first(expected_hits(data, config.selection)[todo], env.world)[0] == env.rank]
-    say(env, f"{out}: {len(todo)} events to do, {len(done)} done before, {env.world} x {env.device.type}")
-    build(config, model, data, mine, out, env)
-    barrier(env)
-    join(data, out, attributes, env)
+    with on_main(lambda: only_writer(out), env):
+        if run_on_main(lambda: prepare(out, attributes), env):
+            say(env, f"{out}: complete, nothing to do")
+            return
+        sources = everyones(candidates.committed(out, env.rank, env.world), env)
+        todo = np.array([row for row, event in enumerate(data.event_ids) if int(event) not in sources], dtype=np.int64)
+        mine = todo[longest_first(expected_hits(data, config.selection)[todo], env.world)[0] == env.rank]
+        say(env, f"{out}: {len(todo)} events to do, {len(sources)} done before, {env.world} x {env.device.type}")
+        sources |= everyones(build(config, model, data, mine, out, env), env)
+        join(data, out, attributes, sources, env)
+
+
+@contextlib.contextmanager
+def on_main(enter: Callable[[], contextlib.AbstractContextManager], env: Env) -> Iterator[None]:
+    """Hold a context on rank 0 while all ranks work."""
+    with contextlib.ExitStack() as stack:
+        run_on_main(lambda: stack.enter_context(enter()) and None, env)
+        yield
+
+
+def run_on_main(action: Callable[[], Any], env: Env) -> Any:
+    """What `action` returns on rank 0, on all ranks; if it refuses, rank 0 says so and all ranks end."""
+    result, refusal = None, None
+    if env.is_main:
+        try:
+            result = action()
+        except (InputError, OSError) as error:
+            refusal = error
+    result, refused = broadcast((result, refusal is not None), env)
+    if refusal is not None:
+        raise refusal
+    if refused:
+        raise SystemExit(EXIT_INPUT)
+    return result
+
+
+def everyones(found: dict[int, Any], env: Env) -> dict[int, Any]:
+    """The union of what the ranks found; of an event that is there twice, the lowest rank's."""
+    union: dict[int, Any] = {}
+    for part in gather(found, env):
+        union = part | union
+    return union
 
 
 def load_model(config: InferConfig, path: Path, device: torch.device) -> torch.nn.Module:
@@ -130,19 +165,19 @@ def load_model(config: InferConfig, path: Path, device: torch.device) -> torch.n
     return model.eval()
 
 
-def prepare(out: Path, attributes: dict[str, Any]) -> set[int] | None:
-    """Events committed in `out` by an earlier start with the same settings; None if all is done."""
+def prepare(out: Path, attributes: dict[str, Any]) -> bool:
+    """Whether `out` is complete; else it is ready for its journals. InputError if it was begun with other settings."""
     settings = out / candidates.PARTS / "settings.json"
     if (out / candidates.INDEX).exists():
         differs(candidates.CandidateStore(out).attributes, attributes, out)
         candidates.clean(out)  # a kill may have come between the index and this
-        return None
+        return True
     if settings.exists():
         differs(json.loads(settings.read_text()), attributes, out)
-        return set(candidates.committed(out))
+        return False
     settings.parent.mkdir(parents=True, exist_ok=True)
     write_json(settings, attributes)
-    return set()
+    return False
 
 
 def differs(then: dict[str, Any], now: dict[str, Any], out: Path) -> None:
@@ -154,8 +189,10 @@ def differs(then: dict[str, Any], now: dict[str, Any], out: Path) -> None:
             )
 
 
-def build(config: InferConfig, model: torch.nn.Module, data: Dataset, rows: np.ndarray, out: Path, env: Env) -> None:
-    """Read, predict, build and commit the events `rows` of this rank."""
+def build(
+    config: InferConfig, model: torch.nn.Module, data: Dataset, rows: np.ndarray, out: Path, env: Env
+) -> dict[int, Any]:
+    """Read, predict, build and commit the events `rows` of this rank; where each event's record is."""
     load = EventLoader(
         data, config.features, config.selection, AugmentConfig(), (config.seed, INFER), PRECISIONS[config.precision]
     )
@@ -163,6 +200,7 @@ def build(config: InferConfig, model: torch.nn.Module, data: Dataset, rows: np.n
     journal = candidates.Journal(out, f"rank-{env.rank:05d}")
     bf16 = torch.autocast(env.device.type, torch.bfloat16, enabled=config.precision == "bf16")
     path = out / candidates.PARTS / f"rank-{env.rank:05d}.timings"
+    places: dict[int, Any] = {}
     with naming(path), open(path, "a") as timings:
         for count, row in enumerate(rows, 1):
             times = [time.perf_counter()]
@@ -174,27 +212,31 @@ def build(config: InferConfig, model: torch.nn.Module, data: Dataset, rows: np.n
             event_id, n_hits = int(batch.event_id), int(data.n_hits[row])
             found = builder.build(outputs, batch.hit_row.cpu().numpy(), n_hits, event_id)
             times.append(time.perf_counter())
-            journal.append(found)
             read_s, model_s, build_s = np.diff(times).tolist()
             entry = {"event_id": event_id, "n_hits": batch.num_nodes, "n_candidates": len(found), "rank": env.rank}
             timings.write(json.dumps(entry | {"read_s": read_s, "model_s": model_s, "build_s": build_s}) + "\n")
             timings.flush()
+            places[event_id] = journal.append(found)
             if count % max(1, len(rows) // 10) == 0:
                 say(env, f"event {event_id}: {len(found)} candidates  ({count}/{len(rows)} on this rank)")
     journal.close()
+    return places
 
 
-def join(data: Dataset, out: Path, attributes: dict[str, Any], env: Env) -> None:
-    """Write the final files, each rank its share of the shards, then the index; then the journals go."""
-    sources = candidates.committed(out)
-    files = {}
+def join(data: Dataset, out: Path, attributes: dict[str, Any], sources: dict[int, Any], env: Env) -> None:
+    """Write the final files, then the index; then the journals go.
+
+    Each rank writes its share of the files; where h5py has MPI and the ranks are MPI's, all write each file together.
+    """
+    files, world = {}, mpi_ranks(env)
+    order = np.lexsort((data.row, data.shard))
+    ends = np.searchsorted(data.shard[order], np.arange(len(data.shards) + 1))
     for shard, _ in enumerate(data.shards):
-        if shard % env.world == env.rank:
-            rows = np.flatnonzero(data.shard == shard)
-            events = data.event_ids[rows[np.argsort(data.row[rows])]]
+        if world is not None or shard % env.world == env.rank:
+            events = data.event_ids[order[ends[shard] : ends[shard + 1]]]
             name = f"candidates-{shard:05d}.h5"
-            files[shard] = (name, events, candidates.write_shard(out, name, events, sources))
-    joined = {shard: file for part in gather(files, env) for shard, file in part.items()}
+            files[shard] = (name, events, candidates.write_shard(out, name, events, sources, world))
+    joined = everyones(files, env)
     if env.is_main:
         write_timings(out)
         candidates.write_index(out, [joined[shard] for shard in sorted(joined)], attributes)
@@ -202,6 +244,13 @@ def join(data: Dataset, out: Path, attributes: dict[str, Any], env: Env) -> None
         store = candidates.CandidateStore(out)
         print(f"{out}: candidates of {len(store)} events, digest {store.digest}")
     barrier(env)
+
+
+def mpi_ranks(env: Env) -> Any:
+    """The MPI communicator of these ranks if they can write one file together, else None."""
+    if env.world == 1 or launched_ranks() != env.world or not candidates.has_parallel_hdf5():
+        return None
+    return mpi_world(env.world)
 
 
 def write_timings(out: Path) -> None:

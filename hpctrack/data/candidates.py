@@ -1,18 +1,17 @@
-"""Track candidates on disk: append-only journals while inference runs, then HDF5 files aligned with the event shards.
+"""Track candidates on disk: HDF5 files aligned with the event shards, and an index, joined from the journals.
 
-An event is committed by one journal record (length, checksum, payload) that is flushed to disk before the next event
-starts. A record that a kill cut short is recognised and ignored, so running again redoes exactly the events without a
-whole record. When all are there, each event shard's candidates are joined into `candidates-00000.h5`, written under a
-temporary name and renamed.
+When every event is in a journal (data/journal.py), each event shard's candidates are joined into `candidates-00000.h5`,
+written under a temporary name and renamed; the index is written last. Memory is that of one event.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
-import struct
-from collections.abc import Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,112 +19,112 @@ import h5py
 import numpy as np
 import xxhash
 
-from hpctrack.data.files import naming
+from hpctrack.data.files import publish
+from hpctrack.data.journal import (
+    COLUMNS,
+    HEADER,
+    PARTS,
+    Journal,
+    Place,
+    committed,
+    decode,
+    encode,
+    read_lengths,
+    read_record,
+    records,
+)
 from hpctrack.data.schema import Candidates
 from hpctrack.data.store import atomic_h5
 from hpctrack.errors import InputError
 
+__all__ = ["COLUMNS", "HEADER", "PARTS", "Journal", "committed", "decode", "encode", "records"]  # of the journals
+
 FORMAT = "hpctrack-candidates"
 VERSION = 1
 INDEX = "index.h5"
-PARTS = ".parts"
-HEADER = struct.Struct("<8sqqQ")  # magic, event id, payload bytes, xxh3 of the payload
-MAGIC = b"hpctrkc1"
-COLUMNS = {  # payload and file layout: name -> type
-    "hit_offsets": np.dtype("<i8"),
-    "hit_rows": np.dtype("<i4"),
-    "scores": np.dtype("<f4"),
-    "track_ids": np.dtype("<i4"),
-}
+MAX_OPEN = 16  # files one process keeps open
+BLOCK = 1 << 20  # rows at a time for a digest
+AGAIN = "write the candidates again"
+INDEX_COLUMNS = ("event_id", "row", "shard", "shards", "digests")
+_AXES = {"offsets/candidates": "scores", "offsets/candidate_hits": "hit_rows", "offsets/hits": "track_ids"}
 
 
-class Journal:
-    """Append-only record file of one writer; `append` returns when the event is on disk.
+# ------------------------------------------------------------------------------------------------ writing
 
-    What a kill left behind the last whole record is cut off when the writer opens its file again.
+
+def has_parallel_hdf5() -> bool:
+    """Whether several ranks can write one HDF5 file together: h5py was built with MPI."""
+    return bool(h5py.get_config().mpi)
+
+
+def write_shard(
+    folder: Path, name: str, event_ids: Sequence[int], sources: Mapping[int, Place], world: Any = None
+) -> str:
+    """Join the records of `event_ids` into the HDF5 file `name`; returns the content digest of the file.
+
+    With `world`, an MPI communicator, its ranks write the file together, each a part of the events, by collective
+    writes of parallel HDF5; the content is the same.
     """
-
-    def __init__(self, folder: Path, writer: str) -> None:
-        path = folder / PARTS / f"{writer}.journal"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.path = path
-        whole = max((offset + len(payload) for _, offset, payload in records(path)), default=0) if path.exists() else 0
-        self.file = open(path, "ab")  # noqa: SIM115 - open as long as the writer
-        self.file.truncate(whole)
-
-    def append(self, candidates: Candidates) -> None:
-        """Commit one event."""
-        payload = encode(candidates)
-        header = HEADER.pack(MAGIC, candidates.event_id, len(payload), xxhash.xxh3_64_intdigest(payload))
-        with naming(self.path):
-            self.file.write(header + payload)
-            self.file.flush()
-            os.fsync(self.file.fileno())
-
-    def close(self) -> None:
-        """Close the file; the records stay."""
-        self.file.close()
-
-
-def committed(folder: Path) -> dict[int, tuple[Path, int]]:
-    """Events with a whole record in any journal of `folder`: event id -> (journal, offset of its payload)."""
-    found: dict[int, tuple[Path, int]] = {}
-    for path in sorted((folder / PARTS).glob("*.journal")):
-        for event_id, offset, _ in records(path):
-            found.setdefault(event_id, (path, offset))
-    return found
-
-
-def records(path: Path) -> Iterator[tuple[int, int, bytes]]:
-    """Whole records of a journal as (event id, payload offset, payload); stops at the first one that was cut short."""
-    with open(path, "rb") as file:
-        while len(head := file.read(HEADER.size)) == HEADER.size:
-            magic, event_id, length, checksum = HEADER.unpack(head)
-            if magic != MAGIC or length < 0:
-                return
-            offset = file.tell()
-            payload = file.read(length)
-            if len(payload) < length or xxhash.xxh3_64_intdigest(payload) != checksum:
-                return
-            yield event_id, offset, payload
-
-
-def encode(candidates: Candidates) -> bytes:
-    """One event as bytes: the columns' lengths, then the columns."""
-    columns = [np.ascontiguousarray(getattr(candidates, name), dtype) for name, dtype in COLUMNS.items()]
-    return struct.pack("<4q", *map(len, columns)) + b"".join(column.tobytes() for column in columns)
-
-
-def decode(event_id: int, payload: bytes) -> Candidates:
-    """Inverse of `encode`."""
-    lengths, position, columns = struct.unpack_from("<4q", payload), 32, {}
-    for (name, dtype), length in zip(COLUMNS.items(), lengths, strict=True):
-        columns[name] = np.frombuffer(payload, dtype, length, position)
-        position += length * dtype.itemsize
-    return Candidates(event_id, **columns)
-
-
-def write_shard(folder: Path, name: str, event_ids: Sequence[int], sources: dict[int, tuple[Path, int]]) -> str:
-    """Join the journal records of `event_ids` into the HDF5 file `name`; returns the content digest of the file."""
-    blocks = []
-    for event_id in event_ids:
-        path, offset = sources[int(event_id)]
-        with open(path, "rb") as file:
-            file.seek(offset - HEADER.size)
-            _, _, length, _ = HEADER.unpack(file.read(HEADER.size))
-            blocks.append(decode(int(event_id), file.read(length)))
-    with atomic_h5(folder / name) as file:
+    places = [sources[int(event)] for event in event_ids]
+    lengths_N4 = np.array([read_lengths(folder, place) for place in places], dtype=np.int64).reshape(-1, len(COLUMNS))
+    first = {column: bounds(lengths_N4[:, k]) for k, column in enumerate(COLUMNS)}
+    rank, size = (world.rank, world.size) if world is not None else (0, 1)
+    begin, end = (len(places) * r // size for r in (rank, rank + 1))
+    rounds = -(-len(places) // size)  # the same on each rank, for collective writes
+    with atomic_h5(folder / name) if world is None else _together(folder / name, world) as file:
         file.attrs["format"], file.attrs["version"] = FORMAT, VERSION
-        file["event_id"] = np.array(event_ids, dtype="<i8")
-        for column, dtype in COLUMNS.items():
-            parts = [getattr(block, column) for block in blocks]
-            file[column] = np.concatenate(parts).astype(dtype) if parts else np.zeros(0, dtype)
-        file["offsets/candidates"] = bounds([len(block) for block in blocks])
-        file["offsets/candidate_hits"] = bounds([len(block.hit_rows) for block in blocks])
-        file["offsets/hits"] = bounds([len(block.track_ids) for block in blocks])
-        digest = content_digest(file)
-        file.attrs["digest"] = digest
-    return digest
+        small = {"event_id": np.array(event_ids, dtype="<i8")} | {key: first[axis] for key, axis in _AXES.items()}
+        for key, values in small.items():
+            dataset = file.create_dataset(key, values.shape, values.dtype)
+            _write(dataset, 0, values if rank == 0 else values[:0], world)
+        datasets = {
+            column: file.create_dataset(column, (int(first[column][-1]),), COLUMNS[column]) for column in COLUMNS
+        }
+        for i in range(begin, begin + rounds):
+            event = read_record(folder, int(event_ids[i]), places[i]) if i < end else None
+            for column, dataset in datasets.items():
+                values = getattr(event, column) if event is not None else np.zeros(0, COLUMNS[column])
+                _write(dataset, int(first[column][i]) if event is not None else 0, values, world)
+        if world is None:
+            file.attrs["digest"] = digest = content_digest(file)
+    return digest if world is None else _publish_together(folder / name, world)
+
+
+def _write(dataset: h5py.Dataset, start: int, values: np.ndarray, world: Any) -> None:
+    """Write the rows from `start` on; every rank of `world` must call it, with nothing if need be."""
+    if not dataset.shape[0]:
+        return
+    memory, place = h5py.h5s.create_simple((max(len(values), 1),)), dataset.id.get_space()
+    if len(values):
+        place.select_hyperslab((start,), (len(values),))
+    else:
+        memory.select_none()
+        place.select_none()
+    transfer = h5py.h5p.create(h5py.h5p.DATASET_XFER)
+    if world is not None:
+        transfer.set_dxpl_mpio(h5py.h5fd.MPIO_COLLECTIVE)
+    data = np.ascontiguousarray(values) if len(values) else np.zeros(1, dataset.dtype)
+    dataset.id.write(memory, place, data, dxpl=transfer)
+
+
+@contextlib.contextmanager
+def _together(path: Path, world: Any) -> Iterator[h5py.File]:
+    """A new file, open on all ranks of `world`, under a temporary name that `_publish_together` finds."""
+    with h5py.File(_shared_name(path), "w", driver="mpio", comm=world) as file:
+        yield file
+
+
+def _shared_name(path: Path) -> Path:
+    return path.with_name(f".{path.name}.together.tmp")  # the folder's lock keeps others out
+
+
+def _publish_together(path: Path, world: Any) -> str:
+    digest = None
+    if world.rank == 0:
+        with h5py.File(_shared_name(path), "r+") as file:
+            file.attrs["digest"] = digest = content_digest(file)
+        publish(_shared_name(path), path)
+    return world.bcast(digest)
 
 
 def write_index(folder: Path, shards: Sequence[tuple[str, Sequence[int], str]], attributes: dict[str, Any]) -> None:
@@ -134,11 +133,16 @@ def write_index(folder: Path, shards: Sequence[tuple[str, Sequence[int], str]], 
     with atomic_h5(folder / INDEX) as file:
         file.attrs["format"], file.attrs["version"] = FORMAT, VERSION
         file.attrs["attributes"] = json.dumps(attributes, sort_keys=True)
-        file["shards"] = [name for name, _, _ in shards]
-        file["digests"] = [digest for _, _, digest in shards]
+        file["shards"] = np.array([name for name, _, _ in shards], dtype="S")
+        file["digests"] = np.array([digest for _, _, digest in shards], dtype="S")
         file["event_id"] = np.array([event for _, events, _ in shards for event in events], dtype="<i8")
         file["shard"] = np.repeat(np.arange(len(shards), dtype="<i4"), counts)
         file["row"] = np.concatenate([np.arange(n, dtype="<i4") for n in counts] or [np.zeros(0, "<i4")])
+        file.attrs["checksum"] = _index_checksum(file)
+
+
+def _index_checksum(file: h5py.File) -> str:
+    return xxhash.xxh3_128_hexdigest(f"{content_digest(file)} {file.attrs['attributes']}".encode())
 
 
 def clean(folder: Path) -> None:
@@ -148,23 +152,51 @@ def clean(folder: Path) -> None:
         leftover.unlink(missing_ok=True)
 
 
+def content_digest(file: h5py.File) -> str:
+    """Digest over names, types, shapes and bytes of every dataset, in name order."""
+    state = xxhash.xxh3_128()
+    names: list[str] = []
+    file.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
+    for name in sorted(names):
+        dataset = file[name]
+        state.update(f"{name} {dataset.dtype.str} {dataset.shape}\n".encode())
+        if dataset.shape == ():
+            state.update(np.ascontiguousarray(dataset[()]).tobytes())
+            continue
+        for start in range(0, dataset.shape[0], BLOCK):
+            state.update(np.ascontiguousarray(dataset[start : start + BLOCK]).tobytes())
+    return state.hexdigest()
+
+
+def bounds(counts: Sequence[int]) -> np.ndarray:
+    """Offsets [n + 1] of consecutive blocks."""
+    return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype("<i8")
+
+
+# ------------------------------------------------------------------------------------------------ reading
+
+
 class CandidateStore:
     """Read a folder of candidates: `event_ids`, `attributes`, `read(i)`.
 
-    Raises InputError for a folder that is no candidates folder, an unknown version, or a missing or damaged file.
+    Files are opened lazily, once a process, and stay open; picklable, and usable before and after a fork. Raises
+    InputError for a folder that is no candidates folder, an unknown version, or a missing or damaged file.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        if not (self.folder / INDEX).is_file():
+        path = self.folder / INDEX
+        if not path.is_file():
             unfinished = " (inference has not finished: run it again)" if (self.folder / PARTS).is_dir() else ""
             raise InputError(f"{self.folder}: not a candidates folder, {INDEX} is missing{unfinished}")
-        with open_checked(self.folder / INDEX) as file:
+        with open_checked(path) as file, _damage(path):
+            if file.attrs.get("checksum") != _index_checksum(file):
+                raise InputError(f"{path}: fails its checksum; {AGAIN}")
             self.attributes: dict[str, Any] = json.loads(file.attrs["attributes"])
-            self.shards = [name.decode() for name in file["shards"][()]]
-            self.digests = [digest.decode() for digest in file["digests"][()]]
-            self.event_ids: np.ndarray = file["event_id"][()]
-            self.shard, self.row = file["shard"][()], file["row"][()]
+            self.event_ids, self.row, self.shard, shards, digests = (file[name][()] for name in INDEX_COLUMNS)
+            self.shards = [name.decode() for name in shards]
+            self.digests = [digest.decode() for digest in digests]
+        self._reset()
 
     def __len__(self) -> int:
         return len(self.event_ids)
@@ -176,48 +208,128 @@ class CandidateStore:
         return xxhash.xxh3_128_hexdigest("\n".join([settings, *self.digests]).encode())
 
     def read(self, i: int) -> Candidates:
-        """Candidates of the i-th event."""
-        row = int(self.row[i])
-        with open_checked(self.folder / self.shards[self.shard[i]]) as file:
-            first, last = file["offsets/candidates"][row : row + 2]
-            first_hit, last_hit = file["offsets/candidate_hits"][row : row + 2]
-            lo, hi = file["offsets/hits"][row : row + 2]
-            return Candidates(
-                event_id=int(self.event_ids[i]),
-                hit_offsets=file["hit_offsets"][first + row : last + row + 1],  # one more than candidates an event
-                hit_rows=file["hit_rows"][first_hit:last_hit],
-                scores=file["scores"][first:last],
-                track_ids=file["track_ids"][lo:hi],
+        """Candidates of the i-th event; InputError if what the file says of their places cannot be."""
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"{self.folder}: event {i} of {len(self)}")
+        event_id, row = int(self.event_ids[i]), int(self.row[i])
+        return self._open(int(self.shard[i])).read(event_id, row)
+
+    def close(self) -> None:
+        """Close the open files; reading opens them again."""
+        while self._files:
+            self._files.popitem()[1].file.close()
+
+    def _reset(self) -> None:
+        self._pid = os.getpid()
+        self._files: OrderedDict[int, _File] = OrderedDict()
+
+    def _open(self, number: int) -> _File:
+        if self._pid != os.getpid():  # after a fork: the parent's handles are not ours
+            inherited = list(self._files.values())
+            self._reset()
+            for one in inherited:  # or HDF5 would hand out the inherited descriptor for the same file again
+                one.file.close()
+        if number not in self._files:
+            self._files[number] = _File(self.folder / self.shards[number], self.event_ids[self.shard == number])
+            if len(self._files) > MAX_OPEN:
+                self._files.popitem(last=False)[1].file.close()
+        self._files.move_to_end(number)
+        return self._files[number]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key not in ("_pid", "_files")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._reset()
+
+
+class _File:
+    """An open candidates file with its offsets."""
+
+    def __init__(self, path: Path, event_ids: np.ndarray) -> None:
+        """InputError unless the file holds `event_ids`, in rows that its offsets and columns agree on."""
+        self.path, self.file = path, open_checked(path)
+        try:
+            with _damage(path):
+                self._check(event_ids)
+        except InputError:
+            self.file.close()
+            raise
+
+    def _check(self, event_ids: np.ndarray) -> None:
+        n = len(event_ids)
+        self.event_ids = self._column("event_id", "<i8", n)[:]
+        if not np.array_equal(self.event_ids, event_ids):
+            raise InputError(f"{self.path}: does not hold the events that {INDEX} says; {AGAIN}")
+        self.columns = {name: self._column(name, dtype) for name, dtype in COLUMNS.items()}
+        self.offsets = {}
+        for name, column in _AXES.items():
+            offsets, rows = self._column(name, "<i8", n + 1)[:], len(self.columns[column])
+            if offsets[0] != 0 or (np.diff(offsets) < 0).any() or offsets[-1] != rows:
+                raise InputError(f"{self.path}: {name} must rise from 0 to the {rows} rows of {column}; {AGAIN}")
+            self.offsets[column] = offsets
+        self.offsets["hit_offsets"] = self.offsets["scores"] + np.arange(n + 1)  # one more than candidates an event
+        if len(self.columns["hit_offsets"]) != self.offsets["hit_offsets"][-1]:
+            raise InputError(
+                f"{self.path}: hit_offsets has {len(self.columns['hit_offsets'])} rows, but must have one "
+                f"more than candidates for each event; {AGAIN}"
             )
+
+    def _column(self, name: str, dtype: Any, length: int | None = None) -> h5py.Dataset:
+        dataset = self.file[name]
+        if dataset.dtype != np.dtype(dtype) or dataset.shape != (dataset.size if length is None else length,):
+            raise InputError(
+                f"{self.path}: {name} is {dataset.dtype} {dataset.shape}, must be {np.dtype(dtype)} "
+                f"({'n' if length is None else length},); {AGAIN}"
+            )
+        if dataset.nbytes > os.path.getsize(self.path):
+            raise InputError(f"{self.path}: {name} claims {dataset.nbytes} bytes, more than the file has; {AGAIN}")
+        return dataset
+
+    def read(self, event_id: int, row: int) -> Candidates:
+        if not 0 <= row < len(self.event_ids) or self.event_ids[row] != event_id:
+            raise InputError(f"{self.path}: event {event_id} is not in row {row}, where {INDEX} says; {AGAIN}")
+        with _damage(self.path):
+            parts = {name: self.columns[name][slice(*self.offsets[name][row : row + 2])] for name in COLUMNS}
+        starts, rows = parts["hit_offsets"], parts["hit_rows"]
+        if starts[0] != 0 or (np.diff(starts) < 0).any() or starts[-1] != len(rows):
+            raise InputError(
+                f"{self.path}: event {event_id}: hit_offsets must rise from 0 to the {len(rows)} hit_rows; {AGAIN}"
+            )
+        if len(rows) and not 0 <= rows.min() <= rows.max() < len(parts["track_ids"]):
+            raise InputError(
+                f"{self.path}: event {event_id}: hit_rows from {rows.min()} to {rows.max()}, but the event has "
+                f"{len(parts['track_ids'])} hits; {AGAIN}"
+            )
+        return Candidates(event_id, **parts)
 
 
 def open_checked(path: Path) -> h5py.File:
     """Open an HDF5 file of this format, or say in one line why not."""
     if not path.is_file():
-        raise InputError(f"{path}: missing; write the candidates again")
+        raise InputError(f"{path}: missing; {AGAIN}")
     try:
-        file = h5py.File(path, "r")
+        file = h5py.File(path, "r", locking=False)
     except OSError as error:
         raise InputError(f"{path}: not a readable HDF5 file ({error})") from None
-    kind, version = file.attrs.get("format"), file.attrs.get("version")
-    if kind != FORMAT or version != VERSION:
+    with _damage(path):
+        kind, version = file.attrs.get("format"), file.attrs.get("version")
+    if str(kind) != FORMAT or str(version) != str(VERSION):
         file.close()
         raise InputError(f"{path}: format {kind!r} version {version!r}, expected {FORMAT!r} version {VERSION}")
     return file
 
 
-def content_digest(file: h5py.File) -> str:
-    """Digest over names, types, shapes and bytes of every dataset, in name order."""
-    state = xxhash.xxh3_128()
-    names: list[str] = []
-    file.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
-    for name in sorted(names):
-        values = file[name][()]
-        state.update(f"{name} {values.dtype.str} {values.shape}\n".encode())
-        state.update(np.ascontiguousarray(values).tobytes())
-    return state.hexdigest()
-
-
-def bounds(counts: Sequence[int]) -> np.ndarray:
-    """Offsets [n + 1] of consecutive blocks."""
-    return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype("<i8")
+@contextlib.contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """Turn what h5py says of missing or unreadable parts of a file into an InputError."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (None, 0):
+            raise
+        what = " ".join(str(error).strip("'\"").split())[:200]
+        raise InputError(f"{path}: damaged, or not made by hpctrack ({what}); {AGAIN}") from error

@@ -17,9 +17,9 @@ def temporary_name(path: Path) -> Path:
 
 def publish(temporary: Path, path: Path) -> None:
     """Give a finished temporary file its final name in the same folder, durably."""
-    _fsync(temporary)
+    sync(temporary)
     os.replace(temporary, path)
-    _fsync(path.parent)
+    sync(path.parent)
 
 
 def write_json(path: Path, value: object) -> None:
@@ -49,7 +49,8 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
-def _fsync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Return when the file or folder is on disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,0 +1,123 @@
+"""Journals: what inference has committed so far, one append-only file a writer, in the candidates' folder.
+
+An event is committed by one record (length, checksum, payload) that is flushed to disk before the next event starts.
+A record that a kill cut short is recognised and ignored, so running again redoes exactly the events without a whole
+record.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from hpctrack.data.files import naming, sync
+from hpctrack.data.schema import Candidates
+from hpctrack.errors import InputError
+
+PARTS = ".parts"
+HEADER = struct.Struct("<8sqqQ")  # magic, event id, payload bytes, xxh3 of the payload
+LENGTHS = struct.Struct("<4q")  # of the columns, at the payload's beginning
+MAGIC = b"hpctrkc1"
+COLUMNS = {  # payload and file layout: name -> type
+    "hit_offsets": np.dtype("<i8"),
+    "hit_rows": np.dtype("<i4"),
+    "scores": np.dtype("<f4"),
+    "track_ids": np.dtype("<i4"),
+}
+Place = tuple[str, int]  # a journal's name, and where in it a payload begins
+
+
+class Journal:
+    """Append-only record file of one writer; `append` returns when the event is on disk.
+
+    What a kill left behind the last whole record is cut off when the writer opens its file again.
+    """
+
+    def __init__(self, folder: Path, writer: str) -> None:
+        path = folder / PARTS / f"{writer}.journal"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        whole = max((offset + len(payload) for _, offset, payload in records(path)), default=0) if path.exists() else 0
+        self.file = open(path, "ab")  # noqa: SIM115 - open as long as the writer
+        self.file.truncate(whole)
+        self.file.seek(whole)
+        sync(path.parent)
+
+    def append(self, candidates: Candidates) -> Place:
+        """Commit one event; where its payload stands."""
+        payload = encode(candidates)
+        header = HEADER.pack(MAGIC, candidates.event_id, len(payload), xxhash.xxh3_64_intdigest(payload))
+        with naming(self.path):
+            self.file.write(header + payload)
+            self.file.flush()
+            os.fsync(self.file.fileno())
+        return self.path.name, self.file.tell() - len(payload)
+
+    def close(self) -> None:
+        """Close the file; the records stay."""
+        self.file.close()
+
+
+def committed(folder: Path, part: int = 0, parts: int = 1) -> dict[int, Place]:
+    """Events with a whole record in any journal of `folder`, or in every `parts`-th of them from `part` on.
+
+    Reads and checks all of these journals.
+    """
+    found: dict[int, Place] = {}
+    for path in sorted((folder / PARTS).glob("*.journal"))[part::parts]:
+        for event_id, offset, _ in records(path):
+            found.setdefault(event_id, (path.name, offset))
+    return found
+
+
+def records(path: Path) -> Iterator[tuple[int, int, bytes]]:
+    """Whole records of a journal as (event id, payload offset, payload); stops at the first one that was cut short."""
+    with open(path, "rb") as file:
+        while len(head := file.read(HEADER.size)) == HEADER.size:
+            magic, event_id, length, checksum = HEADER.unpack(head)
+            if magic != MAGIC or length < 0:
+                return
+            offset = file.tell()
+            payload = file.read(length)
+            if len(payload) < length or xxhash.xxh3_64_intdigest(payload) != checksum:
+                return
+            yield event_id, offset, payload
+
+
+def encode(candidates: Candidates) -> bytes:
+    """One event as bytes: the columns' lengths, then the columns."""
+    columns = [np.ascontiguousarray(getattr(candidates, name), dtype) for name, dtype in COLUMNS.items()]
+    return LENGTHS.pack(*map(len, columns)) + b"".join(column.tobytes() for column in columns)
+
+
+def decode(event_id: int, payload: bytes) -> Candidates:
+    """Inverse of `encode`."""
+    lengths, position, columns = LENGTHS.unpack_from(payload), LENGTHS.size, {}
+    for (name, dtype), length in zip(COLUMNS.items(), lengths, strict=True):
+        columns[name] = np.frombuffer(payload, dtype, length, position)
+        position += length * dtype.itemsize
+    return Candidates(event_id, **columns)
+
+
+def read_lengths(folder: Path, place: Place) -> tuple[int, ...]:
+    """The lengths of a record's columns, as in `COLUMNS`."""
+    with open(folder / PARTS / place[0], "rb") as file:
+        file.seek(place[1])
+        return LENGTHS.unpack(file.read(LENGTHS.size))
+
+
+def read_record(folder: Path, event_id: int, place: Place) -> Candidates:
+    """The candidates of a record that `committed` found; InputError if it has changed since."""
+    path = folder / PARTS / place[0]
+    with open(path, "rb") as file:
+        file.seek(place[1] - HEADER.size)
+        magic, found, length, checksum = HEADER.unpack(file.read(HEADER.size))
+        payload = file.read(length) if magic == MAGIC and found == event_id else b""
+    if xxhash.xxh3_64_intdigest(payload) != checksum:
+        raise InputError(f"{path}: the record of event {event_id} is damaged; run the inference again to redo it")
+    return decode(event_id, payload)
