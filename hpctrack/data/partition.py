@@ -1,13 +1,17 @@
-"""Split items of known cost into parts of equal sum: longest processing time, Karmarkar-Karp, exchanges."""
+"""Split items of known cost into parts of equal sum: longest processing time, Karmarkar-Karp, exchanges.
+
+The bottleneck is the fullest part, on which all others wait.
+"""
 
 from __future__ import annotations
 
 import heapq
+from functools import lru_cache
 from itertools import combinations
 
 import numpy as np
 
-FEW = 8
+FEW = 11  # items: 2^10 splits in two
 SLOTS = 6  # items of a part that are traded at once
 SPLITS = np.array(
     [[i in half for i in range(2 * SLOTS)] for half in combinations(range(2 * SLOTS), SLOTS)], dtype=float
@@ -18,21 +22,25 @@ ROUNDS = 200
 
 
 def partition(costs: np.ndarray, parts: int, good_enough: float = 1.0) -> np.ndarray:
-    """Part [n] of each item: the better of `longest_first` and `differencing`, then `exchange`.
+    """Part [n] of each item: `longest_first` improved by `exchange`; failing that, `differencing` likewise.
 
-    Deterministic. Stops when mean / max of the parts' sums reaches `good_enough`, or what the dearest item allows.
+    Deterministic. Stops when mean / max of the parts' sums reaches `good_enough`, or what the dearest item allows. Two
+    parts of few items are the best there are.
     """
     mean, dearest = float(costs.sum()) / parts, float(costs.max(initial=0.0))
     if dearest <= 0:
         return np.arange(len(costs), dtype=np.int32) % parts
+    if parts == 2 and len(costs) <= FEW:
+        return best_of_two(costs)
     ceiling = max(mean / good_enough, dearest)  # no part needs to be below the dearest item
     best, top = longest_first(costs, parts)
     if top <= ceiling or len(costs) <= parts:
         return best
-    if parts > FEW:  # with few parts exchanges alone come as far
-        other, other_top = differencing(costs, parts)
+    best, top = exchange(costs, best, parts, ceiling)
+    if top > ceiling:
+        other, other_top = exchange(costs, differencing(costs, parts)[0], parts, ceiling)
         best = other if other_top < top else best
-    return exchange(costs, best, parts, ceiling)
+    return best
 
 
 def balance(costs: np.ndarray, part: np.ndarray, parts: int) -> float:
@@ -40,6 +48,18 @@ def balance(costs: np.ndarray, part: np.ndarray, parts: int) -> float:
     load = np.bincount(part, costs, parts)
     top = load.max()
     return float(load.mean() / top) if top > 0 else 1.0
+
+
+def best_of_two(costs: np.ndarray) -> np.ndarray:
+    """Part [n] of each of at most FEW items in two parts, by trying all splits."""
+    kept = splits_in_two(len(costs)) @ costs
+    return splits_in_two(len(costs))[np.abs(kept - costs.sum() / 2).argmin()].astype(np.int32)
+
+
+@lru_cache
+def splits_in_two(n: int) -> np.ndarray:
+    """All splits of n items in two parts, 0 or 1 for each item [2^(n - 1), n], the first item in part 0."""
+    return (np.arange(1 << (n - 1))[:, None] >> np.arange(n)[::-1] & 1).astype(np.float64)
 
 
 def longest_first(costs: np.ndarray, parts: int) -> tuple[np.ndarray, float]:
@@ -90,7 +110,7 @@ def differencing(costs: np.ndarray, parts: int) -> tuple[np.ndarray, float]:
     return part[:n], float(heap[0][2].max()) if heap else 0.0
 
 
-def exchange(costs: np.ndarray, part: np.ndarray, parts: int, ceiling: float) -> np.ndarray:
+def exchange(costs: np.ndarray, part: np.ndarray, parts: int, ceiling: float) -> tuple[np.ndarray, float]:
     """Lower the largest sum down to `ceiling`, or until nothing helps: parts trade with each other two by two.
 
     In a round every part above the ceiling meets one of the emptiest, the fullest first; the best split of the `SLOTS`
@@ -102,12 +122,13 @@ def exchange(costs: np.ndarray, part: np.ndarray, parts: int, ceiling: float) ->
     slot, fixed = seats(costs, part, parts)
     load = fixed + value[slot].sum(axis=1)
     stale = 0
-    for turn in range(ROUNDS):
+    for _ in range(ROUNDS):
         order = np.argsort(-load, kind="stable")
         above = order[: min(int((load > ceiling).sum()), parts // 2)]
-        if not len(above) or stale >= PATIENCE:
+        below = order[::-1][: max(len(above), min(PARTNERS, parts // 2))]
+        if not len(above) or stale >= min(PATIENCE, len(below)):
             break
-        below = np.roll(order[::-1][: max(len(above), min(PARTNERS, parts // 2))], -stale)[: len(above)]
+        below = np.roll(below, -stale)[: len(above)]
         items = np.concatenate([slot[above], slot[below]], axis=1)
         kept = value[items] @ SPLITS.T  # [pairs, splits]: what the fuller part would keep
         target = (load[above] + load[below]) / 2 - fixed[above]
@@ -122,7 +143,7 @@ def exchange(costs: np.ndarray, part: np.ndarray, parts: int, ceiling: float) ->
         stale = 0 if load.max() < top * (1 - 1e-12) else stale + 1
     part = np.append(part, 0).astype(np.int32)
     part[slot] = np.arange(parts, dtype=np.int32)[:, None]
-    return part[:nothing]
+    return part[:nothing], float(load.max())
 
 
 def seats(costs: np.ndarray, part: np.ndarray, parts: int) -> tuple[np.ndarray, np.ndarray]:
