@@ -125,7 +125,7 @@ class TrainConfig(Section):
     keep_checkpoints: int = Field(2, ge=1)
     log_every: int = Field(10, ge=1, description="steps")
     valid_every: int = Field(500, ge=1, description="steps")
-    probe_every: int = Field(20, ge=1, description="steps of which one is timed in parts, without overlap")
+    probe_every: int = Field(10, ge=1, description="steps of which one is timed in parts, without overlap")
     threads: int | None = Field(1, ge=1, description="CPU threads per rank; null: torch's own choice")
 
 
