@@ -159,6 +159,8 @@ def content_digest(file: h5py.File) -> str:
     file.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
     for name in sorted(names):
         dataset = file[name]
+        if dataset.nbytes > file.id.get_filesize():
+            raise InputError(f"{file.filename}: {name} claims {dataset.nbytes} bytes, more than the file has; {AGAIN}")
         state.update(f"{name} {dataset.dtype.str} {dataset.shape}\n".encode())
         if dataset.shape == ():
             state.update(np.ascontiguousarray(dataset[()]).tobytes())

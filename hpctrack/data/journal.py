@@ -20,9 +20,9 @@ from hpctrack.data.schema import Candidates
 from hpctrack.errors import InputError
 
 PARTS = ".parts"
-HEADER = struct.Struct("<8sqqQ")  # magic, event id, payload bytes, xxh3 of the payload
+HEADER = struct.Struct("<8sqqQ")  # magic, event id, payload bytes, checksum
 LENGTHS = struct.Struct("<4q")  # of the columns, at the payload's beginning
-MAGIC = b"hpctrkc1"
+MAGIC = b"hpctrkc2"
 COLUMNS = {  # payload and file layout: name -> type
     "hit_offsets": np.dtype("<i8"),
     "hit_rows": np.dtype("<i4"),
@@ -51,7 +51,7 @@ class Journal:
     def append(self, candidates: Candidates) -> Place:
         """Commit one event; where its payload stands."""
         payload = encode(candidates)
-        header = HEADER.pack(MAGIC, candidates.event_id, len(payload), xxhash.xxh3_64_intdigest(payload))
+        header = HEADER.pack(MAGIC, candidates.event_id, len(payload), checksum(candidates.event_id, payload))
         with naming(self.path):
             self.file.write(header + payload)
             self.file.flush()
@@ -78,15 +78,21 @@ def committed(folder: Path, part: int = 0, parts: int = 1) -> dict[int, Place]:
 def records(path: Path) -> Iterator[tuple[int, int, bytes]]:
     """Whole records of a journal as (event id, payload offset, payload); stops at the first one that was cut short."""
     with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
         while len(head := file.read(HEADER.size)) == HEADER.size:
-            magic, event_id, length, checksum = HEADER.unpack(head)
-            if magic != MAGIC or length < 0:
-                return
+            magic, event_id, length, stored = HEADER.unpack(head)
             offset = file.tell()
+            if magic != MAGIC or not LENGTHS.size <= length <= size - offset:
+                return
             payload = file.read(length)
-            if len(payload) < length or xxhash.xxh3_64_intdigest(payload) != checksum:
+            if len(payload) < length or checksum(event_id, payload) != stored:
                 return
             yield event_id, offset, payload
+
+
+def checksum(event_id: int, payload: bytes) -> int:
+    """xxh3_64 of a record's payload, seeded with the event's id, so that a changed id does not pass."""
+    return xxhash.xxh3_64_intdigest(payload, seed=event_id % 2**64)
 
 
 def encode(candidates: Candidates) -> bytes:
@@ -116,8 +122,9 @@ def read_record(folder: Path, event_id: int, place: Place) -> Candidates:
     path = folder / PARTS / place[0]
     with open(path, "rb") as file:
         file.seek(place[1] - HEADER.size)
-        magic, found, length, checksum = HEADER.unpack(file.read(HEADER.size))
-        payload = file.read(length) if magic == MAGIC and found == event_id else b""
-    if xxhash.xxh3_64_intdigest(payload) != checksum:
+        magic, found, length, stored = HEADER.unpack(file.read(HEADER.size))
+        whole = magic == MAGIC and found == event_id and 0 <= length <= os.fstat(file.fileno()).st_size
+        payload = file.read(length) if whole else b""
+    if checksum(event_id, payload) != stored:
         raise InputError(f"{path}: the record of event {event_id} is damaged; run the inference again to redo it")
     return decode(event_id, payload)
