@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -36,7 +37,7 @@ from hpctrack.data.lock import only_writer
 from hpctrack.data.partition import longest_first
 from hpctrack.data.store import Dataset
 from hpctrack.data.trackml import write_submission
-from hpctrack.errors import EXIT_INPUT, InputError, verb
+from hpctrack.errors import EXIT_INPUT, EXIT_MACHINE, InputError, verb
 from hpctrack.models import build_model
 from hpctrack.parallel.collectives import barrier, broadcast, gather
 from hpctrack.parallel.env import Env, distributed
@@ -235,7 +236,8 @@ def join(data: Dataset, out: Path, attributes: dict[str, Any], sources: dict[int
         if world is not None or shard % env.world == env.rank:
             events = data.event_ids[order[ends[shard] : ends[shard + 1]]]
             name = f"candidates-{shard:05d}.h5"
-            files[shard] = (name, events, candidates.write_shard(out, name, events, sources, world))
+            with all_or_none(world):
+                files[shard] = (name, events, candidates.write_shard(out, name, events, sources, world))
     joined = everyones(files, env)
     if env.is_main:
         write_timings(out)
@@ -251,6 +253,18 @@ def mpi_ranks(env: Env) -> Any:
     if env.world == 1 or launched_ranks() != env.world or not candidates.has_parallel_hdf5():
         return None
     return mpi_world(env.world)
+
+
+@contextlib.contextmanager
+def all_or_none(world: Any) -> Iterator[None]:
+    """An error amid collective writes ends all ranks at once: the others would wait for this one for ever."""
+    try:
+        yield
+    except (InputError, OSError) as error:
+        if world is None:
+            raise
+        print(f"hpctrack infer [rank {world.rank}]: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        world.Abort(EXIT_INPUT if isinstance(error, InputError) else EXIT_MACHINE)
 
 
 def write_timings(out: Path) -> None:

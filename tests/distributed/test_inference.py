@@ -17,6 +17,7 @@ from toys import toy_config, toy_dataset
 
 from hpctrack import infer
 from hpctrack.data.candidates import CandidateStore, committed
+from hpctrack.data.lock import only_writer
 from hpctrack.data.store import Dataset
 from hpctrack.parallel.env import distributed
 from hpctrack.train import train
@@ -76,10 +77,24 @@ def test_a_full_disk_is_one_line_and_the_rest_can_be_done_elsewhere(trained, sma
     assert not (out / "index.h5").exists() and not list(out.glob("candidates-*"))
 
 
+def test_two_at_once_are_refused_on_every_rank(trained, tmp_path):
+    checkpoint, data = trained
+    argv = ["--checkpoint", str(checkpoint), "--data", str(data), "--out", str(tmp_path / "out")]
+    with only_writer(tmp_path / "out"):
+        [(code, error)] = run_ranks(1, quietly, argv)
+        assert code == 2 and error.count("\n") == 1 and f"{tmp_path}/out: process {os.getpid()} on " in error
+        results = run_ranks(2, quietly, argv)
+    assert [code for code, _ in results] == [2, 2] and results[1][1] == ""
+    assert "writes here" in results[0][1]
+
+
 def quietly(argv: list[str]) -> tuple[int, str]:
     """Exit code and standard error of the verb."""
     with contextlib.redirect_stderr(io.StringIO()) as error:
-        return infer.main(argv), error.getvalue()
+        try:
+            return infer.main(argv), error.getvalue()
+        except SystemExit as end:
+            return end.code, error.getvalue()
 
 
 def progress(out: Path) -> int:

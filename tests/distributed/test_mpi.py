@@ -1,4 +1,4 @@
-"""Conversion under a real MPI launcher: the same bytes on any number of ranks, one line and no hang for every error."""
+"""Under a real MPI launcher: the same content on any number of ranks, one line and no hang for every error."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ from pathlib import Path
 
 import pytest
 from helpers import make_trackml
+from toys import toy_config, toy_dataset
 
-from hpctrack import convert
+from hpctrack import convert, infer
 from hpctrack.data import store
+from hpctrack.data.candidates import CandidateStore, has_parallel_hdf5
+from hpctrack.parallel.env import distributed
+from hpctrack.train import train
 
 ROOT = Path(__file__).parents[2]
 MPIRUN = shutil.which("mpirun", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
@@ -23,17 +27,33 @@ needs_mpi = pytest.mark.skipif(
 )
 
 
+LAUNCH = {  # Open MPI: as root, in a container, on few cores
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    "OMPI_MCA_rmaps_base_oversubscribe": "1",
+    "OMPI_MCA_btl_vader_single_copy_mechanism": "none",
+}
+AS_TORCHRUN = """
+export RANK=${OMPI_COMM_WORLD_RANK:-$PMI_RANK} WORLD_SIZE=${OMPI_COMM_WORLD_SIZE:-$PMI_SIZE}
+LOCAL_RANK=$RANK exec "$@"
+"""
+
+
 def mpi(n: int, *args: object, **environment: str) -> subprocess.CompletedProcess:
-    """The verb on n ranks."""
-    variables = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
-    command = [MPIRUN, "-n", str(n), sys.executable, "-m", "hpctrack.convert", *map(str, args)]
+    """Convert on n ranks."""
+    return launch(n, [sys.executable, "-m", "hpctrack.convert", *map(str, args)], **environment)
+
+
+def launch(n: int, command: list[str], **environment: str) -> subprocess.CompletedProcess:
+    variables = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | LAUNCH | environment
+    command = [MPIRUN, "-n", str(n), *command]
     return subprocess.run(command, env=variables, check=False, capture_output=True, text=True, timeout=120)
 
 
 def said(done: subprocess.CompletedProcess) -> list[str]:
     """The lines that are errors of ours; no tracebacks, please."""
     assert "Traceback" not in done.stderr, done.stderr
-    return [line for line in done.stderr.splitlines() if "error: " in line]
+    return [line for line in done.stderr.splitlines() if line.startswith("hpctrack ") and "error: " in line]
 
 
 @pytest.fixture(scope="module")
@@ -102,3 +122,25 @@ def test_a_launcher_of_another_mpi_is_noticed(source, tmp_path):
     done = alone(source, tmp_path / "out", SLURM_STEP_NUM_TASKS="2", SLURM_PROCID="0")
     assert done.returncode == 2 and not (tmp_path / "out").exists()
     assert "started 2 processes, but MPI sees 1" in said(done)[0]
+
+
+@needs_mpi
+@pytest.mark.skipif(
+    not has_parallel_hdf5(), reason="needs an h5py that was built with MPI (docs/data-format.md says how)"
+)
+def test_candidates_by_parallel_hdf5_are_those_of_one_rank(tmp_path):
+    data = toy_dataset(tmp_path / "data", sizes=(4, 0, 9, 5, 1, 2, 6), n_noise=2, per_shard=3)
+    config = toy_config(tmp_path / "run", data, train={"precision": "fp32", "steps": 3})
+    with distributed(config.parallel, 1) as env:
+        train(config, env)
+    common = ["--checkpoint", str(tmp_path / "run"), "--data", str(data), "--out"]
+    assert infer.main([*common, str(tmp_path / "1")]) == 0
+    command = ["bash", "-c", AS_TORCHRUN, "-", sys.executable, "-m", "hpctrack.infer", *common]
+    for n in (2, 3):
+        meeting = f"file://{tmp_path / f'meeting-{n}'}"
+        done = launch(n, [*command, str(tmp_path / str(n))], HPCTRACK_INIT_METHOD=meeting)
+        assert done.returncode == 0, done.stderr
+        assert CandidateStore(tmp_path / str(n)).digest == CandidateStore(tmp_path / "1").digest
+        assert sorted(p.name for p in (tmp_path / str(n)).iterdir()) == sorted(
+            p.name for p in (tmp_path / "1").iterdir()
+        )

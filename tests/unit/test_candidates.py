@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import pickle
+
+import h5py
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -91,6 +95,84 @@ def test_a_flipped_bit_ends_the_journal(tmp_path):
     content[middle] ^= 1
     path.write_bytes(content)
     assert sorted(committed(tmp_path)) == [1]
+
+
+def test_files_stay_open_and_pass_through_fork_and_pickle(tmp_path, monkeypatch):
+    monkeypatch.setattr(candidates, "MAX_OPEN", 2)
+    store = write(tmp_path, list(range(9)), shards=3)
+    assert all(same(store.read(i), random_candidates(i)) for i in (0, 8, 4, 0, -1)[:4]) and len(store._files) == 2
+    opened = dict(store._files)
+    store.read(5)
+    assert dict(store._files).keys() == opened.keys()
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        assert all(map(same, pool.map(store.read, range(9)), map(random_candidates, range(9))))
+    again = pickle.loads(pickle.dumps(store))
+    store.close()
+    assert same(again.read(3), random_candidates(3)) and same(store.read(3), random_candidates(3))
+    with pytest.raises(IndexError):
+        store.read(9)
+
+
+def lie(path, name: str, change) -> None:
+    """Replace a dataset by `change` of it."""
+    with h5py.File(path, "r+") as file:
+        values = change(file[name][()])
+        del file[name]
+        file[name] = values
+
+
+def moved(k: int, by: int):
+    def change(values):
+        values[k] += by
+        return values
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("offsets/hits", moved(1, 10**6), "offsets/hits must rise from 0 to the"),
+        ("offsets/candidates", moved(0, 1), "offsets/candidates must rise from 0"),
+        ("offsets/candidate_hits", moved(-1, 1), "rows of hit_rows"),
+        ("offsets/hits", lambda v: v[:-1], r"offsets/hits is int64 \(6,\), must be int64 \(7,\)"),
+        ("event_id", moved(2, 1), "does not hold the events that index.h5 says"),
+        ("track_ids", lambda v: v.astype("f8"), "track_ids is float64"),
+        ("scores", lambda v: np.float32(1), "scores is float32"),
+        ("hit_offsets", lambda v: v[1:], "hit_offsets has"),
+        ("hit_offsets", lambda v: v[::-1].copy(), "event 1: hit_offsets must rise from 0"),
+        ("hit_rows", lambda v: v + 1000, "hit_rows from 1"),
+        ("hit_rows", lambda v: np.full_like(v, -1), "hit_rows from -1 to -1"),
+    ],
+)
+def test_lies_are_named(tmp_path, name, change, message):
+    store = write(tmp_path, [1, 2, 3, 4, 5, 6], shards=1)
+    path = tmp_path / "candidates-00000.h5"
+    lie(path, name, change)
+    with pytest.raises(InputError, match=message) as caught:
+        for i in range(6):
+            store.read(i)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_changed_index_is_named(tmp_path):
+    write(tmp_path, [1, 2, 3])
+    lie(tmp_path / "index.h5", "row", moved(1, -1))
+    with pytest.raises(InputError, match=r"index\.h5: fails its checksum"):
+        CandidateStore(tmp_path)
+
+
+def test_a_damaged_record_is_named_at_the_join(tmp_path):
+    journal = Journal(tmp_path, "w")
+    places = {event: journal.append(random_candidates(event)) for event in (4, 5)}
+    journal.close()
+    assert committed(tmp_path) == places
+    content = bytearray(journal.path.read_bytes())
+    content[-1] ^= 1
+    journal.path.write_bytes(content)
+    with pytest.raises(InputError, match="the record of event 5 is damaged; run the inference again"):
+        write_shard(tmp_path, "c.h5", [4, 5], places)
+    assert committed(tmp_path).keys() == {4} and not (tmp_path / "c.h5").exists()
 
 
 def test_bad_folders_are_named(tmp_path):

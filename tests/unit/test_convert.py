@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from helpers import make_trackml
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from hpctrack import convert
 from hpctrack.data import schema, store
+from hpctrack.data.lock import only_writer
 from hpctrack.data.selection import target_particles
 from hpctrack.data.subevents import SubEventReader
 
@@ -168,6 +170,27 @@ def test_kill_and_rerun_equals_an_unbroken_run(whole, tmp_path, jobs, capsys):
     assert not list(out.glob(".*"))
     assert run(capsys, whole, tmp_path / "unbroken", *options, "--jobs", 1)[0] == 0
     assert store.digest(store.open_dataset(out)) == store.digest(store.open_dataset(tmp_path / "unbroken"))
+
+
+def test_two_at_once_and_a_damaged_shard(whole, tmp_path, capsys):
+    out, options = tmp_path / "out", ["--jobs", 1, "--events-per-shard", 2]
+    assert run(capsys, whole, out, *options)[0] == 0
+    expected = {path.name: path.read_bytes() for path in out.iterdir()}
+    (out / "index.h5").unlink()
+    with only_writer(out):
+        code, _, err = run(capsys, whole, out, *options)
+        assert code == 2 and err.count("\n") == 1 and f"{out}: process {os.getpid()} on " in err
+    assert not (out / ".lock").exists()
+    content = bytearray(expected["events-00001.h5"])
+    with h5py.File(out / "events-00001.h5") as file:
+        content[file["hits/phi"].id.get_offset() + 5] ^= 4
+    (out / "events-00001.h5").write_bytes(content)
+    (out / "events-00002.h5").write_bytes(expected["events-00002.h5"][:1000])
+    (out / ".lock").write_text("process 1 on nowhere")  # of a killed run
+    kept = (out / "events-00000.h5").stat().st_mtime_ns
+    assert run(capsys, whole, out, *options)[0] == 0
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == expected
+    assert (out / "events-00000.h5").stat().st_mtime_ns == kept
 
 
 def test_full_disk(whole, small_disk, tmp_path):
