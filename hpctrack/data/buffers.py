@@ -5,9 +5,11 @@ Fresh memory costs page faults, which take as long as copying a column out of th
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,30 @@ def read_into(descriptor: int, buffer: np.ndarray, position: int, path: Path) ->
         if not done:
             raise InputError(f"{path}: ends at byte {position}, cut short since it was opened; convert again")
         view, position = view[done:], position + done
+
+
+def read_ranges(descriptor: int, parts: Sequence[tuple[np.ndarray, int]], path: Path) -> None:
+    """Fill each array with the file's bytes from its position, as `read_into` does.
+
+    What lies in the page cache is copied at once; where that ends, all that is left is asked for together, so that the
+    disk works on it in parallel.
+    """
+    asked = not (hasattr(os, "RWF_NOWAIT") and hasattr(os, "posix_fadvise"))
+    for k, (buffer, position) in enumerate(parts):
+        if asked or not buffer.nbytes:
+            read_into(descriptor, buffer, position, path)
+            continue
+        try:
+            done = os.preadv(descriptor, [buffer], position, os.RWF_NOWAIT)
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EOPNOTSUPP):
+                raise
+            done = 0
+        if done < buffer.nbytes:
+            for other, start in [(buffer, position), *parts[k + 1 :]]:
+                os.posix_fadvise(descriptor, start, other.nbytes, os.POSIX_FADV_WILLNEED)
+            asked = True
+            read_into(descriptor, buffer.reshape(-1).view(np.uint8)[done:], position + done, path)
 
 
 def write_all(file: io.FileIO, values: np.ndarray) -> None:

@@ -9,12 +9,13 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 from torch_geometric.data import Batch, Data
 
 from hpctrack.config import AugmentConfig, DataConfig, SelectionConfig
 from hpctrack.data import selection as selecting
 from hpctrack.data.features import augment, compute_features, feature_columns
+from hpctrack.data.packing import pack, unpack
 from hpctrack.data.schema import Event
 from hpctrack.data.staging import stage
 from hpctrack.data.store import Dataset
@@ -94,13 +95,17 @@ class MicroBatches(torch.utils.data.Dataset):
     def __init__(self, load: EventLoader) -> None:
         self.load = load
 
-    def __getitem__(self, specification: tuple[int, np.ndarray]) -> Batch | InputError | OSError:
-        """The batch, or the fault of the input or the disk as a value: raised here, it would lose its one line."""
+    def __getitem__(self, specification: tuple[int, np.ndarray]) -> tuple[bytes, torch.Tensor] | Batch | Exception:
+        """The batch, packed if it is to leave this process.
+
+        A fault of the input or the disk is returned: raised in a worker, it would lose its one line.
+        """
         epoch, rows = specification
         try:
-            return Batch.from_data_list([self.load(int(row), epoch) for row in rows])
+            batch = Batch.from_data_list([self.load(int(row), epoch) for row in rows])
         except (InputError, OSError) as error:
             return error
+        return pack(batch) if get_worker_info() else batch
 
 
 def iterate(
@@ -128,7 +133,7 @@ def iterate(
         for batch in loader:
             if isinstance(batch, Exception):
                 raise batch
-            yield batch
+            yield unpack(batch) if workers else batch
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise

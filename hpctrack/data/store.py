@@ -24,7 +24,7 @@ import numpy as np
 
 from hpctrack import __version__
 from hpctrack.data import schema
-from hpctrack.data.buffers import BufferPool, DiskFile, read_into, write_all
+from hpctrack.data.buffers import BufferPool, DiskFile, read_into, read_ranges, write_all
 from hpctrack.data.checksums import column_checksum, combined_digest, event_checksum, table_checksum
 from hpctrack.data.columns import AXES, TYPES, KeptShard, as_tables, axis_of, stored_type
 from hpctrack.data.files import naming, publish, temporary_name
@@ -309,15 +309,16 @@ class Dataset:
             ranges = {name: shard.range(name, row) for name in names}
             buffer = self._pool.take(sum(-(-size // _ALIGN) * _ALIGN for _, size in ranges.values()))
             chunked = {name: shard.read_chunked(name, row) for name in names if name in shard.chunked}
-        arrays, used = {}, 0
+        arrays, parts, used = {}, [], 0
         for name, (position, size) in ranges.items():
             if name in chunked:
                 arrays[name] = chunked[name]
                 continue
             part = buffer[used : used + size]
-            read_into(shard.descriptor, part, position, shard.path)
+            parts.append((part, position))
             arrays[name] = part.view(TYPES[name])
             used += -(-size // _ALIGN) * _ALIGN
+        read_ranges(shard.descriptor, parts, shard.path)
         if self.verify if verify is None else verify:
             shard.verify(arrays, row, event_id)
         return schema.Event(event_id, as_tables(arrays))
