@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,8 +35,8 @@ def describe_checkpoints(folder: Path) -> dict[str, Any]:
     """A folder of checkpoints: their names, and the newest one's facts."""
     newest = checkpoint.latest(folder)
     names = sorted(path.name for path in folder.glob("step-*"))
-    facts = {"latest": newest.name if newest else "none", "checkpoints": names}
-    return facts | ({"newest": describe_checkpoint(newest)} if newest else {})
+    facts = {"latest": newest.name if newest else "none"}
+    return facts | (describe_checkpoint(newest) if newest else {}) | {"checkpoints": names}
 
 
 def _weights(state: dict[str, Any], folder: Path) -> dict[str, torch.Tensor]:
@@ -74,13 +73,8 @@ def check_checkpoint(folder: Path) -> list[Problem]:
         notes.add(str(error).removeprefix(f"{notes.path}: "))
     problems, notes = notes.problems, Notes(folder / checkpoint.STATE)
     try:
-        with zipfile.ZipFile(notes.path) as archive:  # torch.load does not look at the checksums
-            bad = archive.testzip()
-        if bad:
-            notes.add(f"{bad} fails its checksum")
-        else:
-            _check_finite(checkpoint.read_state(folder), folder, notes)
-    except (InputError, OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+        _check_finite(checkpoint.read_state(folder), folder, notes)
+    except (InputError, OSError) as error:
         notes.add(str(error).removeprefix(f"{notes.path}: "))
     return problems + notes.problems
 
@@ -98,6 +92,6 @@ def check_checkpoints(folder: Path) -> list[Problem]:
     try:
         if checkpoint.latest(folder) is None and whole:
             notes.add(f"missing, but there are {len(whole)} checkpoints")
-    except (InputError, UnicodeDecodeError) as error:
+    except InputError as error:
         notes.add(str(error).removeprefix(f"{notes.path}: "))
     return notes.problems + [problem for path in whole for problem in check_checkpoint(path)]

@@ -16,7 +16,8 @@ from hpctrack.inspection.text import histogram
 def describe_dataset(folder: Path) -> dict[str, Any]:
     """A dataset folder (or its index): totals, columns, histograms, digest; InputError if the index is no whole one."""
     dataset = store.open_dataset(folder)
-    attributes = dataset.attributes
+    with store.damage(folder / store.INDEX):
+        attributes, origin = dataset.attributes, _origin(dataset.attributes)
     rows = {"hits": int(dataset.n_hits.sum()), "particles": int(dataset.n_particles.sum())}
     sizes = [path.stat().st_size for path in (folder / name for name in dataset.shards)]
     return {
@@ -28,7 +29,7 @@ def describe_dataset(folder: Path) -> dict[str, Any]:
         "digest": combined_digest(dataset.event_ids, dataset.checksums),
         "fingerprint": dataset.fingerprint,
         "event_ids": _range(dataset.event_ids),
-        **_origin(attributes),
+        **origin,
         "columns": _schema_columns(rows),
         "histograms": _histograms(dataset.n_hits, dataset.n_particles),
     }
@@ -100,5 +101,5 @@ def _stored(found: Any) -> dict[str, object]:
 def _origin(attributes: dict[str, Any]) -> dict[str, Any]:
     out: dict[str, Any] = {key: int(attributes[key]) for key in ("n_source", "n_skipped") if key in attributes}
     if "origin" in attributes:
-        out["origin"] = json.loads(attributes["origin"])
+        out["origin"] = json.loads(str(attributes["origin"]))
     return out

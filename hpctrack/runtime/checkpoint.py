@@ -10,7 +10,9 @@ import json
 import os
 import pickle
 import shutil
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from hpctrack.errors import InputError, MachineError
 
 LATEST = "latest"
 STATE, META = "state.pt", "meta.json"
+NEEDED = ("step", "config", "data", "tuned", "window")  # keys of the meta data that others rely on
 
 
 def save(folder: Path, step: int, state: dict[str, Any], meta: dict[str, Any], keep: int) -> Path:
@@ -53,8 +56,8 @@ def latest(folder: Path) -> Path | None:
     """The newest whole checkpoint of a run, or None."""
     if not (folder / LATEST).is_file():
         return None
-    path = folder / (folder / LATEST).read_text().strip()
-    if not path.is_dir():
+    path = folder / (folder / LATEST).read_text(errors="replace").strip()
+    if not path.is_dir() or path.parent != folder:
         raise InputError(f"{folder / LATEST}: names '{path.name}', which is not there; name one of the step-* folders")
     return path
 
@@ -72,19 +75,38 @@ def find(path: Path) -> Path:
 def read_meta(path: Path) -> dict[str, Any]:
     """`meta.json` of a checkpoint."""
     try:
-        return json.loads((path / META).read_text())
-    except (FileNotFoundError, json.JSONDecodeError) as error:
+        meta = json.loads((path / META).read_text())
+    except (FileNotFoundError, ValueError) as error:
         raise InputError(f"{path / META}: not a checkpoint's meta data ({error})") from None
+    missing = [key for key in NEEDED if key not in meta] if isinstance(meta, dict) else NEEDED
+    if missing:
+        raise InputError(f"{path / META}: lacks '{missing[0]}'; not a checkpoint's meta data")
+    return meta
 
 
 def read_state(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """`state.pt` of a checkpoint; no code in the file is run."""
+    """`state.pt` of a checkpoint, its checksums compared; no code in the file is run."""
     try:
+        check_archive(path / STATE)
         return torch.load(path / STATE, map_location=device, weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path / STATE}: missing; not a whole checkpoint") from None
-    except (RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError) as error:
-        raise InputError(f"{path / STATE}: not a readable checkpoint ({str(error).splitlines()[0]})") from None
+    except (RuntimeError, pickle.UnpicklingError, EOFError, LookupError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        what = " ".join(str(error).split())[:200]
+        raise InputError(f"{path / STATE}: not a readable checkpoint ({what})") from None
+
+
+def check_archive(path: Path) -> None:
+    """InputError unless each part of a file that torch.save wrote (a zip) fits its CRC-32; torch.load does not look."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, RuntimeError, EOFError, LookupError, ValueError, struct.error, zlib.error) as error:
+        raise InputError(f"{path}: not a whole checkpoint ({error})") from None
+    if damaged:
+        raise InputError(f"{path}: {damaged} fails its checksum")
 
 
 def load_into(target: Any, state: dict[str, Any], path: Path) -> None:
