@@ -6,11 +6,8 @@ What was not given is said where it would stand.
 from __future__ import annotations
 
 import json
-import platform
-import sys
 from collections.abc import Sequence
 from html import escape
-from importlib import metadata
 
 import numpy as np
 
@@ -21,8 +18,8 @@ from hpctrack.reporting.sources import Run
 from hpctrack.reporting.style import BLUE, INK, ORANGE, RED, TRACK_COLOURS
 from hpctrack.reporting.tally import READINGS
 from hpctrack.reporting.text import HEADINGS, counts_text, hidden_hits
+from hpctrack.versions import versions
 
-PACKAGES = ("torch", "torch-geometric", "numpy", "scipy", "h5py", "matplotlib")
 CENSUS = {
     "first_of_target": ("first match of a target", "#2f8f6b"),
     "duplicates_of_target": ("duplicate of a target", "#e0b23c"),
@@ -236,7 +233,7 @@ def timings(run: Run | None, results: dict) -> str:
         pictures.append((plots.throughput_figure(run.train), "Training speed against optimizer step"))
         step, data, speed = (_median(run.train, key) for key in ("step_s", "data_s", "hits_per_s"))
         if step is not None and data is not None:
-            split.append(_split("A training step, median", [("compute", step - data), ("waiting for data", data)]))
+            split.append(_training_split(run, step, data))
             rows.append(["Training step, median", f"{_seconds(step)}", f"of which waiting for data {data / step:.1%}"])
         if speed is not None:
             rows.append(["Training speed, median", f"{speed:,.0f} hits/s", "all ranks together"])
@@ -266,10 +263,25 @@ def timings(run: Run | None, results: dict) -> str:
     return page.section("How long it takes", *parts)
 
 
+def _training_split(run: Run, step: float, data: float) -> str:
+    """A training step in parts: from the run's own report at its end, else only what it waited for data."""
+    if not run.waste:
+        return _split("A training step, median", [("compute", step - data), ("waiting for data", data)])
+    names = {
+        "compute": "computing",
+        "data": "waiting for data",
+        "wait": "waiting for the slowest rank",
+        "communicate": "summing gradients",
+        "checkpoint": "checkpoints",
+    }
+    shares = [(text, run.waste["step_s"] * run.waste.get(f"share/{name}", 0.0)) for name, text in names.items()]
+    return _split("A training step, mean", shares)
+
+
 def _split(what: str, steps: Sequence[tuple[str, float]]) -> str:
     """Seconds of the steps of some work, as a bar of their shares."""
     total = sum(seconds for _, seconds in steps)
-    colours = (BLUE, "#86b1de", ORANGE)
+    colours = (BLUE, "#86b1de", ORANGE, "#6b7280", "#c9ced6")
     if not total:
         return ""
     bar = [(f"{t}: {_seconds(x)} ({x / total:.0%})", x, c) for (t, x), c in zip(steps, colours, strict=False)]
@@ -297,9 +309,10 @@ def provenance(run: Run | None, results: dict) -> str:
             f"<small>fingerprint {escape(source['dataset_fingerprint'])}</small>",
         ],
         ["hpctrack", f"{escape(results['hpctrack'])} evaluated, {escape(__version__)} wrote this page"],
-        ["Python", f"{platform.python_version()} ({escape(sys.platform)})"],
     ]
-    rows += [[name, escape(_version(name))] for name in PACKAGES]
+    trained = run.versions if run else None
+    listed = ", ".join(f"{escape(name)} {escape(version)}" for name, version in (trained or versions()).items())
+    rows.append(["Trained with" if trained else "Written with", listed])
     body = "".join(
         f'<tr><th scope="row">{name}</th><td style="white-space:normal">{value}</td></tr>\n' for name, value in rows
     )
@@ -310,10 +323,3 @@ def provenance(run: Run | None, results: dict) -> str:
     else:
         parts.append(page.missing("No configuration: no run folder was given (--run)."))
     return page.section("Configuration and versions", *parts)
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"

@@ -50,3 +50,15 @@ class Run:
         ordered = [rows[key] for key in sorted(rows, key=lambda key: key[1])]
         self.train = [row for row in ordered if row["kind"] == "train" and "loss" in row]
         self.valid = [row for row in ordered if row["kind"] == "valid" and "loss" in row]
+        self.waste = next((row for row in reversed(ordered) if row["kind"] == "waste" and "step_s" in row), None)
+        self.versions = self.read_versions()
+
+    def read_versions(self) -> dict[str, str] | None:
+        """What the run was trained with, None if it does not say."""
+        path = self.folder / "versions.json"
+        if not path.is_file():
+            return None
+        try:
+            return {str(name): str(version) for name, version in json.loads(path.read_text()).items()}
+        except (ValueError, AttributeError) as error:
+            raise InputError(f"{path}: not a list of versions ({error})") from None

@@ -13,7 +13,7 @@ from torch_geometric.data import Batch
 
 from hpctrack import __version__
 from hpctrack.config import AugmentConfig, RunConfig, dump_yaml
-from hpctrack.data.files import write_text
+from hpctrack.data.files import write_json, write_text
 from hpctrack.data.loader import EventLoader, expected_hits, iterate, open_events
 from hpctrack.data.partition import longest_first
 from hpctrack.errors import InputError
@@ -31,6 +31,7 @@ from hpctrack.runtime.step import StepResult, validate
 from hpctrack.runtime.telemetry import Metrics, Progress, Window, peak_gib, synchronize
 from hpctrack.runtime.waste import Waste, waste_lines
 from hpctrack.tracking.builders import build_builder, choose, tuning_counts
+from hpctrack.versions import versions
 
 TRAIN, VALID = 0, 1  # random streams of the two datasets
 MAY_CHANGE = {  # keys that a resumed run may set otherwise: they do not change what it computes
@@ -123,6 +124,7 @@ class Trainer:
         if self.env.is_main:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_text(self.folder / "config.yaml", dump_yaml(self.config))
+            write_json(self.folder / "versions.json", versions())
             self.metrics = Metrics(self.folder, self.step)
             self.ledger = Ledger(self.folder, self.step, len(self.data))
         n = sum(p.numel() for p in self.engine.module.parameters())

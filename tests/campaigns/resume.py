@@ -3,9 +3,9 @@
     python tests/campaigns/resume.py --kills 200 --seed 1
 
 Runs of 100 steps in float64, each killed 20 times; at its end a run's ledger must be exact and its loss curve that of
-an unbroken one within 1e-9. Runs are short because training amplifies rounding: summing gradients over another number of
-ranks changes the last bit, and at a learning rate of 1e-3 that grows to 1e-11 in 150 steps and 1e-7 in 300, kills or
-not.
+an unbroken one within 1e-9. Runs are short because training amplifies rounding: summing gradients over another number
+of ranks changes the last bit, and at a learning rate of 1e-3 that grows to 1e-11 in 150 steps and 1e-7 in 300, kills
+or not.
 """
 
 from __future__ import annotations
