@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from hpctrack.benchmarks import BENCHES
-from hpctrack.benchmarks.measure import commit, machine, versions
+from hpctrack.benchmarks.measure import Figure, Page, commit, machine
 from hpctrack.data.files import write_json, write_text
-from hpctrack.errors import verb
+from hpctrack.errors import InputError, verb
+from hpctrack.versions import versions
 
 
 @verb("bench")
@@ -25,24 +27,36 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, help="write figures, command, commit, versions and machine here")
     parser.add_argument("--markdown", type=Path, help="write the same as a page for docs/benchmarks/")
     parser.add_argument("--quick", action="store_true", help="the same figures on less work")
+    parser.add_argument("--data", type=Path, help="dataset folder to measure on, where the benchmark uses events")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
-    figures = BENCHES[args.name](args.quick)
+    found = run(BENCHES[args.name], args)
     result = {
         "bench": args.name,
         "command": shlex.join(["hpctrack", "bench", *(sys.argv[1:] if argv is None else argv)]),
         "commit": commit(),
         "versions": versions(),
         "machine": machine() | {"threads": args.threads},
-        "figures": {figure.name: figure.summary() for figure in figures},
+        "figures": {figure.name: figure.summary() for figure in found.figures},
     }
-    text = page(result)
+    text = page(result) + ("\n" + found.text if found.text else "")
     print(text)
     if args.json:
         write_json(args.json, result)
     if args.markdown:
         write_text(args.markdown, text)
+        if found.plot:
+            found.plot(args.markdown.with_suffix(".png"))
+
+
+def run(bench: Callable[..., list[Figure] | Page], args: argparse.Namespace) -> Page:
+    """Run a benchmark on what was asked for; InputError if it takes no dataset."""
+    options = {"data": args.data} if args.data else {}
+    if args.data and "data" not in inspect.signature(bench).parameters:
+        raise InputError(f"--data {args.data}: benchmark '{args.name}' uses no dataset; leave it out")
+    found = bench(args.quick, **options)
+    return found if isinstance(found, Page) else Page(found)
 
 
 def page(result: dict[str, Any]) -> str:

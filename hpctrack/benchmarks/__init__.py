@@ -1,7 +1,10 @@
-"""Benchmarks: one file each, one line here. `run(quick) -> list[Figure]`, peers measured in the same run."""
+"""Benchmarks: one file each, one line here. `run(quick) -> list[Figure] | Page`, peers measured in the same run.
+
+A `run(quick, data=None)` also takes a dataset (`--data FOLDER`).
+"""
 
 from __future__ import annotations
 
-from hpctrack.benchmarks import io, loss
+from hpctrack.benchmarks import io, layout, loss, plan
 
-BENCHES = {"io": io.run, "loss": loss.run}
+BENCHES = {"io": io.run, "layout": layout.run, "loss": loss.run, "plan": plan.run}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import statistics
@@ -12,8 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-PACKAGES = ("torch", "torch-geometric", "h5py", "numpy", "scipy", "pandas")
 
 
 @dataclass(frozen=True)
@@ -37,6 +34,15 @@ class Figure:
         }
 
 
+@dataclass(frozen=True)
+class Page:
+    """What a benchmark found: figures, and if it has more to show, Markdown below them and a plot beside the page."""
+
+    figures: list[Figure]
+    text: str = ""
+    plot: Callable[[Path], None] | None = None
+
+
 def time_in_turn(work: Mapping[str, Callable[[], Any]], repeats: int, warm_up: int = 1) -> dict[str, list[float]]:
     """Seconds of each piece of work, `repeats` times; they take turns, so that the machine's moods hit all alike."""
     seconds: dict[str, list[float]] = {name: [] for name in work}
@@ -52,11 +58,6 @@ def time_in_turn(work: Mapping[str, Callable[[], Any]], repeats: int, warm_up: i
 def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> list[float]:
     """Ratios round by round."""
     return [a / b for a, b in zip(numerator, denominator, strict=True)]
-
-
-def versions() -> dict[str, str]:
-    """Python's and the main packages' versions."""
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
 def machine() -> dict[str, Any]:

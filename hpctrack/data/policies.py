@@ -56,8 +56,8 @@ def plain_random(n_events: int, world_size: int, per_rank: int, seed: int) -> As
 def longest_first_by(sizes: np.ndarray, world_size: int, per_rank: int, seed: int) -> Assignment:
     """The steps of `plain_random`, each split again by LPT on sizes.
 
-    fairchem's BalancedBatchSampler (facebookresearch/fairchem, core/datasets/samplers or common/data_parallel.py,
-    `balanced_partition`): all-gather the step's events, dearest first to the part with the least atoms.
+    fairchem's BalancedBatchSampler (facebookresearch/fairchem, core/common/data_parallel.py, `_balanced_partition`):
+    gather the step's events from all ranks, the largest first to the part with the least atoms.
     """
     random = plain_random(len(sizes), world_size, per_rank, seed)
     rank = random.rank.copy()

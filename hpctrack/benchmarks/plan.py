@@ -1,0 +1,277 @@
+"""Balance over ranks with measured costs: the plan against plain random and other people's rules; balance against
+randomness; predicted against measured seconds.
+
+Events of many sizes are drawn from a dataset, and forward and backward of the shipped model and loss are timed on each,
+after some steps of training. The cost model is fitted on half of them. Epochs are then made of the other half: sizes
+drawn with replacement and jittered (so that sorting cannot put copies of one event side by side), predicted by the
+model, each with its origin's ratio of measured to predicted seconds, so that what the model does not know stays in.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from torch_geometric.data import Batch
+from torch_geometric.loader import DynamicBatchSampler
+
+from hpctrack import convert, simulate
+from hpctrack.benchmarks.measure import Figure, Page
+from hpctrack.benchmarks.plan_tables import CURVES, PER_EPOCH, curve_page, curves, plot
+from hpctrack.config import RunConfig, load_config
+from hpctrack.data.certificate import balances
+from hpctrack.data.loader import EventLoader
+from hpctrack.data.plan import plan_epoch
+from hpctrack.data.policies import Assignment, assignments, deal
+from hpctrack.data.selection import COLUMNS, target_particles
+from hpctrack.data.store import Dataset
+from hpctrack.errors import MachineError
+from hpctrack.losses import build_loss
+from hpctrack.models import build_model
+from hpctrack.runtime.cost import CostModel, batch_terms, event_terms
+
+CONFIG = Path(__file__).parents[2] / "configs" / "influencer.yaml"
+GOAL = 0.97
+SPREAD = 0.17  # of the drawn share of an event's tracks (log-normal); with ACTS events' 0.10, hits vary by 0.2
+TABLE_CV, TABLE_POWER = 0.2, 1.9  # of mu = 200 events: hits vary by 0.2, edges go with hits^1.9
+
+
+@dataclass(frozen=True)
+class Events:
+    """An epoch: hits, predicted and measured seconds of each event, [n] each."""
+
+    hits: np.ndarray
+    predicted: np.ndarray
+    measured: np.ndarray
+
+
+def run(quick: bool, data: Path | None = None) -> Page:
+    """All figures, the curve of balance against randomness as a table, and its plot."""
+    events, trained, rounds, share, seeds = (40, 40, 4, 0.02, 2) if quick else (96, 100, 20, 0.03, 5)
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = Dataset(data or helix_dataset(Path(folder), 8 if quick else 24))
+        batches, seconds = measure(dataset, load_config(CONFIG), events, trained, rounds, share)
+    best, first, second = (part.min(axis=1) for part in (seconds, seconds[:, ::2], seconds[:, 1::2]))
+    train, test = slice(0, None, 2), slice(1, None, 2)
+    cost = CostModel()
+    for batch, value in zip(batches[train], best[train], strict=True):
+        cost.observe(batch_terms(batch), value, 0.0)
+    cost.collect([cost.new])
+    cost.learn()
+    predicted = cost.seconds(np.array([batch_terms(batch) for batch in batches]))
+    error = np.abs(predicted / best - 1)[test]
+    alone = np.array([batch.num_graphs == 1 for batch in batches])[test]
+    hits = np.array([batch.num_nodes for batch in batches])[test][alone]
+    ratio, *halves = ((s / predicted)[test][alone] for s in (best, first, second))
+    epochs = [resample(hits, ratio, cost, seed) for seed in range(seeds)]
+    quiet_ratio = agreed(ratio, *halves)
+    quiet = [resample(hits, quiet_ratio, cost, seed) for seed in range(seeds)]
+    table = [from_table(seed) for seed in range(seeds)]
+    figures = [
+        *balance_figures(epochs, "", "measured seconds"),
+        *balance_figures(quiet, "quiet_", "measured seconds without the timings' own noise"),
+        *balance_figures(table, "table_", f"cost = hits^{TABLE_POWER} known exactly, hits' CV {TABLE_CV}"),
+        *peer_figures(epochs),
+        Figure("cost_error_median", error.tolist(), "", "|predicted - measured| / measured seconds, held-out steps"),
+        Figure("cost_error_spread", [float(np.std(ratio))], "", "standard deviation of measured / predicted seconds"),
+        Figure(
+            "jitter", (np.median(seconds, axis=1) / best - 1).tolist(), "", f"median over least of {rounds} timings"
+        ),
+        Figure("hits", hits.tolist(), "hits", f"of the held-out events, CV {np.std(hits) / np.mean(hits):.2f}"),
+        Figure("step_seconds", best[test][alone].tolist(), "s", "forward + backward of one event, CPU seconds"),
+        Figure("plan_seconds_100k", plan_seconds(), "s", "to plan 100,000 events, for 2 to 4096 ranks x 4 events"),
+    ]
+    rows = curves(epochs[0].predicted, epochs[0].measured)
+    source = f"{len(dataset)} events of {data}" if data else "helix events made for this run"
+    return Page(figures, curve_page(rows, source, cost.lines(), peers_table(epochs[0])), partial(plot, rows))
+
+
+# ------------------------------------------------------------------------------------------------ measurement
+
+
+def helix_dataset(folder: Path, events: int) -> Path:
+    """Helix events as a dataset, made in `folder`."""
+    csv, out = folder / "csv", folder / "data"
+    for main, args in (
+        (simulate.main, [csv, "--source", "helix", "--events", events, "--particles", 9500, "--seed", 1]),
+        (convert.main, [csv, out, "--jobs", 1]),
+    ):
+        if main([str(arg) for arg in args]):
+            raise MachineError("the events for the benchmark could not be made, see above")
+    return out
+
+
+def draw(dataset: Dataset, config: RunConfig, n: int, share: float) -> list[Batch]:
+    """Single events: of each, about `share` of its target tracks (those of the shipped selection), varied."""
+    chosen = config.data.selection
+    rng = np.random.default_rng(1)
+    targets = []
+    for row in range(min(n, len(dataset))):
+        targets.append(target_particles(dataset.read(row, COLUMNS), chosen.pt_min_gev, chosen.min_hits).sum())
+    batches = []
+    for i in range(n):
+        row = i % len(targets)
+        tracks = max(2, round(share * targets[row] * rng.lognormal(0, SPREAD)))
+        selection = chosen.model_copy(update={"tracks": tracks})
+        load = EventLoader(dataset, config.data.features, selection, config.data.augment, (config.seed, 0))
+        batches.append(Batch.from_data_list([load(row, i // len(targets))]))
+    return batches
+
+
+def measure(
+    dataset: Dataset, config: RunConfig, n: int, trained: int, rounds: int, share: float
+) -> tuple[list[Batch], np.ndarray]:
+    """Micro-batches, and CPU seconds [n, rounds] of forward + backward on each, after `trained` steps of training.
+
+    Three of four micro-batches are single events, the others four events together. Rounds go over all of them, so that
+    the machine's moods hit all alike.
+    """
+    torch.manual_seed(config.seed)
+    model, loss = build_model(config.model, len(config.data.features)), build_loss(config.loss)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.optim.lr)
+
+    def work(batch: Batch) -> float:
+        begin = time.process_time()
+        optimizer.zero_grad()
+        terms, counts = loss(model(batch), batch), loss.counts(batch)
+        sum(loss.weights[name] * terms[name].sum / max(1, counts[name]) for name in loss.weights).backward()
+        return time.process_time() - begin
+
+    for batch in draw(dataset, config, trained, share / 2):
+        work(batch)
+        optimizer.step()
+    single = draw(dataset, config, n, share)
+    grouped = draw(dataset, config, n // 2, share / 2)
+    four = [Batch.from_data_list(sum((b.to_data_list() for b in grouped[i : i + 4]), [])) for i in range(0, n // 2, 4)]
+    batches = single + four
+    work(max(batches, key=lambda batch: batch.num_nodes))
+    return batches, np.array([[work(batch) for batch in batches] for _ in range(rounds)]).T
+
+
+# ------------------------------------------------------------------------------------------------ epochs
+
+
+def resample(hits: np.ndarray, ratio: np.ndarray, cost: CostModel, seed: int) -> Events:
+    """An epoch of events like those measured: smoothed bootstrap of (hits, measured / predicted).
+
+    The kernel's width follows Silverman's rule; sizes are shrunk to their mean so that the variance stays.
+    """
+    rng = np.random.default_rng([seed, 7])
+    log = np.log(hits)
+    chosen = rng.integers(len(hits), size=PER_EPOCH)
+    width = 1.06 * log.std() * len(hits) ** -0.2
+    moved = log[chosen] - log.mean() + width * rng.normal(size=PER_EPOCH)
+    sizes = np.exp(log.mean() + moved / np.hypot(1, width / log.std()))
+    predicted = cost.seconds(event_terms(sizes))
+    return Events(sizes, predicted, predicted * ratio[chosen])
+
+
+def agreed(ratio: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """`ratio` [n] with its spread reduced to what two independent measurements of it, `first` and `second`, share.
+
+    The covariance of the two is the variance of what they measure; the rest is noise of the timing.
+    """
+    log = np.log(ratio)
+    shared = np.sqrt(max(0.0, float(np.cov(np.log(first), np.log(second))[0, 1])))
+    return np.exp(log.mean() + (log - log.mean()) * min(1.0, shared / max(log.std(ddof=1), 1e-12)))
+
+
+def from_table(seed: int) -> Events:
+    """An epoch of mu = 200 sizes as tabulated, with exactly known costs."""
+    hits = np.random.default_rng([seed, 8]).lognormal(0, np.sqrt(np.log1p(TABLE_CV**2)), PER_EPOCH) * 1e5
+    cost = hits**TABLE_POWER
+    return Events(hits, cost, cost)
+
+
+# ------------------------------------------------------------------------------------------------ figures
+
+
+def planned(events: Events, world: int, per_rank: int, window: int | None, seed: int = 0) -> float:
+    """Balance of a plan made from predicted costs, with measured ones."""
+    plan = plan_epoch(events.predicted, world, seed, 0, world * per_rank, window=window)
+    return balances(plan.loads(events.measured, world))[0]
+
+
+def balance_figures(epochs: list[Events], prefix: str, how: str) -> list[Figure]:
+    """256 ranks x 4 events at window 1, and 64 ranks x 1 event at the smallest window that reaches the goal."""
+    figures = [Figure(f"{prefix}balance_256x4", [planned(e, 256, 4, 1) for e in epochs], "", f"window 1, {how}")]
+    steps = PER_EPOCH // 64
+    for window in (*(2**k for k in range(20) if 2**k < steps), None):
+        values = [planned(e, 64, 1, window) for e in epochs]
+        if np.median(values) >= GOAL or window is None:
+            break
+    name = "the whole epoch" if window is None else f"window {window}"
+    reached = f"the smallest that reaches {GOAL}" if np.median(values) >= GOAL else f"{GOAL} is not reached"
+    return [
+        *figures,
+        Figure(f"{prefix}balance_64x1", values, "", f"{name}: {reached}; {how}"),
+        Figure(f"{prefix}window_64x1", [window or steps], "steps", f"of {steps} in the epoch"),
+    ]
+
+
+def peers(events: Events, world: int, per_rank: int, seed: int) -> dict[str, Assignment]:
+    """Other people's rules on the same events."""
+    return {
+        **assignments(events.hits, world, per_rank, seed),
+        "DynamicBatchSampler (PyG)": pyg_dynamic(events.hits, world, per_rank, seed),
+    }
+
+
+def pyg_dynamic(hits: np.ndarray, world: int, per_rank: int, seed: int) -> Assignment:
+    """PyG's own sampler, its batches dealt out to ranks; a last step that has no batch for every rank is left out."""
+    torch.manual_seed(seed)
+    nodes = [SimpleNamespace(num_nodes=int(n)) for n in hits]
+    budget = int(max(per_rank * hits.mean(), hits.max())) + 1
+    batches = [np.array(batch) for batch in DynamicBatchSampler(nodes, budget, mode="node", shuffle=True) if batch]
+    return deal(batches[: len(batches) // world * world], world)
+
+
+PEERS = {
+    "random": "plain random",
+    "pyg": "DynamicBatchSampler (PyG)",
+    "fairchem": "LPT of hits (fairchem)",
+    "fairchem_budget": "hit budget (fairchem)",
+    "hydragnn": "sorted hit budget (HydraGNN)",
+}
+
+
+def peer_figures(epochs: list[Events]) -> list[Figure]:
+    """Balance of the peers with the same measured seconds."""
+    figures = []
+    for world, per_rank in CURVES:
+        found = [peers(events, world, per_rank, seed) for seed, events in enumerate(epochs)]
+        for key, name in PEERS.items():
+            values = [rules[name].efficiency(events.measured) for rules, events in zip(found, epochs, strict=True)]
+            figures.append(Figure(f"{key}_{world}x{per_rank}", values, "", f"{name}, {world} ranks"))
+    return figures
+
+
+def peers_table(events: Events) -> list[str]:
+    """What the peers reach, drop and repeat, as Markdown rows."""
+    lines = ["| rule | ranks x events | balance | dropped | repeated |", "|---|---|---|---|---|"]
+    n = len(events.hits)
+    for world, per_rank in CURVES:
+        for name, rule in peers(events, world, per_rank, 0).items():
+            value, lost, again = rule.efficiency(events.measured), rule.dropped(n), rule.repeated(n)
+            lines.append(f"| {name} | {world} x {per_rank} | {value:.3f} | {lost} | {again} |")
+        ours = planned(events, world, per_rank, 1)
+        lines.append(f"| **hpctrack, window 1** | {world} x {per_rank} | **{ours:.3f}** | 0 | 0 |")
+    return lines
+
+
+def plan_seconds() -> list[float]:
+    """CPU seconds to plan 100,000 events of the tabulated sizes, for several numbers of ranks."""
+    rng = np.random.default_rng(0)
+    cost = rng.lognormal(0, np.sqrt(np.log1p(TABLE_CV**2)), 100_000) ** TABLE_POWER
+    seconds = []
+    for world in (2, 8, 64, 256, 1024, 4096):
+        begin = time.process_time()
+        plan_epoch(cost, world, 0, 0, 4 * world)
+        seconds.append(time.process_time() - begin)
+    return seconds
