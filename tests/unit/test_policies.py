@@ -56,7 +56,7 @@ def test_a_budget_drops_larger_events_in_fairchem_and_isolates_them_in_hydragnn(
 
 
 def test_sorted_batches_rotate_over_ranks():
-    sizes = np.arange(1.0, 41.0)
+    sizes = np.random.default_rng(0).uniform(1, 40, 60)
     rule = budget_sorted(sizes, 2, 60, seed=0)
     loads = rule.loads(sizes)
     larger = loads.argmax(axis=1)[loads[:, 0] != loads[:, 1]]
