@@ -77,7 +77,7 @@ class Trainer:
         self.step, self.window, self.tuned = 0, Window(), {}
         self.ledger: Ledger | None = None
         self.metrics: Metrics | None = None
-        self.waste = Waste()
+        self.waste, self.parts = Waste(), {}
         self.progress = Progress(config.train.steps)
 
     # ------------------------------------------------------------------------------------- batches
@@ -200,6 +200,7 @@ class Trainer:
         self.waste.add({"step_s": step_s, "data_s": data_s})
         if result.parts:
             self.waste.add_probe(result.parts)
+            self.parts = result.parts
         terms = {f"loss/{name}": value for name, value in result.terms.items()}
         sizes = {"events": result.events, "hits": result.hits}
         values = {"loss": result.loss, **terms, "lr": lr, "grad_norm": result.grad_norm, **sizes}
@@ -211,6 +212,9 @@ class Trainer:
         slowest_step, slowest_data, memory = all_max([means["step_s"], means["data_s"], self.peak()], self.env)
         means |= {"step_s": slowest_step, "data_s": slowest_data, "peak_gib": memory}
         means["hits_per_s"] = means["hits"] / slowest_step
+        if self.parts:  # of the newest probed step, mean over ranks
+            parts = all_sum(list(self.parts.values()), self.env)
+            means |= {name: value / self.env.world for name, value in zip(self.parts, parts, strict=True)}
         values = {"epoch": self.planner.position(self.step - 1)[0], **means}
         if self.metrics:
             self.metrics.write("train", self.step, values)

@@ -33,7 +33,7 @@ def run(config) -> None:
 
 def curve(folder: Path) -> list[dict]:
     """Logged values without the ones that a clock or the machine decides."""
-    timed = {"step_s", "data_s", "hits_per_s", "peak_gib"}
+    timed = {"step_s", "data_s", "hits_per_s", "peak_gib", "compute_s", "wait_s", "communicate_s"}
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k not in timed} for line in lines if line["kind"] != "waste"]
 
