@@ -20,24 +20,16 @@ import numpy as np
 import xxhash
 
 from hpctrack.data.files import publish
-from hpctrack.data.journal import (
-    COLUMNS,
-    HEADER,
-    PARTS,
-    Journal,
-    Place,
-    committed,
-    decode,
-    encode,
-    read_lengths,
-    read_record,
-    records,
-)
+from hpctrack.data.journal import COLUMNS, PARTS, Place, read_lengths, read_record
+from hpctrack.data.journal import HEADER as HEADER  # what concerns journals is found here, too
+from hpctrack.data.journal import Journal as Journal
+from hpctrack.data.journal import committed as committed
+from hpctrack.data.journal import decode as decode
+from hpctrack.data.journal import encode as encode
+from hpctrack.data.journal import records as records
 from hpctrack.data.schema import Candidates
 from hpctrack.data.store import atomic_h5
 from hpctrack.errors import InputError
-
-__all__ = ["COLUMNS", "HEADER", "PARTS", "Journal", "committed", "decode", "encode", "records"]  # of the journals
 
 FORMAT = "hpctrack-candidates"
 VERSION = 1

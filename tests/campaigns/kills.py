@@ -32,7 +32,7 @@ from hpctrack import convert
 from hpctrack.data import store
 from hpctrack.data.candidates import PARTS, CandidateStore
 
-GOES_ON = 0.5  # chance that the run after a kill is killed, too
+GOES_ON = 0.75  # chance that the run after a kill is killed, too
 N_EVENTS = 9
 
 
