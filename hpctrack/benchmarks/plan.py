@@ -88,8 +88,9 @@ def run(quick: bool, data: Path | None = None) -> Page:
         Figure("plan_seconds_100k", plan_seconds(), "s", "to plan 100,000 events, for 2 to 4096 ranks x 4 events"),
     ]
     rows = curves(epochs[0].predicted, epochs[0].measured)
+    ideal = curves(table[0].predicted, table[0].measured)
     source = f"{len(dataset)} events of {data}" if data else "helix events made for this run"
-    return Page(figures, curve_page(rows, source, cost.lines(), peers_table(epochs[0])), partial(plot, rows))
+    return Page(figures, curve_page(rows, ideal, source, cost.lines(), peers_table(epochs[0])), partial(plot, rows))
 
 
 # ------------------------------------------------------------------------------------------------ measurement

@@ -41,13 +41,23 @@ def curves(predicted: np.ndarray, measured: np.ndarray) -> list[Point]:
     return points
 
 
-def curve_page(points: list[Point], source: str, cost_lines: list[str], peers: list[str]) -> str:
-    """Markdown below the figures."""
-    rows = [
-        f"| {p.world} x {p.per_rank} | {p.fixed} | {p.window or 'epoch'} | {p.balance:.3f} | {p.time_balance:.3f} | "
-        f"{p.ks:.3f} | {p.entropy:.3f} |"
-        for p in points
+def curve_rows(points: list[Point]) -> list[str]:
+    """The curve as Markdown rows."""
+    return [
+        "| ranks x events | fixed | window | balance | by time | KS | entropy |",
+        "|---|---|---|---|---|---|---|",
+        *(
+            f"| {p.world} x {p.per_rank} | {p.fixed} | {p.window or 'epoch'} | {p.balance:.3f} | "
+            f"{p.time_balance:.3f} | {p.ks:.3f} | {p.entropy:.3f} |"
+            for p in points
+        ),
     ]
+
+
+def curve_page(
+    points: list[Point], tabulated: list[Point], source: str, cost_lines: list[str], peers: list[str]
+) -> str:
+    """Markdown below the figures."""
     return "\n".join(
         [
             f"Events: {source}. {' '.join(cost_lines)}.",
@@ -65,9 +75,11 @@ def curve_page(points: list[Point], source: str, cost_lines: list[str], peers: l
             "Balance: mean / slowest rank's measured seconds, averaged over steps; by time: weighted by the steps' "
             "length. KS: distance of a step's sizes from the epoch's; entropy: of its sizes over the epoch's deciles.",
             "",
-            "| ranks x events | fixed | window | balance | by time | KS | entropy |",
-            "|---|---|---|---|---|---|---|",
-            *rows,
+            *curve_rows(points),
+            "",
+            "The same for sizes as tabulated, costs known exactly (what a better cost model could reach):",
+            "",
+            *curve_rows(tabulated),
             "",
         ]
     )
