@@ -255,6 +255,8 @@ def check_index(folder: Path) -> tuple[dict[str, np.ndarray] | None, list[Proble
     path = folder / store.INDEX
     notes, table = Notes(path), {}
     try:
+        if not path.exists():
+            raise InputError("missing; conversion has not finished, run it again")
         with store.open_h5(path, "index") as file, store.damage(path):
             for name in store.INDEX_COLUMNS:
                 table[name] = notes.array(file, name, INDEX_TYPES.get(name))

@@ -20,6 +20,8 @@ def check_candidates(folder: Path, data: Path | None = None, jobs: int = 1, say:
     """Every problem of the candidates in `folder`, alone or against the dataset they were made from."""
     index, notes = folder / candidates.INDEX, Notes(folder / candidates.INDEX)
     try:
+        if not index.exists():
+            raise InputError("missing; inference has not finished, run it again")
         with store.damage(index):
             found = candidates.CandidateStore(folder)
             _check_index(found, notes)
