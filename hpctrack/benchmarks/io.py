@@ -209,10 +209,14 @@ def reading(bench: Readings, one: Callable[[], None], two: Callable[[], None], r
         for k, values in by_workers.items()
     ]
     against = {
-        "store_over_pt_files": ("pt_8", "store_8", f"a torch.save'd PyG file per event, {shares}"),
-        "store_over_pt_files_verified": ("pt_8", "store_8_verified", "the same, the store's checksums verified"),
-        "store_over_pt_all": ("pt_24", "store_24", f"a torch.save'd PyG file per event, all {len(ALL)} columns"),
-        "store_over_pt_all_verified": ("pt_24", "store_24_verified", "the same, the store's checksums verified"),
+        "store_over_pt_files": (
+            "pt_8",
+            "store_8",
+            f"torch.load of a PyG file per event, {shares}, checksums not verified",
+        ),
+        "store_over_pt_files_verified": ("pt_8", "store_8_verified", "those, the store verifying checksums"),
+        "store_over_pt_all": ("pt_24", "store_24", f"torch.load of a PyG file per event, all {len(ALL)} columns"),
+        "store_over_pt_all_verified": ("pt_24", "store_24_verified", "those, the store verifying checksums"),
         "store_over_csv": ("csv", "store_csv", "pandas.read_csv of 8 columns from two files"),
     }
     figures += [

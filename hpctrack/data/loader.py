@@ -138,5 +138,5 @@ def iterate(
         if "DataLoader worker" not in str(error):
             raise
         raise MachineError(
-            f"a reader process died (out of memory?): {error}; key 'data.workers' is {workers}"
+            f"a reader process died, out of memory? ({error}; key 'data.workers' is {workers})"
         ) from error

@@ -304,8 +304,7 @@ class Dataset:
         if self._kept_columns and self._kept_columns.issuperset(names):
             return schema.Event(event_id, as_tables(self._memory()[number].slices(names, row)))
         with self._lock_of_process():
-            shard = self._open(number)
-            shard.locate(names)
+            shard = self._open(number, names)
             ranges = {name: shard.range(name, row) for name in names}
             buffer = self._pool.take(sum(-(-size // _ALIGN) * _ALIGN for _, size in ranges.values()))
             chunked = {name: shard.read_chunked(name, row) for name in names if name in shard.chunked}
@@ -339,8 +338,7 @@ class Dataset:
             names, kept = sorted(self._kept_columns), []
             for number in range(len(self.shards)):
                 with self._lock_of_process():
-                    shard = self._open(number)
-                    shard.locate(names)
+                    shard = self._open(number, names)
                     arrays = {name: shard.read_whole(name) for name in names}
                 kept.append(KeptShard(arrays, shard.offsets))
                 for i in np.flatnonzero(self.shard == number):
@@ -373,24 +371,25 @@ class Dataset:
 
     def verify_shard(self, number: int, path: str | Path | None = None) -> None:
         """Read all of shard `number`, or of a copy of it at `path`; InputError unless it holds what the index says."""
-        shard = self._shard(number, Path(path or self.folder / self.shards[number]))
         names = schema.all_columns()
-        shard.locate(names)
+        shard = self._shard(number, Path(path or self.folder / self.shards[number]), names)
         for i in np.flatnonzero(self.shard == number):
             row = int(self.row[i])
             sums = {name: column_checksum(shard.read(name, row)) for name in names}
             if event_checksum(sums) != int(self.checksums[i]):
                 raise InputError(f"{shard.path}: event {self.event_ids[i]} does not match its checksum")
 
-    def _shard(self, number: int, path: Path) -> _Shard:
+    def _shard(self, number: int, path: Path, names: Sequence[str]) -> _Shard:
         rows = self.shard == number
         expected = {"event_id": self.event_ids[rows], "checksum": self.checksums[rows]}
         expected |= {"n_hits": self.n_hits[rows], "n_particles": self.n_particles[rows]}
-        return _Shard(path, self.row[rows], expected)
+        return _Shard(path, self.row[rows], expected, names)
 
-    def _open(self, number: int) -> _Shard:
-        if number not in self._files:
-            self._files[number] = self._shard(number, self.folder / self.shards[number])
+    def _open(self, number: int, names: Sequence[str]) -> _Shard:
+        if number in self._files:
+            self._files[number].locate(names)
+        else:
+            self._files[number] = self._shard(number, self.folder / self.shards[number], names)
             if len(self._files) > MAX_OPEN:
                 self._files.popitem(last=False)  # closed when the last thread that reads from it is done
         self._files.move_to_end(number)
@@ -412,59 +411,62 @@ class _Shard:
     must not pass through a fork. What is not contiguous in the file is read by HDF5.
     """
 
-    def __init__(self, path: Path, rows: np.ndarray, expected: Mapping[str, np.ndarray]) -> None:
-        """InputError if the shard's events `rows` are not what the index says (`expected`)."""
+    def __init__(
+        self, path: Path, rows: np.ndarray, expected: Mapping[str, np.ndarray], names: Sequence[str] = ()
+    ) -> None:
+        """InputError if the shard's events `rows` are not what the index says (`expected`); locates `names`."""
         self.path = path
         self._positions: dict[str, int] = {}
         self.chunked: set[str] = set()
         self._checksums: dict[str, np.ndarray] = {}
         with open_h5(path, "shard") as file, damage(path):
+            self.descriptor = os.open(path, os.O_RDONLY)
+            weakref.finalize(self, os.close, self.descriptor)
             self.offsets = {axis: small_array(file, f"offsets/{axis}") for axis in ("hits", "particles")}
             own = {key: small_array(file, key) for key in ("event_id", "checksum")}
             own |= {f"n_{axis}": np.diff(offsets) for axis, offsets in self.offsets.items()}
             starts = [int(offsets[0]) for offsets in self.offsets.values()]
-        if any(starts):
-            raise InputError(f"{path}: its offsets begin at {max(starts)}, not at 0; convert again with --overwrite")
-        fits = np.array_equal(np.sort(rows), np.arange(len(rows)))
-        for key, values in expected.items():
-            if not fits or len(own[key]) != len(rows) or (own[key][rows] != values).any():
+            if any(starts):
                 raise InputError(
-                    f"{path}: does not hold the events that {INDEX} says ({key}); convert again with --overwrite"
+                    f"{path}: its offsets begin at {max(starts)}, not at 0; convert again with --overwrite"
                 )
-        self.descriptor = os.open(path, os.O_RDONLY)
-        weakref.finalize(self, os.close, self.descriptor)
+            fits = np.array_equal(np.sort(rows), np.arange(len(rows)))
+            for key, values in expected.items():
+                if not fits or len(own[key]) != len(rows) or (own[key][rows] != values).any():
+                    raise InputError(
+                        f"{path}: does not hold the events that {INDEX} says ({key}); convert again with --overwrite"
+                    )
+            self._locate(file, names)
 
     def locate(self, names: Sequence[str]) -> None:
         """Find the named columns in the file, unless they are known; InputError if one is not as it must be."""
         missing = [name for name in names if name not in self._checksums]
-        if not missing:
-            return
-        with open_h5(self.path, "shard") as file, damage(self.path):
-            if not os.path.samestat(os.stat(self.path), os.fstat(self.descriptor)):
-                raise InputError(f"{self.path}: was replaced while it was read; start again")
-            size = os.fstat(self.descriptor).st_size
-            for name in missing:
-                path, rows = name.replace(".", "/"), int(self.offsets[axis_of(name)][-1])
-                dataset, dtype = file[path], stored_type(name)
-                if dataset.dtype != dtype or dataset.shape != (rows,):
-                    raise InputError(
-                        f"{self.path}: {name} is {dataset.dtype} {dataset.shape}, must be {dtype} ({rows},); "
-                        f"convert again with --overwrite"
-                    )
-                checksums = small_array(file, f"checksums/{path}")
-                if checksums.shape != (len(self.offsets["hits"]) - 1,):
-                    raise InputError(
-                        f"{self.path}: {len(checksums)} checksums of {name}; convert again with --overwrite"
-                    )
-                position = dataset.id.get_offset()  # None: in chunks, or empty
-                if not rows:
-                    position = 0
-                elif position is None or dataset.external or file.userblock_size or dtype != TYPES[name]:
-                    self.chunked.add(name)
-                elif position + dataset.nbytes > size:
-                    raise InputError(f"{self.path}: {name} lies beyond the file's end; convert again with --overwrite")
-                self._positions[name] = position or 0
-                self._checksums[name] = checksums
+        if missing:
+            with open_h5(self.path, "shard") as file, damage(self.path):
+                self._locate(file, missing)
+
+    def _locate(self, file: h5py.File, names: Sequence[str]) -> None:
+        opened = os.fstat(self.descriptor)
+        if not os.path.samestat(os.stat(self.path), opened):
+            raise InputError(f"{self.path}: was replaced while it was read; start again")
+        for name in names:
+            path, rows = name.replace(".", "/"), int(self.offsets[axis_of(name)][-1])
+            dataset, dtype = file[path], stored_type(name)
+            if dataset.dtype != dtype or dataset.shape != (rows,):
+                raise InputError(
+                    f"{self.path}: {name} is {dataset.dtype} {dataset.shape}, must be {dtype} ({rows},); "
+                    f"convert again with --overwrite"
+                )
+            checksums = small_array(file, f"checksums/{path}")
+            if checksums.shape != (len(self.offsets["hits"]) - 1,):
+                raise ValueError(f"{len(checksums)} checksums of {name}")
+            position = dataset.id.get_offset()  # None: in chunks, or empty
+            if rows and (position is None or dataset.external or file.userblock_size or dtype != TYPES[name]):
+                self.chunked.add(name)
+            elif rows and position + dataset.nbytes > opened.st_size:
+                raise InputError(f"{self.path}: {name} lies beyond the file's end; convert again with --overwrite")
+            self._positions[name] = position or 0
+            self._checksums[name] = checksums
 
     def range(self, name: str, row: int) -> tuple[int, int]:
         """Position in the file and size, bytes, of a located column of event `row`."""
