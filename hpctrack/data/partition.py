@@ -12,10 +12,11 @@ from itertools import combinations
 import numpy as np
 
 FEW = 11  # items: 2^10 splits in two
-SLOTS = 6  # items of a part that are traded at once
+SLOTS = 5  # items of a part that are traded at once
 SPLITS = np.array(
     [[i in half for i in range(2 * SLOTS)] for half in combinations(range(2 * SLOTS), SLOTS)], dtype=float
 )
+CHOICES = np.ascontiguousarray(SPLITS.T)
 PARTNERS = 32  # emptiest parts to trade with, at least
 PATIENCE = 16  # rounds without a gain
 ROUNDS = 200
@@ -128,9 +129,9 @@ def exchange(costs: np.ndarray, part: np.ndarray, parts: int, ceiling: float) ->
         below = order[::-1][: max(len(above), min(PARTNERS, parts // 2))]
         if not len(above) or stale >= min(PATIENCE, len(below)):
             break
-        below = np.roll(below, -stale)[: len(above)]
+        below = below[(np.arange(len(above)) + stale) % len(below)]
         items = np.concatenate([slot[above], slot[below]], axis=1)
-        kept = value[items] @ SPLITS.T  # [pairs, splits]: what the fuller part would keep
+        kept = value[items] @ CHOICES  # [pairs, splits]: what the fuller part would keep
         target = (load[above] + load[below]) / 2 - fixed[above]
         chosen = SPLITS[np.abs(kept - target[:, None]).argmin(axis=1)].astype(bool)
         slot_above, slot_below = items[chosen].reshape(-1, SLOTS), items[~chosen].reshape(-1, SLOTS)
