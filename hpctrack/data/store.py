@@ -427,9 +427,7 @@ class _Shard:
             own |= {f"n_{axis}": np.diff(offsets) for axis, offsets in self.offsets.items()}
             starts = [int(offsets[0]) for offsets in self.offsets.values()]
             if any(starts):
-                raise InputError(
-                    f"{path}: its offsets begin at {max(starts)}, not at 0; convert again with --overwrite"
-                )
+                raise InputError(f"{path}: its offsets begin at {max(starts)}, not 0; convert again with --overwrite")
             fits = np.array_equal(np.sort(rows), np.arange(len(rows)))
             for key, values in expected.items():
                 if not fits or len(own[key]) != len(rows) or (own[key][rows] != values).any():
