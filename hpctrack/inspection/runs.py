@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from hpctrack.data.verify import Notes, Problem
 from hpctrack.errors import InputError
 from hpctrack.reporting.sources import Run, load_results
 from hpctrack.reporting.text import table
+from hpctrack.runtime import ledger
 
 SHOWN = ("step", "epoch", "loss", "lr", "grad_norm", "hits_per_s", "peak_gib")
 
@@ -59,9 +58,23 @@ def _newest_meta(folder: Path) -> dict[str, Any]:
 
 def ledger_lines(folder: Path) -> list[str]:
     """What the run's ledger says of the events it consumed; empty if it has none."""
-    if importlib.util.find_spec("hpctrack.runtime.ledger") is None:
+    try:
+        return ledger.summary(folder) or []
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{folder / ledger.NAME}: not a run's ledger ({error})") from None
+
+
+def check_ledger(folder: Path) -> list[Problem]:
+    """Events that the run did not consume exactly once; nothing if it keeps no ledger."""
+    notes = Notes(folder / ledger.NAME)
+    if not notes.path.is_file():
         return []
-    return importlib.import_module("hpctrack.runtime.ledger").summary(folder) or []
+    try:
+        for what in ledger.problems(folder):
+            notes.add(what)
+    except (KeyError, TypeError, ValueError) as error:
+        notes.add(f"not a run's ledger ({error})")
+    return notes.problems
 
 
 def describe_results(path: Path) -> dict[str, Any]:
@@ -94,7 +107,7 @@ def check_run(folder: Path) -> list[Problem]:
                 continue
             if steps is not None and not 0 <= step <= steps:
                 notes.add(f"line {number}: step is {step}, but the run has {steps}")
-    return problems + notes.problems
+    return problems + notes.problems + check_ledger(folder)
 
 
 def check_results(path: Path) -> list[Problem]:

@@ -385,8 +385,13 @@ def test_problems_of_a_run_are_found(house, tmp_path):
     write_checkpoint(run, 2)
     (run / "config.yaml").write_text((house / "run/config.yaml").read_text() + "\nodd: 1\n")
     (run / "metrics.jsonl").write_text('{"kind": "train", "step": 1}\n{"kind": "tr\n')
+    lines = [{"events": 3}, {"step": 1, "epoch": 0, "events": [7, 8]}, {"step": 3, "epoch": 0, "events": [8]}]
+    (run / "ledger.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     found = [str(problem) for problem in inspect.verify(run, kinds.RUN, jobs=0)]
-    assert len(found) == 2 and "odd" in found[0] and "metrics.jsonl: line 2 is not a metrics line" in found[1], found
+    assert "ledger.jsonl: steps are not 1 to 2" in found[2] and "1 events consumed more than once" in found[3]
+    (run / "ledger.jsonl").write_text("nonsense\n")
+    assert "ledger.jsonl: not a run's ledger" in str(inspect.verify(run, kinds.RUN, jobs=0)[2])
+    assert len(found) == 4 and "odd" in found[0] and "metrics.jsonl: line 2 is not a metrics line" in found[1], found
 
 
 def test_histograms_count_every_value():
