@@ -20,6 +20,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,7 +62,7 @@ class Convert:
 class Infer:
     """Nine toy events on one, two or three ranks."""
 
-    modes = {"1 rank": 0.4, "2 ranks": 0.4, "3 ranks": 0.2}
+    modes = {"1 rank": 0.6, "2 ranks": 0.3, "3 ranks": 0.1}
     shards, index = "candidates-*.h5", "index.h5"
 
     def __init__(self, folder: Path) -> None:
@@ -101,14 +102,17 @@ def start(run: Callable[[Path, str], int], out: Path, mode: str, log: Path) -> i
     """Fork a process group that runs; its id."""
     child = os.fork()
     if child:
+        os.setpgid(child, child)  # both do it, or a kill could come before there is a group
         return child
     code = 70
     try:
-        os.setsid()
+        os.setpgid(0, 0)
         handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(handle, 1)
         os.dup2(handle, 2)
         code = run(out, mode)
+    except BaseException:  # noqa: BLE001 - whatever it is goes to the log
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -170,6 +174,7 @@ def campaign(job: Convert | Infer, folder: Path, n: int, seed: int) -> None:
         mode = rng.choices(list(job.modes), list(job.modes.values()))[0]
         lucky = kills == n or (out.exists() and rng.random() > GOES_ON)
         delay = 300.0 if lucky else rng.uniform(0, 1.1) * seconds[mode]
+        fresh, started = not out.exists(), time.monotonic()
         code = end_or_kill(start(job.run, out, mode, log), delay)
         if code is None:
             if lucky:
@@ -185,6 +190,8 @@ def campaign(job: Convert | Infer, folder: Path, n: int, seed: int) -> None:
                 f"unbroken run's, in {out}:\n{log.read_text()}"
             )
         finished += 1
+        if fresh:  # other work on the machine comes and goes: the delays follow
+            seconds[mode] += 0.3 * (time.monotonic() - started - seconds[mode])
         shutil.rmtree(out)
         if kills == n:
             break
@@ -207,7 +214,7 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="hpctrack-kills-"))
     job = {"convert": Convert, "infer": Infer}[args.what](folder)
     if args.quick:
-        job.modes = {mode: weight for mode, weight in job.modes.items() if weight > 0.3}
+        job.modes = {mode: weight for mode, weight in job.modes.items() if weight > 0.2}
     campaign(job, folder, args.n, args.seed)
     shutil.rmtree(folder)  # kept after a failure
 
