@@ -80,6 +80,7 @@ def run(quick: bool, data: Path | None = None) -> Page:
         *peer_figures(epochs),
         Figure("cost_error_median", error.tolist(), "", "|predicted - measured| / measured seconds, held-out steps"),
         Figure("cost_error_spread", [float(np.std(ratio))], "", "standard deviation of measured / predicted seconds"),
+        Figure("quiet_cost_error_spread", [float(np.std(quiet_ratio))], "", "without the timings' own noise"),
         Figure(
             "jitter", (np.median(seconds, axis=1) / best - 1).tolist(), "", f"median over least of {rounds} timings"
         ),

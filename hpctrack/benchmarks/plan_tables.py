@@ -97,9 +97,12 @@ def plot(points: list[Point], path: Path) -> None:
             x, y = [p.entropy for p in mine], [p.balance for p in mine]
             label = f"{world} ranks x {per_rank}, fixed {fixed}"
             axes.plot(x, y, style, color=f"C{i}", ms=4, lw=1.2, label=label, alpha=1 if fixed == "count" else 0.6)
-            if fixed == "count":
-                axes.annotate("window 1", (x[0], y[0]), fontsize=7, textcoords="offset points", xytext=(-8, -10))
+            for p in mine if (per_rank, fixed) == (1, "count") else ():
+                if (p.window or 99) <= 16:
+                    text, at = f"window {p.window}", (p.entropy, p.balance)
+                    axes.annotate(text, at, fontsize=7, textcoords="offset points", xytext=(5, 3))
     axes.axhline(0.97, color="0.6", lw=0.8, ls=":")
+    axes.set_xlim(-0.05, 1.13)
     axes.set_xlabel("entropy of a step's sizes (1: as mixed as the epoch)")
     axes.set_ylabel("balance: mean / slowest rank")
     axes.legend(fontsize=7, loc="lower left")
