@@ -201,10 +201,11 @@ def mpi_world(size: int, args: argparse.Namespace | None = None) -> Any:
             raise InputError("--jobs is for one machine without MPI; under mpirun or srun the ranks are the processes")
         try:
             from mpi4py import MPI
-        except ImportError as error:
+        except (ImportError, RuntimeError) as error:  # the latter: mpi4py is there, but finds no MPI library
             raise InputError(
                 f"{size} processes were started by an MPI launcher, but mpi4py cannot be used ({error}): "
-                "pip install 'hpctrack[mpi]', or start it without the launcher: --jobs uses the cores of one machine"
+                "pip install 'hpctrack[mpi]' (and load the launcher's MPI), or start it without the launcher: --jobs "
+                "uses the cores of one machine"
             ) from error
         world = MPI.COMM_WORLD
         if world.size != size:

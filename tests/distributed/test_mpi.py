@@ -118,6 +118,13 @@ def test_a_launcher_without_mpi4py(source, tmp_path, rank):
 
 
 @needs_mpi
+def test_a_launcher_without_its_library(source, tmp_path):
+    done = alone(source, tmp_path / "out", MPI4PY_LIBMPI="/nowhere.so", PMI_SIZE="2", PMI_RANK="0")
+    assert done.returncode == 2 and len(said(done)) == 1
+    assert "mpi4py cannot be used" in said(done)[0] or "MPI sees 1" in said(done)[0]  # the latter: linked to its MPI
+
+
+@needs_mpi
 def test_a_launcher_of_another_mpi_is_noticed(source, tmp_path):
     done = alone(source, tmp_path / "out", SLURM_STEP_NUM_TASKS="2", SLURM_PROCID="0")
     assert done.returncode == 2 and not (tmp_path / "out").exists()
