@@ -7,11 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from hpctrack.data.partition import partition
-from hpctrack.data.plan import EpochPlan
+from hpctrack.data.plan import GOOD_ENOUGH, EpochPlan
 
 BINS = 10  # quantiles of the epoch's sizes, for the entropy
 REFERENCE_EVENTS = 4_000  # of the epoch that are split at random for comparison; more would tell no more
-GOOD_ENOUGH = 0.99
 
 
 @dataclass(frozen=True)
