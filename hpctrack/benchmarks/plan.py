@@ -59,7 +59,7 @@ def run(quick: bool, data: Path | None = None) -> Page:
     """All figures, the curve of balance against randomness as a table, and its plot."""
     events, trained, rounds, share, seeds = (40, 40, 4, 0.02, 2) if quick else (96, 100, 12, 0.03, 5)
     with tempfile.TemporaryDirectory() as folder:
-        dataset = Dataset(data or helix_dataset(Path(folder), 8 if quick else 24))
+        dataset = Dataset(data or helix_dataset(Path(folder), 4 if quick else 12))
         batches, seconds = measure(dataset, load_config(CONFIG), events, trained, rounds, share)
     best, first, second = (part.min(axis=1) for part in (seconds, seconds[:, ::2], seconds[:, 1::2]))
     train, test = slice(0, None, 2), slice(1, None, 2)
