@@ -125,10 +125,10 @@ def test_bad_checkpoints_are_named(trained, tmp_path, capsys):
     checkpoint, data = trained
     step = next((checkpoint / "checkpoints").glob("step-*"))
     for damage, message in (
-        (lambda d: (d / "state.pt").write_bytes(b"nonsense"), "state.pt: not a readable checkpoint"),
+        (lambda d: (d / "state.pt").write_bytes(b"nonsense"), "state.pt: not a whole checkpoint"),
         (
             lambda d: (d / "state.pt").write_bytes((step / "state.pt").read_bytes()[:900]),
-            "state.pt: not a readable checkpoint",
+            "state.pt: not a whole checkpoint",
         ),
         (lambda d: (d / "meta.json").unlink(), "meta.json: not a checkpoint's meta data"),
         (
