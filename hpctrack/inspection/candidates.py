@@ -80,9 +80,9 @@ def _sizes(paths: list[Path]) -> tuple[np.ndarray, np.ndarray, int]:
     per_event, sizes, n_hits = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], 0
     for path in paths:
         with candidates.open_checked(path) as file, store.damage(path):
-            offsets = file["offsets/candidates"][:]
+            offsets = store.small_array(file, "offsets/candidates")
             per_event.append(np.diff(offsets))
-            steps = np.diff(file["hit_offsets"][:])
+            steps = np.diff(store.small_array(file, "hit_offsets"))
             between = offsets[1:-1] + np.arange(len(offsets) - 2)  # from one event's end to the next one's beginning
             sizes.append(np.delete(steps, between))
             n_hits += int(file["offsets/hits"][-1])

@@ -39,8 +39,8 @@ def describe_shard(path: Path) -> dict[str, Any]:
     """One shard: totals, its columns as they are stored, histograms, digest."""
     with store.open_h5(path, "shard") as file, store.damage(path):
         attributes = dict(file.attrs)
-        ids, checksums, n_noise = (file[name][:] for name in ("event_id", "checksum", "n_noise"))
-        n_hits, n_particles = (np.diff(file[f"offsets/{axis}"][:]) for axis in ("hits", "particles"))
+        ids, checksums, n_noise = (store.small_array(file, name) for name in ("event_id", "checksum", "n_noise"))
+        n_hits, n_particles = (np.diff(store.small_array(file, f"offsets/{axis}")) for axis in ("hits", "particles"))
         columns = {}
         for table in file:
             if hasattr(file[table], "items") and table not in ("offsets", "checksums"):

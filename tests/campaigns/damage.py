@@ -184,7 +184,19 @@ def observe(folder: Path, area: str, truth: Truth) -> dict[str, dict]:
     def described() -> bool:
         return bool(inspect.describe(folder, kinds.kind_of(folder)))
 
+    def one_by_one() -> list[dict]:
+        """Each file alone; what is said of it does not count, but no stray exception may come of it."""
+        stray = []
+        for path in sorted(folder.rglob("*.*")):
+            for act in (inspect.describe, lambda path, kind: inspect.verify(path, kind, jobs=0)):
+                found = attempt(lambda path=path, act=act: bool(act(path, kinds.kind_of(path))))
+                stray += [found["stray"]] if "stray" in found else []
+        if stray:
+            raise RuntimeError("; ".join(stray))
+        return stray
+
     return {
+        "alone": attempt(one_by_one),
         "read": attempt(right),
         "quick": attempt(lambda: bool(READERS[area](folder, False))),
         "verify": attempt(inspected),
