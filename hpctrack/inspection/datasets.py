@@ -45,6 +45,8 @@ def describe_shard(path: Path) -> dict[str, Any]:
         for table in file:
             if hasattr(file[table], "items") and table not in ("offsets", "checksums"):
                 for name, found in file[table].items():
+                    if not hasattr(found, "chunks"):
+                        raise ValueError(f"{table}/{name} is no dataset")
                     columns[f"{table}.{name}"] = _stored(found)
     return {
         "format": f"{attributes['format']} {attributes['version']}",
