@@ -22,6 +22,22 @@ from hpctrack.data import schema, store
 from hpctrack.data.columns import AXES
 
 EVENT = 110_000  # hits, about
+WHY = """
+Why the store's columns are contiguous, uncompressed float32:
+
+- An event is one slice of each column, so a contiguous column is one copy, of exactly the bytes that are asked for. Chunks that
+  are not compressed gain nothing (events do not end where chunks do) and cost twice the time; small ones more.
+- The quickest compression (blosc or bitshuffle with lz4) saves 40 % of the size and reads 3 to 4 times slower; the best (zstd,
+  gzip) saves half and reads 6 to 30 times slower. Hits are close to random bits in their low digits, so none saves more. A
+  reader process that decompresses has no time to compute features; 40 % of the disk is cheaper. Compression also needs plugins
+  on every machine. A dataset on a slow disk is better staged (data-format.md) than compressed.
+- float64 doubles size and time, and TrackML's coordinates have six digits: float32 holds them to 0.03 um at 1 m.
+- The figures above are h5py's. The package's reader looks up where contiguous columns lie and copies them itself, 2 to 3 times
+  faster still, which it can do for contiguous columns only.
+- Opening a shard takes some milliseconds a process; with 16 events a shard this is under the time of reading them all once, and
+  9,000 events are 563 files. Larger shards (`--events-per-shard`) read alike; conversion then has fewer units of work to
+  share, and a rerun more to redo.
+"""
 
 
 @dataclass(frozen=True)
@@ -111,7 +127,7 @@ def table(figures: list[Figure], names: list[str]) -> str:
         lines.append(f"| {name} | " + " | ".join(f"{median[f'{name}_{kind}']:.3g}" for kind in kinds) + " |")
     if not importlib.util.find_spec("hdf5plugin"):
         lines += ["", "zstd, blosc and bitshuffle were not measured: hdf5plugin is not installed."]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n" + WHY
 
 
 def convert(csv: Path, out: Path) -> store.Dataset:
