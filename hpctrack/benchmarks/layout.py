@@ -25,18 +25,20 @@ EVENT = 110_000  # hits, about
 WHY = """
 Why the store's columns are contiguous, uncompressed float32:
 
-- An event is one slice of each column, so a contiguous column is one copy, of exactly the bytes that are asked for. Chunks that
-  are not compressed gain nothing (events do not end where chunks do) and cost twice the time; small ones more.
-- The quickest compression (blosc or bitshuffle with lz4) saves 40 % of the size and reads 3 to 4 times slower; the best (zstd,
-  gzip) saves half and reads 6 to 30 times slower. Hits are close to random bits in their low digits, so none saves more. A
-  reader process that decompresses has no time to compute features; 40 % of the disk is cheaper. Compression also needs plugins
-  on every machine. A dataset on a slow disk is better staged (data-format.md) than compressed.
+- An event is one slice of each column, so a contiguous column is one copy, of exactly the bytes that are asked for.
+  Chunks that are not compressed gain nothing (events do not end where chunks do) and cost twice the time; small
+  ones more.
+- The quickest compression (blosc or bitshuffle with lz4) saves 40 % of the size and reads 3 to 4 times slower; the
+  best (zstd, gzip) saves half and reads 6 to 30 times slower. Hits are close to random bits in their low digits, so
+  none saves more. A reader process that decompresses has no time to compute features; 40 % of the disk is cheaper.
+  Compression also needs plugins on every machine. A dataset on a slow disk is better staged (data-format.md) than
+  compressed.
 - float64 doubles size and time, and TrackML's coordinates have six digits: float32 holds them to 0.03 um at 1 m.
-- The figures above are h5py's. The package's reader looks up where contiguous columns lie and copies them itself, 2 to 3 times
-  faster still, which it can do for contiguous columns only.
-- Opening a shard takes some milliseconds a process; with 16 events a shard this is under the time of reading them all once, and
-  9,000 events are 563 files. Larger shards (`--events-per-shard`) read alike; conversion then has fewer units of work to
-  share, and a rerun more to redo.
+- The figures above are h5py's. The package's reader looks up where contiguous columns lie and copies them itself
+  (`shards_of_..._read`), which it can do for contiguous columns only.
+- Opening a shard takes some milliseconds a process; with 16 events a shard this is under the time of reading them
+  all once, and 9,000 events are 563 files. Larger shards (`--events-per-shard`) read alike; conversion then has
+  fewer units of work to share, and a rerun more to redo.
 """
 
 
