@@ -83,7 +83,7 @@ def run(quick: bool, data: Path | None = None) -> Page:
         *balance_figures([e.known() for e in epochs], "known_", "planned with the measured seconds themselves"),
         *balance_figures(table, "table_", f"cost = hits^{TABLE_POWER} known exactly, hits' CV {TABLE_CV}"),
         *peer_figures(epochs),
-        Figure("cost_error_median", error.tolist(), "", "|predicted - measured| / measured seconds, held-out steps"),
+        Figure("cost_error_median", error.tolist(), "", "relative error of predicted seconds, held-out steps"),
         Figure("cost_error_spread", [float(np.std(ratio))], "", "standard deviation of measured / predicted seconds"),
         Figure("quiet_cost_error_spread", [float(np.std(quiet_ratio))], "", "without the timings' own noise"),
         Figure(
