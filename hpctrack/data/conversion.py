@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -190,7 +191,9 @@ def run_tasks(reader: Reader, tasks: Sequence[Task], jobs: int) -> Iterator[Done
         for task in tasks:
             yield run_task(reader, task)
         return
-    with ProcessPoolExecutor(jobs, get_context("spawn"), _start_worker, (reader,)) as pool:
+    # a fork saves the imports, but not from a process with threads: they may hold locks
+    alone = threading.active_count() == 1 and "torch" not in sys.modules and sys.platform == "linux"
+    with ProcessPoolExecutor(jobs, get_context("fork" if alone else "spawn"), _start_worker, (reader,)) as pool:
         order = sorted(range(len(tasks)), key=lambda k: -tasks[k].cost)
         number = {pool.submit(_work, tasks[k]): k for k in order}
         try:

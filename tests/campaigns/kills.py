@@ -40,7 +40,7 @@ N_EVENTS = 9
 class Convert:
     """Nine small events into five shards, by one process or by two workers."""
 
-    modes = {"1 process": 0.95, "2 workers": 0.05}  # workers are spawned: slow to start
+    modes = {"1 process": 0.7, "2 workers": 0.3}
     shards, index = "events-*.h5", store.INDEX
 
     def __init__(self, folder: Path) -> None:
