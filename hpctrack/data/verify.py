@@ -114,6 +114,7 @@ def check_shard(path: Path) -> Shard:
     try:
         with store.open_h5(path, "shard") as file, store.damage(path):
             _check_open_shard(file, notes, shard)
+            dict(file.attrs)  # readable, that is
     except (InputError, OSError) as error:
         notes.add(reason(error, path))
     shard.problems = notes.problems
@@ -261,6 +262,7 @@ def check_index(folder: Path) -> tuple[dict[str, np.ndarray] | None, list[Proble
             for name in store.INDEX_COLUMNS:
                 table[name] = notes.array(file, name, INDEX_TYPES.get(name))
             checksum = int(np.uint64(file["index_checksum"][()]))
+            dict(file.attrs)  # readable, that is
     except (InputError, OSError) as error:
         notes.add(reason(error, path))
         return None, notes.problems

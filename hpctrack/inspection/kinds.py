@@ -67,7 +67,7 @@ def _kind_of_h5(path: Path) -> str:
         except InputError as error:
             reasons[kind] = error
     try:
-        with candidates.open_checked(path) as file:
+        with candidates.open_checked(path) as file, store.damage(path):
             return CANDIDATES_INDEX if "digests" in file else CANDIDATES_FILE
     except InputError as error:
         reasons[CANDIDATES_FILE] = error
