@@ -142,4 +142,4 @@ class Planner:
     def counterfactual(self) -> dict[str, float]:
         """Balance that other policies would have reached with the costs as they are known."""
         per_step = self.config.events_per_step or max(1, round(self.config.cost_per_step or 1))
-        return counterfactual(self.costs(), self.sizes, self.env.world, per_step, self.seed)
+        return counterfactual(self.costs(), self.hits, self.env.world, per_step, self.seed)
