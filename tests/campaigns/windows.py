@@ -3,8 +3,8 @@
     python tests/campaigns/windows.py --work FOLDER [--windows 1 8 epoch] [--seeds 1 2 3] [--steps 400]
 
 Simulates low pile-up ACTS events, whose numbers of tracks differ widely, trains on all tracks with pT > 1 GeV of each,
-and prints final validation loss and test efficiency of every window, with differences to the first and their errors over
-seeds. What FOLDER holds already is used again, so it may be stopped and continued.
+and prints final validation loss and test efficiency of every window, with differences to the first and their errors
+over seeds. What FOLDER holds already is used again, so it may be stopped and continued.
 """
 
 from __future__ import annotations
