@@ -46,9 +46,10 @@ def run(quick: bool) -> list[Figure]:
     """Figures of reading and of conversion on events of about 110,000 hits."""
     repeats = 5 if quick else 15
     with tempfile.TemporaryDirectory(prefix="hpctrack-bench-") as folder:
-        csv = simulate(Path(folder) / "csv", simulated=2 if quick else 6, events=8 if quick else 24)
-        figures = conversion(csv, Path(folder))
+        csv = simulate(Path(folder) / "csv", simulated=2 if quick else 6, events=8 if quick else 48)
+        figures = conversion(csv, Path(folder), repeats=1 if quick else 3)
         bench = Readings(open_dataset(Path(folder) / "jobs-1"), csv, Path(folder))
+        bench.warm()
         with bench.workers(1) as one, bench.workers(2) as two:
             figures = reading(bench, one, two, repeats) + cold(bench, max(repeats // 3, 2)) + figures
         return figures + loading(bench, repeats)
@@ -82,6 +83,7 @@ class Readings:
                 for name in SOME:
                     raw.write(tensors[name].numpy())
         self.bytes = self.raw.stat().st_size
+        self.memory = np.zeros(self.bytes, np.uint8)
         self.order = np.random.default_rng(0).permutation(len(dataset))
         self.check_same()
 
@@ -117,7 +119,14 @@ class Readings:
                 assert mine[name].dtype == other[name].dtype and torch.equal(mine[name], other[name]), name
 
     def sequential(self, passes: int = PASSES) -> None:
-        """The raw file from begin to end, in blocks of an event's size, into one buffer."""
+        """The raw file from begin to end into memory of its size, which is there already."""
+        descriptor = os.open(self.raw, os.O_RDONLY)
+        for _ in range(passes):
+            read_into(descriptor, self.memory, 0, self.raw)
+        os.close(descriptor)
+
+    def overwriting(self, passes: int = PASSES) -> None:
+        """The same in blocks of an event's size, each over the one before, so that memory stays in the cache."""
         block = np.empty(self.bytes // len(self.dataset), np.uint8)
         descriptor = os.open(self.raw, os.O_RDONLY)
         for _ in range(passes):
@@ -159,10 +168,24 @@ class Readings:
             pipe.send(False)
             process.join()
 
+    def files(self) -> list[Path]:
+        """The store's shards, the raw file and the torch files."""
+        return [self.raw, *(self.dataset.folder / name for name in self.dataset.shards), *self.pt.iterdir()]
+
+    def warm(self) -> None:
+        """Bring every file into the page cache alike: from the disk, once from begin to end.
+
+        How fast the cache gives a file back depends on the size of the writes or reads that brought it in.
+        """
+        self.forget()
+        for path in self.files():
+            with open(path, "rb", buffering=0) as file:
+                while file.read(8 << 20):
+                    pass
+
     def forget(self) -> None:
-        """Tell the page cache to forget the store, the raw file and the torch files."""
-        shards = [self.dataset.folder / name for name in self.dataset.shards]
-        for path in (self.raw, *shards, *self.pt.iterdir()):
+        """Tell the page cache to forget every file."""
+        for path in self.files():
             descriptor = os.open(path, os.O_RDONLY)
             os.fsync(descriptor)
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -186,6 +209,7 @@ def reading(bench: Readings, one: Callable[[], None], two: Callable[[], None], r
     seconds = time_in_turn(
         {
             "sequential": bench.sequential,
+            "overwriting": bench.overwriting,
             "one": one,
             "two": two,
             "store_8": bench.events(bench.from_store, SOME),
@@ -202,8 +226,11 @@ def reading(bench: Readings, one: Callable[[], None], two: Callable[[], None], r
     seconds["store_csv"] = [s / (25 * PASSES) for s in seconds["store_csv"]]
     by_workers = {k: ratio(seconds["sequential"], seconds[name]) for k, name in ((1, "one"), (2, "two"))}
     worse = min(by_workers.values(), key=np.median)
-    about = f"bytes/s of {shares} of shuffled events over those of one sequential read into one buffer"
+    about = f"bytes/s of {shares} of shuffled events over those of one sequential read into memory"
     figures = [Figure("shuffled_over_sequential", worse, "x", f"{about}; the worse of 1 and 2 reader processes")]
+    overwriting = ratio(seconds["overwriting"], seconds["one"])
+    text = "one reader process, over a sequential read whose blocks overwrite each other"
+    figures.append(Figure("shuffled_over_overwriting", overwriting, "x", text))
     figures += [
         Figure(f"shuffled_over_sequential_{k}", values, "x", f"with {k} reader process{'es' * (k > 1)}")
         for k, values in by_workers.items()
@@ -302,7 +329,7 @@ def command(arguments: Sequence[str]) -> tuple[float, float]:
     return time.perf_counter() - begin, usage.ru_maxrss / 1024
 
 
-def conversion(csv: Path, folder: Path) -> list[Figure]:
+def conversion(csv: Path, folder: Path, repeats: int) -> list[Figure]:
     """`hpctrack convert` on 1 and 2 processes, and its memory for one event and for many. Leaves `folder`/jobs-1."""
 
     def convert(name: str, *options: str) -> tuple[float, float]:
@@ -312,13 +339,16 @@ def conversion(csv: Path, folder: Path) -> list[Figure]:
     megabytes = sum(path.stat().st_size for path in csv.glob("event*.csv")) / 1e6
     size = ["--events-per-shard", str(max(events // 8, 1))]
     start, few = convert("one-event", "--jobs", "1", "--limit", "1")
-    seconds = {jobs: convert(f"jobs-{jobs}", "--jobs", str(jobs), *size)[0] for jobs in (1, 2)}
+    seconds: dict[int, list[float]] = {1: [], 2: []}
+    for _ in range(repeats):
+        for jobs in (1, 2):
+            seconds[jobs].append(convert(f"jobs-{jobs}", "--jobs", str(jobs), "--overwrite", *size)[0])
     _, many = convert("one-shard", "--jobs", "1", "--events-per-shard", str(events))
     datasets = [open_dataset(folder / name) for name in ("jobs-1", "jobs-2", "one-shard")]
     assert len({digest(dataset) for dataset in datasets}) == 1, "conversions differ"
     return [
-        Figure("convert_2_over_1", [seconds[1] / seconds[2]], "x", f"{events} events, seconds of 1 process over 2"),
-        Figure("convert_mb_per_s", [megabytes / seconds[1]], "MB/s", "of CSV, one process, start included"),
+        Figure("convert_2_over_1", ratio(seconds[1], seconds[2]), "x", f"{events} events, seconds of 1 process over 2"),
+        Figure("convert_mb_per_s", [megabytes / s for s in seconds[1]], "MB/s", "of CSV, one process, start included"),
         Figure(
             "convert_memory_growth",
             [many / few],
