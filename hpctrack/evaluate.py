@@ -75,7 +75,7 @@ class Evaluation:
     """
 
     def __init__(self, candidates: Path, data: Path, cuts: Cuts) -> None:
-        self.store, self.dataset, self.cuts = CandidateStore(candidates), Dataset(data), cuts
+        self.store, self.dataset, self.cuts = CandidateStore(candidates), Dataset(data, verify=True), cuts
         made_from = self.store.attributes.get("dataset_fingerprint")
         if made_from != self.dataset.fingerprint:
             raise InputError(

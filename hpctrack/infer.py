@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     meta = checkpoint.read_meta(path)
     config = infer_config(meta, args.overrides, path)
     with distributed(ParallelConfig(device=args.device), args.threads) as env:
-        infer(config, path, Dataset(args.data), args.out, env)
+        infer(config, path, Dataset(args.data, verify=True), args.out, env)
         if args.submission and env.is_main:
             write_submission(args.submission, submission_blocks(Dataset(args.data), args.out))
             print(f"submission: {args.submission}")
