@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hpctrack.data.partition import partition
-from hpctrack.data.plan import GOOD_ENOUGH, EpochPlan
+from hpctrack.data.plan import EpochPlan, good_enough
 
 BINS = 10  # quantiles of the epoch's sizes, for the entropy
 REFERENCE_EVENTS = 4_000  # of the epoch that are split at random for comparison; more would tell no more
@@ -85,7 +85,7 @@ def random_loads(order: np.ndarray, bounds: np.ndarray, costs: np.ndarray, world
     loads = []
     for start, stop in zip(bounds[:steps], bounds[1 : steps + 1], strict=False):
         here = np.asarray(costs[order[start:stop]], dtype=np.float64)
-        loads.append(np.bincount(partition(here, world_size, GOOD_ENOUGH), here, world_size))
+        loads.append(np.bincount(partition(here, world_size, good_enough(world_size)), here, world_size))
     return np.array(loads).reshape(-1, world_size)
 
 

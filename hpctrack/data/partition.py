@@ -35,7 +35,7 @@ def partition(costs: np.ndarray, parts: int, good_enough: float = 1.0) -> np.nda
         return best_of_two(costs)
     ceiling = max(mean / good_enough, dearest)  # no part needs to be below the dearest item
     best, top = longest_first(costs, parts)
-    if top <= ceiling or len(costs) <= parts:
+    if top <= ceiling or len(costs) <= 2 * parts:  # so few that the largest with the smallest is as good as it gets
         return best
     best, top = exchange(costs, best, parts, ceiling)
     if top > ceiling:

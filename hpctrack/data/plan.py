@@ -16,8 +16,6 @@ from scipy.optimize import linear_sum_assignment
 from hpctrack.data.partition import partition
 from hpctrack.errors import InputError
 
-GOOD_ENOUGH = 0.99  # mean / max load of the ranks at which a split is not refined further
-
 
 @dataclass(frozen=True)
 class EpochPlan:
@@ -89,7 +87,7 @@ def plan_epoch(
     for start, stop in zip(offsets[:-1], offsets[1:], strict=True):
         rows = order[start:stop]
         if world_size > 1:
-            part = partition(costs[rows], world_size, GOOD_ENOUGH)
+            part = partition(costs[rows], world_size, good_enough(world_size))
             rank[start:stop] = part if shards is None else prefer_held_shards(part, shards[rows], held)
         if memory_cap is not None:
             sizes_here = (memory if memory is not None else sizes)[rows]
@@ -100,6 +98,11 @@ def plan_epoch(
     if memory_cap is not None:
         over = (memory if memory is not None else sizes)[order] > memory_cap
     return EpochPlan(order, rank, micro, over, offsets)
+
+
+def good_enough(world_size: int) -> float:
+    """Mean / max load of the ranks at which a split is not refined further; few ranks means many steps to split."""
+    return 0.995 if world_size >= 32 else 0.99
 
 
 def compose(
