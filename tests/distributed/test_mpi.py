@@ -21,10 +21,6 @@ from hpctrack.train import train
 
 ROOT = Path(__file__).parents[2]
 MPIRUN = shutil.which("mpirun", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
-needs_mpi = pytest.mark.skipif(
-    MPIRUN is None or importlib.util.find_spec("mpi4py") is None,
-    reason="needs mpi4py and mpirun: pip install 'hpctrack[mpi]' mpich",
-)
 
 
 LAUNCH = {  # Open MPI: as root, in a container, on few cores
@@ -48,6 +44,19 @@ def launch(n: int, command: list[str], **environment: str) -> subprocess.Complet
     variables = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | LAUNCH | environment
     command = [MPIRUN, "-n", str(n), *command]
     return subprocess.run(command, env=variables, check=False, capture_output=True, text=True, timeout=120)
+
+
+def mpi_works() -> bool:
+    """Whether mpirun and mpi4py are there and of one MPI."""
+    if MPIRUN is None or importlib.util.find_spec("mpi4py") is None:
+        return False
+    done = launch(2, [sys.executable, "-c", "from mpi4py import MPI; print('ranks', MPI.COMM_WORLD.size)"])
+    return done.returncode == 0 and done.stdout.count("ranks 2") == 2
+
+
+needs_mpi = pytest.mark.skipif(
+    not mpi_works(), reason="needs mpi4py and an mpirun of the same MPI: pip install 'hpctrack[mpi]' mpich"
+)
 
 
 def said(done: subprocess.CompletedProcess) -> list[str]:
