@@ -78,6 +78,7 @@ class Trainer:
         self.ledger: Ledger | None = None
         self.metrics: Metrics | None = None
         self.waste, self.parts = Waste(), {}
+        self.next_cost_lines = 0
         self.progress = Progress(config.train.steps)
 
     # ------------------------------------------------------------------------------------- batches
@@ -188,9 +189,12 @@ class Trainer:
         return self.env.world == 1 or (self.step + 1) % self.config.train.probe_every == 0
 
     def learn(self) -> None:
-        """At the end of an epoch: what its steps have cost."""
-        for line in self.planner.learn():
-            self.say(line)
+        """At the end of an epoch: what its steps have cost, said at most as often as validations are."""
+        lines = self.planner.learn()
+        if self.step >= self.next_cost_lines and lines:
+            self.next_cost_lines = self.step + self.config.train.valid_every
+            for line in lines:
+                self.say(line)
 
     def observe(self, result: StepResult, lr: float, step_s: float, data_s: float) -> None:
         """Take a finished step into the ledger, the means of the current log window and the waste report."""
@@ -262,7 +266,7 @@ class Trainer:
             counter = self.planner.counterfactual()
             if self.metrics:
                 self.metrics.write("waste", self.step, report | {f"balance/{k}": v for k, v in counter.items()})
-            for line in waste_lines(report, counter):
+            for line in [*self.planner.cost.lines(), *waste_lines(report, counter)]:
                 self.say(line)
         if self.metrics and self.ledger:
             self.metrics.close()
