@@ -28,7 +28,6 @@ from hpctrack.data.buffers import BufferPool, DiskFile, read_into, read_ranges, 
 from hpctrack.data.checksums import column_checksum, combined_digest, event_checksum, table_checksum
 from hpctrack.data.columns import AXES, TYPES, KeptShard, as_tables, axis_of, stored_type
 from hpctrack.data.files import naming, publish, temporary_name
-from hpctrack.data.files import write_json as write_json
 from hpctrack.errors import InputError
 
 INDEX = "index.h5"

@@ -7,7 +7,6 @@ A checkpoint is a folder `step-00000120` with `state.pt` (tensors and plain valu
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import shutil
 import struct
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 import xxhash
 
-from hpctrack.data.files import publish, write_json, write_text
+from hpctrack.data.files import publish, sync, write_json, write_text
 from hpctrack.errors import InputError, MachineError
 
 LATEST = "latest"
@@ -36,7 +35,7 @@ def save(folder: Path, step: int, state: dict[str, Any], meta: dict[str, Any], k
     try:
         with open(temporary / STATE, "wb") as file:
             torch.save(state, file)
-            sync(file)
+        sync(temporary / STATE)
         write_json(temporary / META, meta)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         shutil.rmtree(temporary, ignore_errors=True)
@@ -125,9 +124,3 @@ def digest(model: torch.nn.Module) -> str:
         state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         state.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return state.hexdigest()
-
-
-def sync(file: Any) -> None:
-    """Flush a file to disk."""
-    file.flush()
-    os.fsync(file.fileno())

@@ -213,7 +213,9 @@ class Trainer:
     def log(self) -> None:
         """Write the window's means and start a new one."""
         means = self.window.means()
-        slowest_step, slowest_data, memory = all_max([means["step_s"], means["data_s"], self.peak()], self.env)
+        slowest_step, slowest_data, memory = all_max(
+            [means["step_s"], means["data_s"], peak_gib(self.env.device)], self.env
+        )
         means |= {"step_s": slowest_step, "data_s": slowest_data, "peak_gib": memory}
         means["hits_per_s"] = means["hits"] / slowest_step
         if self.parts:  # of the newest probed step, mean over ranks
@@ -224,10 +226,6 @@ class Trainer:
             self.metrics.write("train", self.step, values)
         self.say(self.progress.line(self.step, values))
         self.window = Window()
-
-    def peak(self) -> float:
-        """Largest memory of this rank so far, GiB."""
-        return peak_gib(self.env.device)
 
     def validate(self) -> None:
         """Loss on the validation events."""
