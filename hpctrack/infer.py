@@ -160,7 +160,7 @@ def everyones(found: dict[int, Any], env: Env) -> dict[int, Any]:
 
 def load_model(config: InferConfig, path: Path, device: torch.device) -> torch.nn.Module:
     """The checkpoint's model, ready for prediction."""
-    model = build_model(config.model, len(config.features)).to(device, PRECISIONS[config.precision])
+    model = build_model(config.model, config.features).to(device, PRECISIONS[config.precision])
     state = checkpoint.read_state(path, device)
     checkpoint.load_into(model, state.get("model", {}), path)
     return model.eval()

@@ -140,7 +140,7 @@ def measure(
     the machine's moods hit all alike.
     """
     torch.manual_seed(config.seed)
-    model, loss = build_model(config.model, len(config.data.features)), build_loss(config.loss)
+    model, loss = build_model(config.model, config.data.features), build_loss(config.loss)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.optim.lr)
 
     def work(batch: Batch) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -12,7 +13,9 @@ from hpctrack.models.influencer import InfluencerModel
 MODELS: dict[str, Any] = {"influencer": InfluencerModel}
 
 
-def build_model(config: Named, n_features: int, recompute: str = "none") -> nn.Module:
-    """The model that the section `model` names, with that model's options; InputError names a bad key."""
+def build_model(config: Named, features: Sequence[str], memory: str = "plain") -> nn.Module:
+    """The model that the section `model` names, on inputs `features`, in a memory mode; InputError names a bad key."""
     model = lookup(MODELS, config.name, "model")
-    return model(n_features, parse(model.Options, config.options, "model", "model"), recompute)
+    built = model(features, parse(model.Options, config.options, "model", "model"))
+    built.set_memory(memory)
+    return built

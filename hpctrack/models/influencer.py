@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,14 +25,12 @@ class InfluencerModel(nn.Module):
         embedding: int = Field(8, ge=1, description="dimensions of the space in which users and influencers meet")
         backbone: dict[str, Any] = {"name": "transformer"}
 
-    def __init__(self, n_features: int, options: Options, recompute: str = "none") -> None:
+    def __init__(self, features: Sequence[str], options: Options) -> None:
         super().__init__()
-        self.n_features = n_features
+        self.n_features = len(features)
         named = parse(Named, options.backbone, "model", "model.backbone")
         backbone = lookup(BACKBONES, named.name, "model.backbone")
-        self.backbone = backbone(
-            n_features, parse(backbone.Options, named.options, "model", "model.backbone"), recompute
-        )
+        self.backbone = backbone(features, parse(backbone.Options, named.options, "model", "model.backbone"))
         width = self.backbone.width
         self.user = head(width, options.embedding)
         self.influencer = head(width, options.embedding)
@@ -41,12 +40,17 @@ class InfluencerModel(nn.Module):
         h_NH = self.backbone(batch.x, batch.ptr.diff().tolist())
         return {"user": self.user(h_NH), "influencer": self.influencer(h_NH)}
 
-    def set_recompute(self, recompute: str) -> None:
-        """Memory mode of the next forward passes: none | layer | chunk."""
-        self.backbone.recompute = recompute
+    @property
+    def memory_modes(self) -> tuple[str, ...]:
+        """The backbone's memory modes (models/memory.py)."""
+        return self.backbone.memory_modes
 
-    def relative_cost(self, hits: np.ndarray) -> np.ndarray:
-        """Cost of events by their numbers of hits, up to a factor."""
+    def set_memory(self, mode: str) -> None:
+        """Memory mode of the following forward passes."""
+        self.backbone.set_memory(mode)
+
+    def relative_cost(self, hits: np.ndarray, edges: np.ndarray | None = None) -> np.ndarray:
+        """Cost of events by their numbers of hits, up to a factor; edges play no part."""
         return self.backbone.relative_cost(hits)
 
 

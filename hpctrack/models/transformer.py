@@ -5,7 +5,7 @@ Legend: N hits in the batch, n hits of one event, H width, A heads, D = H / A.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -13,19 +13,21 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from hpctrack.config import Section
+from hpctrack.models.memory import MemoryModes, in_chunks, run_layers
 
 CHUNK_HITS = 4096
 
 
-class TransformerBackbone(nn.Module):
+class TransformerBackbone(MemoryModes, nn.Module):
     """Pre-norm transformer encoder: every hit attends to every hit of its own event.
 
     Quadratic in the hits of an event, as in D. Murnane, "Influencer Loss" (CHEP 2023). Attention runs event by event in
     scaled_dot_product_attention, so nothing is padded and events cannot see each other.
     """
+
+    memory_modes = ("plain", "recompute", "nested", "chunks")
 
     class Options(Section):
         """Size of the encoder."""
@@ -41,13 +43,12 @@ class TransformerBackbone(nn.Module):
                 raise ValueError(f"width must be a multiple of heads, got {self.width} and {self.heads}")
             return self
 
-    def __init__(self, n_features: int, options: Options, recompute: str = "none") -> None:
+    def __init__(self, features: Sequence[str], options: Options) -> None:
         super().__init__()
         self.options = options
         self.width = options.width
-        self.recompute = recompute  # none | layer | chunk
         self.encode = nn.Sequential(
-            nn.Linear(n_features, options.width), nn.GELU(), nn.Linear(options.width, options.width)
+            nn.Linear(len(features), options.width), nn.GELU(), nn.Linear(options.width, options.width)
         )
         self.blocks = nn.ModuleList(
             Block(options.width, options.heads, options.expansion) for _ in range(options.layers)
@@ -57,12 +58,7 @@ class TransformerBackbone(nn.Module):
     def forward(self, x_NF: Tensor, sizes: list[int]) -> Tensor:
         """Hidden state [N, H] of hits with features `x_NF`; `sizes` are the events' numbers of hits, in order."""
         h_NH = self.encode(x_NF)
-        for block in self.blocks:
-            if self.recompute == "none" or not torch.is_grad_enabled():
-                h_NH = block(h_NH, sizes)
-            else:
-                h_NH = checkpoint(block, h_NH, sizes, self.recompute == "chunk", use_reentrant=False)
-        return self.norm(h_NH)
+        return self.norm(run_layers(self.blocks, h_NH, self.memory, sizes, self.memory == "chunks"))
 
     def relative_cost(self, hits: np.ndarray) -> np.ndarray:
         """Multiplications of a forward pass by event size: linear layers go with hits, attention with their square."""
@@ -87,7 +83,7 @@ class Block(nn.Module):
     def forward(self, h_NH: Tensor, sizes: list[int], chunked: bool = False) -> Tensor:
         """[N, H] -> [N, H]; `chunked` bounds the memory of the backward pass at the cost of computing twice."""
         h_NH = h_NH + self.out(self.attend(self.qkv(self.norm1(h_NH)), sizes, chunked))
-        return h_NH + in_chunks(lambda part: self.feed_forward(self.norm2(part)), h_NH, 0, chunked)
+        return h_NH + maybe_chunked(lambda part: self.feed_forward(self.norm2(part)), h_NH, 0, chunked)
 
     def attend(self, qkv: Tensor, sizes: list[int], chunked: bool) -> Tensor:
         """Attention event by event; `qkv` is [N, 3 H]."""
@@ -96,12 +92,10 @@ class Block(nn.Module):
         for qkv_AnD in split.split(sizes, dim=2):
             q, k, v = (part.unsqueeze(0) for part in qkv_AnD)
             attention = partial(F.scaled_dot_product_attention, key=k, value=v)
-            events.append(in_chunks(attention, q, 2, chunked).squeeze(0))
+            events.append(maybe_chunked(attention, q, 2, chunked).squeeze(0))
         return torch.cat(events, dim=1).transpose(0, 1).flatten(1) if events else qkv[:, : self.out.in_features]
 
 
-def in_chunks(work: Callable[[Tensor], Tensor], x: Tensor, dim: int, chunked: bool) -> Tensor:
-    """`work(x)`, or chunk by chunk of hits along `dim`, each computed again in the backward pass."""
-    if not chunked:
-        return work(x)
-    return torch.cat([checkpoint(work, part, use_reentrant=False) for part in x.split(CHUNK_HITS, dim)], dim)
+def maybe_chunked(work: Callable[[Tensor], Tensor], x: Tensor, dim: int, chunked: bool) -> Tensor:
+    """`work(x)`, or chunk by chunk of hits along `dim`."""
+    return in_chunks(work, x, dim, CHUNK_HITS) if chunked else work(x)

@@ -41,7 +41,7 @@ class DDPEngine:
         if isinstance(self.parallel, DistributedDataParallel):
             self.parallel.require_backward_grad_sync = last
         if mode is not None:
-            self.module.set_recompute(mode)
+            self.module.set_memory(mode)
         with self.autocast():
             return self.parallel(batch)
 

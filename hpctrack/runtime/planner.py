@@ -20,6 +20,8 @@ from hpctrack.parallel.collectives import gather
 from hpctrack.parallel.env import Env
 from hpctrack.runtime.cost import KEEP, CostModel, event_terms
 
+MODE_OF = {"none": "plain", "layer": "recompute", "chunk": "chunks"}  # train.recompute, plan.over_cap
+
 
 class Planner:
     """Plans epochs from event sizes, and learns what events cost.
@@ -30,7 +32,7 @@ class Planner:
 
     def __init__(self, config: RunConfig, data: Dataset, model: nn.Module, env: Env) -> None:
         self.config, self.data, self.env = config.plan, data, env
-        self.seed, self.recompute = config.seed, config.train.recompute
+        self.seed, self.memory = config.seed, MODE_OF[config.train.recompute]
         self.hits = expected_hits(data, config.data.selection)
         sizes = np.maximum(model.relative_cost(self.hits), 1e-9)
         self.sizes = sizes / sizes.mean()
@@ -82,7 +84,7 @@ class Planner:
         """This rank's micro-batches of a step as (epoch, rows, memory mode)."""
         epoch, within = self.position(step)
         parts = self.plan(epoch).micro_batches(within, self.env.rank)
-        return [(epoch, rows, self.over_cap_mode if over else self.recompute) for rows, over in parts]
+        return [(epoch, rows, self.over_cap_mode if over else self.memory) for rows, over in parts]
 
     def step_events(self, step: int) -> list[int]:
         """Ids of the events of a step, over all ranks."""
@@ -99,7 +101,7 @@ class Planner:
     @property
     def over_cap_mode(self) -> str:
         """Memory mode of an event that is larger than a micro-batch may be."""
-        return self.recompute if self.config.over_cap == "alone" else self.config.over_cap
+        return self.memory if self.config.over_cap == "alone" else MODE_OF[self.config.over_cap]
 
     def check_cap(self) -> None:
         """InputError for the first event over the cap, if that is the policy."""
@@ -136,7 +138,7 @@ class Planner:
         over = len(self.over_cap())
         if over:
             cap = self.config.hits_per_micro_batch
-            lines.append(f"plan: {over} events have more than {cap} hits: alone, recompute {self.over_cap_mode}")
+            lines.append(f"plan: {over} events have more than {cap} hits: alone, memory mode {self.over_cap_mode}")
         return lines
 
     def counterfactual(self) -> dict[str, float]:

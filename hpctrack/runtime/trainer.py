@@ -69,7 +69,7 @@ class Trainer:
         if build_builder(config.builder).needs_tuning and not (self.valid and len(self.valid)):
             raise InputError("section 'builder' has an option to tune: give data.valid, or a value for it")
         torch.manual_seed(config.seed)  # the same weights on every rank
-        model = build_model(config.model, len(config.data.features), config.train.recompute)
+        model = build_model(config.model, config.data.features)
         model = model.to(env.device, self.dtype)
         optimizer = build_optimizer(model, config.optim)
         self.engine = STRATEGIES[config.parallel.strategy](model, optimizer, env, config.train.precision)

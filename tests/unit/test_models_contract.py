@@ -20,9 +20,9 @@ def config(request) -> Named:
     return Named(name=request.param, **CONFIGS[request.param])
 
 
-def make(config: Named, recompute: str = "none") -> torch.nn.Module:
+def make(config: Named, memory: str = "plain") -> torch.nn.Module:
     torch.manual_seed(0)
-    return build_model(config, len(FEATURES), recompute).double()
+    return build_model(config, FEATURES, memory).double()
 
 
 def test_batched_equals_alone(config):
@@ -57,17 +57,17 @@ def test_save_and_load(config, tmp_path):
     model, batch = make(config), toy_batch()
     torch.save(model.state_dict(), tmp_path / "model.pt")
     torch.manual_seed(99)
-    other = build_model(config, len(FEATURES)).double()
+    other = build_model(config, FEATURES).double()
     other.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
     for name, value in model(batch).items():
         assert torch.equal(value, other(batch)[name])
 
 
-def test_recompute_gives_the_same_gradient(config, monkeypatch):
+def test_memory_modes_give_the_same_gradient(config, monkeypatch):
     monkeypatch.setattr("hpctrack.models.transformer.CHUNK_HITS", 5)
     gradients = []
-    for recompute in ("none", "layer", "chunk"):
-        model = make(config, recompute)
+    for mode in make(config).memory_modes:
+        model = make(config, mode)
         sum(value.square().sum() for value in model(toy_batch()).values()).backward()
         gradients.append([p.grad for p in model.parameters()])
     for other in gradients[1:]:
@@ -77,8 +77,8 @@ def test_recompute_gives_the_same_gradient(config, monkeypatch):
 
 def test_unknown_options_are_named(config):
     with pytest.raises(InputError, match=r"model\.widht"):
-        build_model(Named(name=config.name, widht=3), 4)
+        build_model(Named(name=config.name, widht=3), FEATURES)
     with pytest.raises(InputError, match="unknown 'nonsense'; one of: .*influencer"):
-        build_model(Named(name="nonsense"), 4)
+        build_model(Named(name="nonsense"), FEATURES)
     with pytest.raises(InputError, match=r"model\.backbone.*multiple of heads"):
-        build_model(Named(name="influencer", backbone={"name": "transformer", "width": 10, "heads": 4}), 4)
+        build_model(Named(name="influencer", backbone={"name": "transformer", "width": 10, "heads": 4}), FEATURES)
