@@ -22,7 +22,7 @@ MAX_DRAWS = 1000  # a sub-event's id is 1000 * the event's id + the number of th
 
 @dataclass
 class SubEventReader:
-    """Disjoint groups of `tracks` target particles of a dataset's events, up to `draws` an event (None: all)."""
+    """Disjoint groups of `tracks` target particles (0: all in one group), up to `draws` an event (None: all)."""
 
     dataset: Dataset
     tracks: int
@@ -50,7 +50,8 @@ class SubEventReader:
         event = self.dataset.read(int(np.searchsorted(self.dataset.event_ids, event_id)), verify=True)
         target = target_particles(event, self.pt_min_gev, self.min_hits)
         order = np.random.default_rng([self.seed, event_id]).permutation(np.flatnonzero(target))
-        groups = len(order) // self.tracks
+        size = self.tracks or max(1, len(order))
+        groups = len(order) // size
         if self.draws is not None:
             groups = min(groups, self.draws)
         where = f"{self.dataset.folder}: event {event_id}"
@@ -61,9 +62,9 @@ class SubEventReader:
         noise = event.column("truth.particle_row") < 0
         for draw in range(groups):
             drawn = np.zeros(len(target), dtype=bool)
-            drawn[order[draw * self.tracks : (draw + 1) * self.tracks]] = True
+            drawn[order[draw * size : (draw + 1) * size]] = True
             rng = np.random.default_rng([self.seed, event_id, draw])
-            rows = draw_rows(event, drawn, noise & (not self.remove_noise), self.tracks / len(order), rng)
+            rows = draw_rows(event, drawn, noise & (not self.remove_noise), size / len(order), rng)
             yield sub_event(event, MAX_DRAWS * event_id + draw, rows, drawn)
 
 

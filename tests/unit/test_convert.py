@@ -274,6 +274,14 @@ def test_sub_events_are_disjoint_whole_and_consistent(dataset, tracks, pt, seed,
     assert len(seen) == len(ids_of_targets) // tracks * tracks
 
 
+def test_sub_events_of_all_tracks(dataset):
+    event = dataset.read(0)
+    (whole,) = SubEventReader(dataset, 0, None, 0.8, 3, remove_noise=True, seed=1).read(int(dataset.event_ids[0]))
+    target = target_particles(event, 0.8, 3)
+    assert np.array_equal(whole.column("particles.particle_id"), event.column("particles.particle_id")[target])
+    assert not list(SubEventReader(dataset, 0, None, 1e6, 3, remove_noise=True, seed=1).read(int(dataset.event_ids[0])))
+
+
 def test_sub_events_refused(dataset, tmp_path, capsys):
     def line(*options):
         code, _, err = run(capsys, dataset.folder, tmp_path / "out", *options, "--jobs", 1)
