@@ -117,7 +117,8 @@ class TrainConfig(Section):
     """Length, precision, memory and bookkeeping of training."""
 
     steps: int = Field(ge=1, description="optimizer steps in all; epochs follow from the data")
-    precision: Literal["fp32", "bf16", "fp64"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
+    tf32: bool = Field(False, description="GPUs may round the inputs of fp32 matrix products to TF32")
     recompute: Literal["none", "layer", "chunk"] = Field(
         "none", description="gradient checkpointing: keep layer inputs only; chunk: and work through hits in chunks"
     )

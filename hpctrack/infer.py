@@ -41,7 +41,7 @@ from hpctrack.errors import EXIT_INPUT, EXIT_MACHINE, InputError, verb
 from hpctrack.models import build_model
 from hpctrack.parallel.collectives import barrier, broadcast, gather
 from hpctrack.parallel.env import Env, distributed
-from hpctrack.parallel.strategy import PRECISIONS
+from hpctrack.parallel.precision import WEIGHTS, Precision
 from hpctrack.runtime import checkpoint
 from hpctrack.tracking.builders import build_builder
 
@@ -160,7 +160,7 @@ def everyones(found: dict[int, Any], env: Env) -> dict[int, Any]:
 
 def load_model(config: InferConfig, path: Path, device: torch.device) -> torch.nn.Module:
     """The checkpoint's model, ready for prediction."""
-    model = build_model(config.model, config.features).to(device, PRECISIONS[config.precision])
+    model = build_model(config.model, config.features).to(device, WEIGHTS[config.precision])
     state = checkpoint.read_state(path, device)
     checkpoint.load_into(model, state.get("model", {}), path)
     return model.eval()
@@ -195,11 +195,11 @@ def build(
 ) -> dict[int, Any]:
     """Read, predict, build and commit the events `rows` of this rank; where each event's record is."""
     load = EventLoader(
-        data, config.features, config.selection, AugmentConfig(), (config.seed, INFER), PRECISIONS[config.precision]
+        data, config.features, config.selection, AugmentConfig(), (config.seed, INFER), WEIGHTS[config.precision]
     )
     builder = build_builder(config.builder)
     journal = candidates.Journal(out, f"rank-{env.rank:05d}")
-    bf16 = torch.autocast(env.device.type, torch.bfloat16, enabled=config.precision == "bf16")
+    precision = Precision(config.precision, env.device)
     path = out / candidates.PARTS / f"rank-{env.rank:05d}.timings"
     places: dict[int, Any] = {}
     with naming(path), open(path, "a") as timings:
@@ -207,7 +207,7 @@ def build(
             times = [time.perf_counter()]
             batch = Batch.from_data_list([load(int(row), 0)]).to(env.device)
             times.append(time.perf_counter())
-            with torch.inference_mode(), bf16:
+            with torch.inference_mode(), precision.autocast():
                 outputs = {name: value.float().cpu().numpy() for name, value in model(batch).items()}
             times.append(time.perf_counter())
             event_id, n_hits = int(batch.event_id), int(data.n_hits[row])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -11,30 +10,26 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from hpctrack.parallel.env import Env
-
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}  # of weights and inputs
+from hpctrack.parallel.precision import Precision
 
 
 class DDPEngine:
     """Replicated model; gradients summed over ranks once per optimizer step.
 
-    `forward(batch, last)` runs under autocast for bf16, `backward(loss)` accumulates, `step()` updates. Losses come
-    divided by the global counts already, so gradients are summed over ranks, not averaged.
+    `forward(batch, last)` runs in the engine's precision, `backward(loss)` accumulates, `gradient_norm` unscales and
+    clips, `step()` updates, `discard()` does not. Losses come divided by the global counts already, so gradients are
+    summed over ranks, not averaged.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, env: Env, precision: str) -> None:
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, env: Env, precision: Precision) -> None:
         self.env = env
         self.module = model
         self.optimizer = optimizer
-        self.bf16 = precision == "bf16"
+        self.precision = precision
         self.parallel: nn.Module = model
         if env.backend is not None:
             devices = [env.device] if env.device.type == "cuda" else None
             self.parallel = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
-
-    def autocast(self) -> AbstractContextManager:
-        """Mixed precision for forward passes; weights and losses stay in their own type."""
-        return torch.autocast(self.env.device.type, torch.bfloat16, enabled=self.bf16)
 
     def forward(self, batch: Any, last: bool, mode: str | None = None) -> dict[str, Tensor]:
         """Forward pass of a micro-batch, in a memory mode; the backward of a `last` one sums gradients over ranks."""
@@ -42,12 +37,12 @@ class DDPEngine:
             self.parallel.require_backward_grad_sync = last
         if mode is not None:
             self.module.set_memory(mode)
-        with self.autocast():
+        with self.precision.autocast():
             return self.parallel(batch)
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate gradients; DDP averages over ranks, hence the factor."""
-        (loss * self.env.world if self.env.backend else loss).backward()
+        self.precision.scale(loss * self.env.world if self.env.backend else loss).backward()
 
     def sum_gradients(self) -> None:
         """The sum over ranks that backward left out, for a step without a `last` micro-batch."""
@@ -65,6 +60,7 @@ class DDPEngine:
 
     def gradient_norm(self, clip_norm: float | None) -> float:
         """Norm of the summed gradient, which is scaled down to `clip_norm` if it is larger."""
+        self.precision.unscale(p.grad for p in self.module.parameters() if p.grad is not None)
         bound = clip_norm if clip_norm is not None else float("inf")
         return float(nn.utils.clip_grad_norm_(self.module.parameters(), bound))
 
@@ -73,9 +69,13 @@ class DDPEngine:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
+    def discard(self) -> None:
+        """Clear the gradients and leave the weights as they are."""
+        self.optimizer.zero_grad(set_to_none=True)
+
     def predict(self, batch: Any) -> dict[str, Tensor]:
         """Forward pass without gradients."""
-        with torch.inference_mode(), self.autocast():
+        with torch.inference_mode(), self.precision.autocast():
             return self.module(batch)
 
     def state_dict(self) -> dict[str, Any]:

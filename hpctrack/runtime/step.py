@@ -7,7 +7,7 @@ mean-over-events however the events are spread.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -27,6 +27,7 @@ ID_MODULUS = 1 << 31  # event ids are compared modulo this, so that their sum is
 class StepResult:
     """Global values: weighted loss, each term, events and hits consumed, gradient norm before clipping.
 
+    `skipped`: the gradient overflowed fp16 and the weights are as they were; its norm is then given as 0.
     `parts`: this rank's seconds of computing, waiting for the slowest rank and summing gradients, if it was probed.
     """
 
@@ -35,6 +36,7 @@ class StepResult:
     events: int
     hits: int
     grad_norm: float = 0.0
+    skipped: bool = False
     parts: dict[str, float] = field(default_factory=dict)
 
 
@@ -78,11 +80,15 @@ def train_step(
     if not result.loss < float("inf"):
         raise MachineError(f"loss is not finite in event {blame(engine, loss, batches)}; gradients were not applied")
     norm = engine.gradient_norm(clip_norm)
-    if not norm < float("inf"):
+    if engine.precision.accept(norm):
+        engine.step()
+    elif engine.precision.scaled:
+        engine.discard()
+        return replace(result, skipped=True, parts=parts)
+    else:
         every = sorted(e for part in gather([int(e) for b in batches for e in b.event_id], engine.env) for e in part)
         raise MachineError(f"gradient is not finite (events {every}); gradients were not applied")
-    engine.step()
-    return StepResult(result.loss, result.terms, result.events, result.hits, norm, parts)
+    return replace(result, grad_norm=norm, parts=parts)
 
 
 class Probe:

@@ -21,7 +21,8 @@ from hpctrack.losses import build_loss
 from hpctrack.models import build_model
 from hpctrack.parallel.collectives import all_max, all_sum, barrier, broadcast
 from hpctrack.parallel.env import Env
-from hpctrack.parallel.strategy import PRECISIONS, STRATEGIES
+from hpctrack.parallel.precision import Precision
+from hpctrack.parallel.strategy import STRATEGIES
 from hpctrack.runtime import checkpoint
 from hpctrack.runtime.cost import CostModel
 from hpctrack.runtime.ledger import Ledger
@@ -59,7 +60,8 @@ class Trainer:
     def __init__(self, config: RunConfig, env: Env) -> None:
         self.config, self.env = config, env
         self.folder = Path(config.run)
-        self.dtype = PRECISIONS[config.train.precision]
+        self.precision = Precision(config.train.precision, env.device, config.train.tf32)
+        self.dtype = self.precision.weights_dtype
         self.data = open_events(config.data, config.data.train, env.local_rank)
         valid = config.data.valid
         self.valid = open_events(config.data, valid, env.local_rank) if valid else None
@@ -72,7 +74,7 @@ class Trainer:
         model = build_model(config.model, config.data.features)
         model = model.to(env.device, self.dtype)
         optimizer = build_optimizer(model, config.optim)
-        self.engine = STRATEGIES[config.parallel.strategy](model, optimizer, env, config.train.precision)
+        self.engine = STRATEGIES[config.parallel.strategy](model, optimizer, env, self.precision)
         self.planner = Planner(config, self.data, model, env)
         self.step, self.window, self.tuned = 0, Window(), {}
         self.ledger: Ledger | None = None
@@ -121,6 +123,7 @@ class Trainer:
             checkpoint.load_into(self.engine, state, found)
             self.step, self.window, self.tuned = meta["step"], Window(meta["window"]), meta["tuned"]
             self.planner.cost = CostModel(meta["cost"])
+            self.precision.load(meta["precision"])
             self.check_same_plan(meta, found)
         if self.env.is_main:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -174,6 +177,7 @@ class Trainer:
             "step": self.step,
             "plan": self.planner.identity(self.step),
             "cost": self.planner.cost.state(),
+            "precision": self.precision.state(),
             "config": self.config.model_dump(mode="json"),
             "data": self.data.fingerprint,
             "tuned": self.tuned,
@@ -208,6 +212,13 @@ class Trainer:
         terms = {f"loss/{name}": value for name, value in result.terms.items()}
         sizes = {"events": result.events, "hits": result.hits}
         values = {"loss": result.loss, **terms, "lr": lr, "grad_norm": result.grad_norm, **sizes}
+        if self.precision.scaled:
+            values |= {"skipped": float(result.skipped), "loss_scale": self.precision.loss_scale}
+        if result.skipped:
+            self.say(
+                f"step {self.step}: the gradient overflowed fp16, no update (number {self.precision.skipped_steps} of "
+                f"the run); loss scale now {self.precision.loss_scale:.0f}"
+            )
         self.window.add(values, {"step_s": step_s, "data_s": data_s})
 
     def log(self) -> None:
