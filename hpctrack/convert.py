@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     csv.add_argument("--detectors", metavar="FILE", help="detectors.csv[.gz]; default: in SOURCE or beside it")
     csv.add_argument("--no-truth", action="store_true", help="events without truth: all hits become noise")
     sub = parser.add_argument_group("sub-events of a dataset")
-    sub.add_argument("--tracks", type=_positive_or_all, metavar="T", help="tracks a sub-event, or all: those of an event")
+    sub.add_argument("--tracks", type=_positive_or_all, metavar="T", help="tracks a sub-event; all: those of an event")
     sub.add_argument("--draws", type=_positive, metavar="D", help="at most D sub-events an event; default: all")
     sub.add_argument("--pt-min-gev", type=_momentum, metavar="PT", help="least pT of a track; default 0")
     sub.add_argument("--min-hits", type=_positive, metavar="H", help="least hits of a track; default 3")

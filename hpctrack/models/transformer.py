@@ -55,10 +55,10 @@ class TransformerBackbone(MemoryModes, nn.Module):
         )
         self.norm = nn.LayerNorm(options.width)
 
-    def forward(self, x_NF: Tensor, sizes: list[int]) -> Tensor:
-        """Hidden state [N, H] of hits with features `x_NF`; `sizes` are the events' numbers of hits, in order."""
+    def forward(self, x_NF: Tensor, sizes: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Hidden state [N, H] of hits with features `x_NF`, no more outputs; `sizes`: the events' hits, in order."""
         h_NH = self.encode(x_NF)
-        return self.norm(run_layers(self.blocks, h_NH, self.memory, sizes, self.memory == "chunks"))
+        return self.norm(run_layers(self.blocks, h_NH, self.memory, sizes, self.memory == "chunks")), {}
 
     def relative_cost(self, hits: np.ndarray) -> np.ndarray:
         """Multiplications of a forward pass by event size: linear layers go with hits, attention with their square."""

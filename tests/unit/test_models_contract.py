@@ -11,13 +11,21 @@ from hpctrack.config import Named
 from hpctrack.errors import InputError
 from hpctrack.models import MODELS, build_model
 
-CONFIGS = {"influencer": {"embedding": 3, "backbone": {"name": "transformer", "width": 8, "layers": 2, "heads": 2}}}
+NEIGHBOURS = {"name": "neighbours", "width": 8, "stages": 2, "steps": 2, "neighbours": 4, "space": 2, "heads": 2}
+TRANSFORMER = {"name": "transformer", "width": 8, "layers": 2, "heads": 2}
+CONFIGS = {  # the model's name, and what sets this configuration of it apart
+    "influencer neighbours": {"embedding": 3, "backbone": NEIGHBOURS},
+    "influencer transformer": {"embedding": 3, "backbone": TRANSFORMER},
+}
 
 
-@pytest.fixture(params=sorted(MODELS))
+@pytest.fixture(params=sorted(CONFIGS))
 def config(request) -> Named:
-    assert request.param in CONFIGS, f"add a small configuration of '{request.param}' to this suite"
-    return Named(name=request.param, **CONFIGS[request.param])
+    return Named(name=request.param.split()[0], **CONFIGS[request.param])
+
+
+def test_every_model_is_here():
+    assert {key.split()[0] for key in CONFIGS} == set(MODELS), "add a small configuration of the model to this suite"
 
 
 def make(config: Named, memory: str = "plain") -> torch.nn.Module:
@@ -64,7 +72,8 @@ def test_save_and_load(config, tmp_path):
 
 
 def test_memory_modes_give_the_same_gradient(config, monkeypatch):
-    monkeypatch.setattr("hpctrack.models.transformer.CHUNK_HITS", 5)
+    for backbone in ("transformer", "neighbours"):
+        monkeypatch.setattr(f"hpctrack.models.{backbone}.CHUNK_HITS", 5)
     gradients = []
     for mode in make(config).memory_modes:
         model = make(config, mode)

@@ -1,0 +1,54 @@
+"""Backbones: one file each, one line here; and what all models of the form backbone + heads share.
+
+A backbone is `backbone(x_NF, sizes) -> (h_NH, more outputs)` with `width`, `memory_modes`, `set_memory`, `relative_cost`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+from torch_geometric.data import Batch
+
+from hpctrack.config import Named, lookup, parse
+from hpctrack.models.neighbours import NeighbourBackbone
+from hpctrack.models.transformer import TransformerBackbone
+
+BACKBONES: dict[str, Any] = {"neighbours": NeighbourBackbone, "transformer": TransformerBackbone}
+
+
+class BackboneModel(nn.Module):
+    """A backbone and heads: each of `heads` {output: dimensions} is a perceptron on the backbone's hidden state."""
+
+    def __init__(self, features: Sequence[str], backbone: dict[str, Any], heads: dict[str, int]) -> None:
+        super().__init__()
+        self.n_features = len(features)
+        named = parse(Named, backbone, "model", "model.backbone")
+        kind = lookup(BACKBONES, named.name, "model.backbone")
+        self.backbone = kind(features, parse(kind.Options, named.options, "model", "model.backbone"))
+        self.heads = nn.ModuleDict({name: head(self.backbone.width, out) for name, out in heads.items()})
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Each head's output [N, its dimensions] and the backbone's own, of `batch.x` [N, F] and bounds `batch.ptr`."""
+        h_NH, extra = self.backbone(batch.x, batch.ptr.diff().tolist())
+        return {name: out(h_NH) for name, out in self.heads.items()} | extra
+
+    @property
+    def memory_modes(self) -> tuple[str, ...]:
+        """The backbone's memory modes (models/memory.py)."""
+        return self.backbone.memory_modes
+
+    def set_memory(self, mode: str) -> None:
+        """Memory mode of the following forward passes."""
+        self.backbone.set_memory(mode)
+
+    def relative_cost(self, hits: np.ndarray, edges: np.ndarray | None = None) -> np.ndarray:
+        """Cost of events by their numbers of hits, up to a factor; edges play no part."""
+        return self.backbone.relative_cost(hits)
+
+
+def head(width: int, out: int) -> nn.Sequential:
+    """Two-layer perceptron [N, width] -> [N, out]."""
+    return nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, out))

@@ -1,0 +1,65 @@
+"""Where hits are, read back from model inputs, and what two hits say together about a track through both.
+
+Legend: N hits in the batch, M pairs, P pair features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from hpctrack.errors import InputError
+
+NEEDED = ("r", "cos_phi", "sin_phi", "z")  # features, scaled as data/features.py does: r and z in m
+PAIR_FEATURES = 10
+NEAR_M = 0.01  # slopes over less than this are damped
+
+
+class Geometry(nn.Module):
+    """Picks the coordinates [N, 4] (r, phi, z, eta) out of features [N, F]; InputError if a feature is missing."""
+
+    def __init__(self, features: Sequence[str], who: str) -> None:
+        super().__init__()
+        missing = [name for name in NEEDED if name not in features]
+        if missing:
+            raise InputError(f"key 'data.features': {who} needs {', '.join(NEEDED)}; missing: {', '.join(missing)}")
+        self.columns = [list(features).index(name) for name in NEEDED]
+
+    def forward(self, x_NF: Tensor) -> Tensor:
+        """(r in m, phi, z in m, eta), at least fp32, without gradient."""
+        x = x_NF.detach() if x_NF.dtype == torch.float64 else x_NF.detach().float()
+        r, cos, sin, z = (x[:, column] for column in self.columns)
+        return torch.stack([r, torch.atan2(sin, cos), z, torch.asinh(z / r.clamp(min=1e-3))], dim=1)
+
+
+def pair_features(a: Tensor, b: Tensor) -> Tensor:
+    """[..., P] of pairs of hits with coordinates `a` and `b` [..., 4] as of Geometry, all of order one.
+
+    Differences in r, phi, z, eta; slopes dphi/dr (half the curvature of a track from the beam line, per m), dphi/dz,
+    dz/dr and dr/dz; the intercept z0 of the line through both hits with the beam line; their distance.
+    """
+    r, z = a[..., 0], a[..., 2]
+    dr, dz, deta = (b[..., i] - a[..., i] for i in (0, 2, 3))
+    turn = b[..., 1] - a[..., 1]
+    dphi = torch.atan2(turn.sin(), turn.cos())
+    over_dr = dr / (dr.square() + NEAR_M**2)
+    over_dz = dz / (dz.square() + NEAR_M**2)
+    z0 = z - r * dz * over_dr
+    transverse = dr.square() + 4 * r * b[..., 0] * (dphi / 2).sin().square()
+    return torch.stack(
+        [
+            4 * dr,
+            8 * dphi,
+            2 * dz,
+            deta,
+            (2 * dphi * over_dr).asinh(),
+            (2 * dphi * over_dz).asinh(),
+            (dz * over_dr).asinh(),
+            (dr * over_dz).asinh(),
+            (10 * z0).asinh(),
+            4 * (transverse + dz.square() + 1e-12).sqrt(),
+        ],
+        dim=-1,
+    )
