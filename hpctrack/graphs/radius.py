@@ -1,23 +1,146 @@
-"""Fixed-radius neighbour search between two sets of points."""
+"""Fixed-radius neighbour search between two sets of points: exact, no cap on neighbours, bounded memory.
+
+Points are taken in blocks of neighbours (the order of a k-d tree). For two blocks, trees list the pairs in reach where
+these are few; where they are many, as in a model that has not been trained, the whole rectangle is handed out in tiles,
+since listing would cost more than computing. Which of the two is a matter of speed alone: both hold every pair within
+the radius, and `square_distance` decides on each with the same arithmetic.
+
+Legend: M queries, N points, E dimensions, P pairs.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
 import torch
+from scipy.spatial import cKDTree
+from scipy.spatial.distance import cdist
 from torch import Tensor
 
-CHUNK_PAIRS = 1 << 24  # distances held at once
+BLOCK = 8192  # points a block: bounds the pairs listed at a time
+TILE = {
+    "cpu": (128, 2048),
+    "cuda": (4096, 8192),
+}  # rows and columns handed out at a time: on a CPU what its cache holds
+DENSE_SHARE = 0.012  # of a rectangle's pairs in reach: above, computing it whole is faster than listing (measured)
+REACH = 1 + 1e-5  # trees search a little further than the radius: rounding in fp32 can bring a pair nearer
+
+
+class Block(NamedTuple):
+    """Pairs of rows and columns: all of `rows` x `cols` if `whole`, else (rows[k], cols[k])."""
+
+    rows: Tensor
+    cols: Tensor
+    whole: bool
+
+
+class Part(NamedTuple):
+    """Up to BLOCK neighbouring points: their rows [n] and their tree."""
+
+    rows: np.ndarray
+    tree: cKDTree
+
+
+def radius_pairs(query_ME: Tensor, point_NE: Tensor | None, radius: float) -> Iterator[tuple[Tensor, Tensor]]:
+    """Chunks of the pairs (m, n) with |query_m - point_n| < radius, each pair once, in no order.
+
+    Without points: pairs m != n among the queries, each in one of its two orders.
+    """
+    other_NE = query_ME if point_NE is None else point_NE
+    for block in near_blocks(query_ME, point_NE, radius):
+        square = block_square_distance(query_ME, other_NE, block)
+        if block.whole:
+            m, n = (square < radius * radius).nonzero(as_tuple=True)
+            yield block.rows[m], block.cols[n]
+        else:
+            near = square < radius * radius
+            yield block.rows[near], block.cols[near]
 
 
 @torch.no_grad()
-def radius_pairs(query_ME: Tensor, point_NE: Tensor, radius: float) -> tuple[Tensor, Tensor]:
-    """All pairs (m, n) with |query_m - point_n| < radius, as two index vectors sorted by m, then n.
+def near_blocks(query_ME: Tensor, point_NE: Tensor | None, radius: float) -> Iterator[Block]:
+    """Blocks that together hold each pair within the radius once, and pairs beyond it.
 
-    Exact, without a cap on neighbours; holds `CHUNK_PAIRS` distances at a time.
+    Without points: each pair m != n among the queries in one of its two orders.
     """
-    step = max(1, CHUNK_PAIRS // max(1, len(point_NE)))
-    found = []
-    for start in range(0, len(query_ME), step):
-        near = torch.cdist(query_ME[start : start + step], point_NE) < radius
-        found.append(near.nonzero() + near.new_tensor([start, 0], dtype=torch.long))
-    pairs = torch.cat(found) if found else torch.zeros(0, 2, dtype=torch.long, device=query_ME.device)
-    return pairs[:, 0], pairs[:, 1]
+    if query_ME.device.type != "cpu" or not all_finite(query_ME, point_NE):  # trees refuse what is not finite
+        rows = torch.arange(len(query_ME), device=query_ME.device)
+        yield from tiles(rows, None if point_NE is None else torch.arange(len(point_NE), device=point_NE.device))
+        return
+    reach = radius * REACH
+    queries = parts(query_ME)
+    others = queries if point_NE is None else parts(point_NE)
+    for k, a in enumerate(queries):
+        for b in others[k:] if point_NE is None else others:
+            if gap(a, b) < reach:
+                yield from tree_blocks(a, b, reach)
+
+
+def block_square_distance(query_ME: Tensor, point_NE: Tensor, block: Block) -> Tensor:
+    """Squared distances of a block's pairs, [rows, cols] if it is whole, else [P]."""
+    a_ET, b_ET = query_ME[block.rows].T, point_NE[block.cols].T
+    return square_distance(a_ET.unsqueeze(2) if block.whole else a_ET, b_ET)
+
+
+def square_distance(a: Tensor, b: Tensor) -> Tensor:
+    """Sum over the first dimension of (a - b)^2, one dimension after the other: so rounding is that of every shape."""
+    total = (a[0] - b[0]).square_()
+    for a_e, b_e in zip(a[1:], b[1:], strict=True):
+        total += (a_e - b_e).square_()
+    return total
+
+
+def all_finite(*tensors: Tensor | None) -> bool:
+    """True if no tensor has an infinity or not-a-number."""
+    return all(t is None or bool(t.isfinite().all()) for t in tensors)
+
+
+def parts(points_NE: Tensor) -> list[Part]:
+    """The points in parts of neighbours."""
+    points = points_NE.detach().double().numpy()
+    if not len(points):
+        return []
+    tree = cKDTree(points, leafsize=16, balanced_tree=False)  # sliding midpoint: as fast to search, faster to build
+    if len(points) <= BLOCK:
+        return [Part(np.arange(len(points)), tree)]
+    chunks = np.array_split(tree.indices, -(-len(points) // BLOCK))
+    return [Part(rows, cKDTree(points[rows], leafsize=16, balanced_tree=False)) for rows in chunks]
+
+
+def gap(a: Part, b: Part) -> float:
+    """Distance between the boxes around two parts."""
+    return float(np.linalg.norm(np.maximum(0, np.maximum(a.tree.mins - b.tree.maxes, b.tree.mins - a.tree.maxes))))
+
+
+def tree_blocks(a: Part, b: Part, reach: float) -> Iterator[Block]:
+    """The pairs of two parts (each once, if they are the same): listed if few are in reach, else all."""
+    if share_in_reach(a, b, reach) > DENSE_SHARE:
+        yield from tiles(torch.from_numpy(a.rows), None if a is b else torch.from_numpy(b.rows))
+        return
+    if a is b:
+        i, j = a.tree.query_pairs(reach, output_type="ndarray").T
+    else:
+        found = a.tree.sparse_distance_matrix(b.tree, reach, output_type="ndarray")
+        i, j = found["i"], found["j"]
+    yield Block(torch.from_numpy(a.rows[i]), torch.from_numpy(b.rows[j]), whole=False)
+
+
+def share_in_reach(a: Part, b: Part, reach: float) -> float:
+    """Share of the pairs of two parts that are in reach, from an even sample of each."""
+    sample = cdist(a.tree.data[:: 1 + len(a.rows) // 64], b.tree.data[:: 1 + len(b.rows) // 512])
+    return float((sample < reach).mean())
+
+
+def tiles(rows: Tensor, cols: Tensor | None) -> Iterator[Block]:
+    """All pairs of rows and columns, or all unordered pairs of different rows, a tile at a time."""
+    height, width = TILE[rows.device.type]
+    for start in range(0, len(rows), height):
+        part = rows[start : start + height]
+        if cols is None:
+            i, j = torch.triu_indices(len(part), len(part), 1, device=rows.device)
+            yield Block(part[i], part[j], whole=False)
+        rest = rows[start + height :] if cols is None else cols
+        for left in range(0, len(rest), width):
+            yield Block(part, rest[left : left + width], whole=True)

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch_geometric.data import Batch
 
 from hpctrack.config import Section
-from hpctrack.graphs.radius import radius_pairs
-from hpctrack.losses.term import LossTerm
-
-TINY = 1e-12  # inside square roots, whose slope at 0 is infinite
+from hpctrack.losses.neighbours import neighbours
+from hpctrack.losses.pairs import hinge_sum
+from hpctrack.losses.term import LossTerm, at_least_fp32
+from hpctrack.losses.tracks import Tracks
 
 
 class InfluencerLoss(nn.Module):
@@ -27,8 +27,9 @@ class InfluencerLoss(nn.Module):
     - `attraction`  L+(a) = exp((1/N) sum_j ln((1/N) sum_i |U_i - I_j|^2)), mean over the event's tracks;
     - `repulsion_ui`  max(0, 1 - |U_i - I_j|) over pairs of different tracks within radius 1;
     - `repulsion_ii`  max(0, margin - |I_i - I_j|) over pairs i != j within the margin;
-    - `compactness`  mean squared distance of a track's users from their mean, mean over tracks (not in the paper).
-    Noise hits belong to no track: they only repel.
+    - `compactness`  mean squared distance of a track's users from their mean, mean over tracks (not in the paper);
+    - `neighbours`  trains the spaces in which a backbone looks for neighbours (losses/neighbours.py; not in the paper).
+    Noise hits belong to no track: they only repel. Memory is O(N E), however many pairs repel each other.
     """
 
     class Options(Section):
@@ -38,6 +39,7 @@ class InfluencerLoss(nn.Module):
         repulsion_ui: float = Field(1.0, ge=0, description="weight a: efficiency against purity")
         repulsion_ii: float = Field(1.0, ge=0, description="weight b: efficiency against duplicates")
         compactness: float = Field(0.0, ge=0, description="weight of the users' variance")
+        neighbours: float = Field(0.0, ge=0, description="weight of the loss on the backbone's `space_0`, `space_1`, …")
         influencer_margin: float = Field(1.0, gt=0)
         squared_hinge_ui: bool = Field(False, description="square the user-influencer hinge")
         influencer_pairs: Literal["all", "other_tracks"] = "all"
@@ -51,13 +53,16 @@ class InfluencerLoss(nn.Module):
         self.weights = {name: weight for name, weight in weights.items() if weight > 0}
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        """Events that have each term, known before the forward pass: with a track, or with a hit."""
+        """Events that have each term, known before the forward pass: with a hit for repulsion, else with a track."""
         with_track = int((batch.n_tracks > 0).sum())
         with_hit = int((batch.ptr.diff() > 0).sum())
-        return {name: with_track if name in ("attraction", "compactness") else with_hit for name in self.weights}
+        return {name: with_hit if name.startswith("repulsion") else with_track for name in self.weights}
 
     def forward(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, LossTerm]:
-        """The terms for `outputs` user and influencer [N, E] on `batch` (track [N], n_tracks [B], ptr [B + 1])."""
+        """The terms for `outputs` user and influencer [N, E] on `batch` (track [N], n_tracks [B], ptr [B + 1]).
+
+        `neighbours` takes the outputs `space_0`, `space_1`, … [N, D]; InputError if there is none.
+        """
         user, influencer = (at_least_fp32(outputs[name]) for name in ("user", "influencer"))
         count = self.counts(batch)
         zero = (user.sum() + influencer.sum()) * 0
@@ -66,33 +71,33 @@ class InfluencerLoss(nn.Module):
             sums["attraction"], sums["compactness"] = attraction(user, influencer, batch, self.options.log_floor)
         if {"repulsion_ui", "repulsion_ii"} & count.keys():
             sums["repulsion_ui"], sums["repulsion_ii"] = self.repulsion(user, influencer, batch)
+        if "neighbours" in count:
+            sums["neighbours"] = neighbours(outputs, batch)
         return {name: LossTerm(zero + sums[name], count[name]) for name in count}
 
     def repulsion(self, user: Tensor, influencer: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Both repulsive terms, summed over events; an event without a pair in reach contributes 0."""
+        options = self.options
         ui, ii = user.new_zeros(()), user.new_zeros(())
-        margin = self.options.influencer_margin
         bounds = batch.ptr.tolist()
         for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
             u, v, track = user[start:stop], influencer[start:stop], batch.track[start:stop]
-            if self.options.repulsion_ui:
-                i, j = radius_pairs(u, v, 1.0)
-                i, j = keep((track[i] != track[j]) | (track[i] < 0), i, j)
-                hinge = (1.0 - distance(u[i], v[j])).clamp(min=0)
-                ui = ui + self.average(hinge.square() if self.options.squared_hinge_ui else hinge, stop - start)
-            if self.options.repulsion_ii:
-                i, j = radius_pairs(v, v, margin)
-                other = (track[i] != track[j]) | (track[i] < 0)
-                i, j = keep((i != j) & other if self.options.influencer_pairs == "other_tracks" else i != j, i, j)
-                ii = ii + self.average((margin - distance(v[i], v[j])).clamp(min=0), stop - start)
+            hit = torch.arange(stop - start, device=track.device)
+            own = torch.where(track < 0, -1 - hit, track)  # a hit of no track is a group of its own
+            if options.repulsion_ui:
+                other = torch.where(track < 0, own - len(hit), own)  # and repels its own influencer
+                ui = ui + self.average(*hinge_sum(u, own, v, other, 1.0, options.squared_hinge_ui), len(hit))
+            if options.repulsion_ii:
+                group = own if options.influencer_pairs == "other_tracks" else hit
+                ii = ii + self.average(*hinge_sum(v, group, None, None, options.influencer_margin), len(hit))
         return ui, ii
 
-    def average(self, pair_values: Tensor, n_hits: int) -> Tensor:
+    def average(self, total: Tensor, n_pairs: int, n_hits: int) -> Tensor:
         """Mean over pairs, or sum over pairs per hit, of one event."""
-        return pair_values.sum() / max(1, n_hits if self.options.per == "hit" else len(pair_values))
+        return total / max(1, n_hits if self.options.per == "hit" else n_pairs)
 
 
-TERMS = ("attraction", "repulsion_ui", "repulsion_ii", "compactness")
+TERMS = ("attraction", "repulsion_ui", "repulsion_ii", "compactness", "neighbours")
 
 
 def attraction(user: Tensor, influencer: Tensor, batch: Batch, log_floor: float) -> tuple[Tensor, Tensor]:
@@ -100,37 +105,9 @@ def attraction(user: Tensor, influencer: Tensor, batch: Batch, log_floor: float)
 
     Closed form: (1/N) sum_i |U_i - I_j|^2 = |I_j - ubar|^2 + (1/N) sum_i |U_i - ubar|^2, ubar the track's mean user.
     """
-    n_tracks = batch.n_tracks
-    member = batch.track >= 0
-    first_track = n_tracks.cumsum(0) - n_tracks
-    track = (batch.track + first_track[batch.batch])[member]
-    total = int(n_tracks.sum())
-    size = torch.bincount(track, minlength=total).to(user.dtype)
-
-    def track_mean(values: Tensor) -> Tensor:
-        out = values.new_zeros((total, *values.shape[1:])).index_add(0, track, values)
-        return out / size.view(-1, *[1] * (values.dim() - 1))
-
-    u, v = user[member], influencer[member]
-    centre = track_mean(u)
-    spread = track_mean((u - centre[track]).square().sum(1))
-    mean_square = (v - centre[track]).square().sum(1) + spread[track]
-    per_track = track_mean((mean_square + log_floor).log()).exp()
-    event_of_track = torch.repeat_interleave(torch.arange(len(n_tracks), device=n_tracks.device), n_tracks)
-    share = 1.0 / n_tracks[event_of_track].to(user.dtype)
-    return (per_track * share).sum(), (spread * share).sum()
-
-
-def distance(a: Tensor, b: Tensor) -> Tensor:
-    """|a - b| row by row, with a finite slope at 0."""
-    return ((a - b).square().sum(1) + TINY).sqrt()
-
-
-def keep(mask: Tensor, i: Tensor, j: Tensor) -> tuple[Tensor, Tensor]:
-    """The pairs (i, j) where `mask` holds."""
-    return i[mask], j[mask]
-
-
-def at_least_fp32(x: Tensor) -> Tensor:
-    """Losses are computed in fp32 at least, whatever precision the model runs in."""
-    return x if x.dtype == torch.float64 else x.float()
+    tracks = Tracks(batch)
+    u, v = user[tracks.hits], influencer[tracks.hits]
+    centre = tracks.mean(u)[tracks.track]
+    spread = tracks.mean((u - centre).square().sum(1))
+    mean_square = (v - centre).square().sum(1) + spread[tracks.track]
+    return tracks.per_track(tracks.mean((mean_square + log_floor).log()).exp()), tracks.per_track(spread)

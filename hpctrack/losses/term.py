@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -16,3 +17,8 @@ class LossTerm(NamedTuple):
 
     sum: Tensor
     count: int
+
+
+def at_least_fp32(x: Tensor) -> Tensor:
+    """Losses are computed in fp32 at least, whatever precision the model runs in."""
+    return x if x.dtype == torch.float64 else x.float()

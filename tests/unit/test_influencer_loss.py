@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from toys import toy_batch
 
 from hpctrack.config import Named
-from hpctrack.graphs.radius import radius_pairs
+from hpctrack.errors import InputError
 from hpctrack.losses import build_loss
 from hpctrack.losses.influencer import attraction
 from hpctrack.losses.influencer_reference import attraction_loop, attraction_scatter
@@ -56,11 +56,30 @@ def test_repulsion_equals_the_formula(pairs, squared):
     assert terms["repulsion_ii"].sum.item() == pytest.approx(sum(ii) / len(ii), rel=1e-9)
 
 
-def test_radius_pairs_are_exact_in_chunks(monkeypatch):
-    a, b = (torch.rand(53, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
-    expected = (torch.cdist(a, b) < 0.3).nonzero()
-    for chunk in (1, 100, 10**6):
-        monkeypatch.setattr("hpctrack.graphs.radius.CHUNK_PAIRS", chunk)
-        assert torch.equal(torch.stack(radius_pairs(a, b, 0.3), dim=1), expected)
-    assert [len(i) for i in radius_pairs(a[:0], b, 0.3)] == [0, 0]
-    assert [len(i) for i in radius_pairs(a, b[:0], 0.3)] == [0, 0]
+def test_neighbours_equal_the_formula_and_need_a_space():
+    batch = toy_batch(sizes=(4, 2), n_noise=3)
+    spaces = {f"space_{k}": 0.4 * embeddings(batch.num_nodes, k)[0] for k in range(2)}
+    user, influencer = embeddings(batch.num_nodes)
+    loss = build_loss(Named(name="influencer", neighbours=2.0))
+    expected = 0.0
+    for x in spaces.values():
+        for event in range(2):
+            members = [i for i in range(batch.num_nodes) if batch.batch[i] == event and batch.track[i] >= 0]
+            for i in members:
+                own = (batch.batch == event) & (batch.track == batch.track[i])
+                far = (x[i] - x[own].mean(0)).square().sum().item() - 0.25**2
+                distance = (x[i] - x[(batch.batch == event) & ~own]).norm(dim=1)
+                expected += (max(0, far) + (1 - distance).clamp(min=0).square().sum().item()) / len(members)
+    terms = loss({"user": user, "influencer": influencer} | spaces, batch)
+    assert terms["neighbours"].count == 2 and loss.weights["neighbours"] == 2.0
+    assert terms["neighbours"].sum.item() == pytest.approx(expected, rel=1e-9)
+    with pytest.raises(InputError, match=r"loss\.neighbours.*space_0"):
+        loss({"user": user, "influencer": influencer}, batch)
+
+
+def test_what_is_not_finite_stays_so():
+    batch = toy_batch()
+    user, influencer = (x.detach().clone() for x in embeddings(batch.num_nodes))
+    user[3] = torch.nan
+    terms = build_loss(Named(name="influencer"))({"user": user, "influencer": influencer}, batch)
+    assert terms["repulsion_ui"].sum.isnan()

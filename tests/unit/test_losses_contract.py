@@ -15,30 +15,35 @@ VARIANTS = {
     "influencer": [
         {"compactness": 1.0},
         {"compactness": 1.0, "per": "hit", "squared_hinge_ui": True, "influencer_pairs": "other_tracks"},
-        {"influencer_margin": 0.3, "log_floor": 1e-4},
+        {"influencer_margin": 0.3, "log_floor": 1e-4, "neighbours": 0.5},
     ]
 }
+OUTPUTS = {"influencer": {"user": 3, "influencer": 3}}  # of a model for this loss: dimensions
+SPACES = {"space_0": 3, "space_1": 2}  # in addition, where neighbours are trained
 CASES = [(name, options) for name in sorted(LOSSES) for options in VARIANTS.get(name, [{}])]
 
 
 @pytest.fixture(params=CASES, ids=lambda case: f"{case[0]}-{'-'.join(case[1])}")
 def loss(request):
-    return build_loss(Named(name=request.param[0], **request.param[1]))
+    name, options = request.param
+    loss = build_loss(Named(name=name, **options))
+    loss.outputs = OUTPUTS[name] | (SPACES if "neighbours" in options else {})
+    return loss
 
 
-def outputs_for(batch: Batch, dtype=torch.float64) -> dict[str, torch.Tensor]:
+def outputs_for(loss, batch: Batch, dtype=torch.float64) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(3)
     return {
-        name: (0.5 * torch.randn(batch.num_nodes, 3, generator=generator, dtype=torch.float64))
+        name: (0.5 * torch.randn(batch.num_nodes, width, generator=generator, dtype=torch.float64))
         .to(dtype)
         .requires_grad_()
-        for name in ("user", "influencer")
+        for name, width in loss.outputs.items()
     }
 
 
 def test_a_batch_is_the_sum_of_its_events(loss):
     batch = toy_batch(sizes=(4, 0, 3, 1))
-    outputs = outputs_for(batch)
+    outputs = outputs_for(loss, batch)
     together = loss(outputs, batch)
     alone = []
     for i, event in enumerate(batch.to_data_list()):
@@ -52,14 +57,14 @@ def test_a_batch_is_the_sum_of_its_events(loss):
 def test_counts_are_known_before_the_forward_pass(loss):
     batch = toy_batch(sizes=(4, 0, 3), n_noise=0)
     counts = loss.counts(batch)
-    terms = loss(outputs_for(batch), batch)
+    terms = loss(outputs_for(loss, batch), batch)
     assert {name: term.count for name, term in terms.items()} == counts
     assert counts.keys() == loss.weights.keys()
 
 
 def test_order_of_hits_and_numbering_of_tracks_do_not_matter(loss):
     batch = toy_batch(sizes=(5,))
-    outputs = outputs_for(batch)
+    outputs = outputs_for(loss, batch)
     expected = loss(outputs, batch)
     order = torch.randperm(batch.num_nodes, generator=torch.Generator().manual_seed(1))
     renumbered = torch.tensor([3, 0, 4, 1, 2])
@@ -71,7 +76,7 @@ def test_order_of_hits_and_numbering_of_tracks_do_not_matter(loss):
 @pytest.mark.parametrize(("sizes", "noise"), [((0,), 0), ((0,), 1), ((0,), 6), ((1,), 0), ((0, 0), 0)])
 def test_empty_terms_are_graph_connected_zeros(loss, sizes, noise):
     batch = toy_batch(sizes=sizes, n_noise=noise)
-    outputs = outputs_for(batch)
+    outputs = outputs_for(loss, batch)
     terms = loss(outputs, batch)
     sum(term.sum for term in terms.values()).backward()
     for value in outputs.values():
@@ -83,8 +88,8 @@ def test_empty_terms_are_graph_connected_zeros(loss, sizes, noise):
 def test_coinciding_points_have_a_finite_slope(loss):
     batch = toy_batch()
     outputs = {
-        name: torch.zeros(batch.num_nodes, 3, dtype=torch.float64, requires_grad=True)
-        for name in ("user", "influencer")
+        name: torch.zeros(batch.num_nodes, width, dtype=torch.float64, requires_grad=True)
+        for name, width in loss.outputs.items()
     }
     sum(term.sum for term in loss(outputs, batch).values()).backward()
     assert all(value.grad.isfinite().all() for value in outputs.values())
@@ -92,7 +97,7 @@ def test_coinciding_points_have_a_finite_slope(loss):
 
 def test_gradient_is_that_of_finite_differences(loss):
     batch = toy_batch(sizes=(2, 1), n_noise=2)
-    outputs = outputs_for(batch)
+    outputs = outputs_for(loss, batch)
     names = list(outputs)
     assert torch.autograd.gradcheck(
         lambda *v: sum(term.sum for term in loss(dict(zip(names, v, strict=True)), batch).values()),
@@ -102,8 +107,8 @@ def test_gradient_is_that_of_finite_differences(loss):
 
 def test_low_precision_outputs_are_computed_in_fp32(loss):
     batch = toy_batch()
-    exact = loss({k: v.bfloat16().double() for k, v in outputs_for(batch).items()}, batch)
-    for name, term in loss(outputs_for(batch, torch.bfloat16), batch).items():
+    exact = loss({k: v.bfloat16().double() for k, v in outputs_for(loss, batch).items()}, batch)
+    for name, term in loss(outputs_for(loss, batch, torch.bfloat16), batch).items():
         assert term.sum.dtype == torch.float32
         torch.testing.assert_close(term.sum.double(), exact[name].sum, rtol=1e-4, atol=1e-5)
 
