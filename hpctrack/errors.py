@@ -1,4 +1,4 @@
-"""Errors that users see, and how a verb ends: 0 done, 1 fault of the machine, 2 bad input."""
+"""Errors that users see, and how a verb ends: 0 done, 1 fault of the machine, 2 bad input, 85 preempted."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 EXIT_MACHINE = 1
 EXIT_INPUT = 2
+EXIT_PREEMPTED = 85
 
 
 class InputError(ValueError):

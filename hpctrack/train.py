@@ -6,66 +6,83 @@ import argparse
 from collections.abc import Sequence
 
 from hpctrack.config import RunConfig, load_config
-from hpctrack.errors import MachineError, verb
-from hpctrack.parallel.env import Env, distributed
+from hpctrack.errors import EXIT_PREEMPTED, MachineError, verb
+from hpctrack.parallel.env import Env, distributed, launcher_argument
 from hpctrack.runtime.optim import learning_rate, set_learning_rate
+from hpctrack.runtime.preempt import Preemption
 from hpctrack.runtime.step import train_step
 from hpctrack.runtime.telemetry import synchronize
 from hpctrack.runtime.trainer import Trainer
+from hpctrack.runtime.watchdog import Watchdog
 
 
 @verb("train")
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     """Command line of the verb."""
     parser = argparse.ArgumentParser(prog="hpctrack train", description=__doc__)
     parser.add_argument("config", help="YAML recipe, e.g. configs/influencer.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="set a key of the recipe")
+    launcher_argument(parser)
     args = parser.parse_args(argv)
     config = load_config(args.config, args.overrides)
     with distributed(config.parallel, config.train.threads) as env:
-        train(config, env)
+        return train(config, env)
 
 
-def train(config: RunConfig, env: Env) -> None:
-    """Train to the last step, from the newest checkpoint of the run if there is one."""
-    total, every = config.train.steps, config.train
-    trainer = Trainer(config, env)
-    trainer.resume()
-    batches = trainer.batches()
-    while trainer.step < total:
-        begin = synchronize(env.device)
-        micro_batches, modes = next(batches)
-        loaded = synchronize(env.device)
+def train(config: RunConfig, env: Env) -> int:
+    """Train to the last step, from the newest checkpoint of the run if there is one; the verb's exit code."""
+    total = config.train.steps
+    with Preemption() as preemption, Watchdog(config.parallel.timeout_s, env) as watchdog:
+        trainer = Trainer(config, env, watchdog)
+        trainer.resume()
+        if trainer.pending:
+            after_step(trainer)
+        batches = trainer.batches()
+        while trainer.step < total:
+            trainer.alive(f"step {trainer.step + 1}")
+            begin = synchronize(env.device)
+            micro_batches, modes = next(batches)
+            loaded = synchronize(env.device)
 
-        lr = learning_rate(trainer.step, total, config.optim)
-        set_learning_rate(trainer.engine.optimizer, lr)
-        try:
-            result = train_step(
-                trainer.engine,
-                trainer.loss,
-                micro_batches,
-                config.optim.clip_norm,
-                modes,
-                cost=trainer.planner.cost if trainer.probe() else None,
-                expected=trainer.planner.step_events(trainer.step),
-            )
-        except MachineError as error:
-            raise MachineError(f"step {trainer.step + 1}: {error}") from None
-        trainer.step += 1
+            lr = learning_rate(trainer.step, total, config.optim)
+            set_learning_rate(trainer.engine.optimizer, lr)
+            try:
+                result = train_step(
+                    trainer.engine,
+                    trainer.loss,
+                    micro_batches,
+                    config.optim.clip_norm,
+                    modes,
+                    cost=trainer.planner.cost if trainer.probe() else None,
+                    expected=trainer.planner.step_events(trainer.step),
+                    stop=preemption.noticed,
+                )
+            except MachineError as error:
+                raise MachineError(f"step {trainer.step + 1}: {error}") from None
+            trainer.step += 1
 
-        trainer.observe(result, lr, step_s=synchronize(env.device) - begin, data_s=loaded - begin)
-        last = trainer.step == total
-        if trainer.step == trainer.planner.epoch_end(trainer.step - 1):
-            trainer.learn()
-        if last or trainer.step % every.log_every == 0:
-            trainer.log()
-        if last or trainer.step % every.valid_every == 0:
-            trainer.validate()
-        if last:
-            trainer.tune()
-        if last or trainer.step % every.checkpoint_every == 0:
-            trainer.save()
-    trainer.close()
+            trainer.observe(result, lr, step_s=synchronize(env.device) - begin, data_s=loaded - begin)
+            if trainer.step == trainer.planner.epoch_end(trainer.step - 1):
+                trainer.learn()
+            if trainer.step == total or trainer.step % config.train.log_every == 0:
+                trainer.log()
+            if result.stop:
+                trainer.stop(preemption.said())
+                return EXIT_PREEMPTED
+            after_step(trainer)
+        trainer.close()
+    return 0
+
+
+def after_step(trainer: Trainer) -> None:
+    """What is due after some steps and after the last: validation, tuning, a checkpoint."""
+    every, last = trainer.config.train, trainer.step == trainer.config.train.steps
+    if last or trainer.step % every.valid_every == 0:
+        trainer.validate()
+    if last:
+        trainer.tune()
+    if last or trainer.step % every.checkpoint_every == 0:
+        trainer.save()
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ mean-over-events however the events are spread.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -14,8 +14,9 @@ from torch import nn
 from torch_geometric.data import Batch, Data
 
 from hpctrack.errors import MachineError
-from hpctrack.parallel.collectives import all_sum, barrier, gather
-from hpctrack.parallel.strategy import DDPEngine
+from hpctrack.models.memory import MODES
+from hpctrack.parallel.collectives import all_max, all_sum, barrier, gather
+from hpctrack.parallel.engine import Engine
 from hpctrack.runtime.cost import CostModel, MemoryMeter, batch_terms
 from hpctrack.runtime.telemetry import synchronize
 
@@ -29,6 +30,7 @@ class StepResult:
 
     `skipped`: the gradient overflowed fp16 and the weights are as they were; its norm is then given as 0.
     `parts`: this rank's seconds of computing, waiting for the slowest rank and summing gradients, if it was probed.
+    `stop`: a rank was asked to end.
     """
 
     loss: float
@@ -38,37 +40,39 @@ class StepResult:
     grad_norm: float = 0.0
     skipped: bool = False
     parts: dict[str, float] = field(default_factory=dict)
+    stop: bool = False
 
 
 def train_step(
-    engine: DDPEngine,
+    engine: Engine,
     loss: nn.Module,
     batches: list[Batch],
     clip_norm: float | None,
     modes: list[str] | None = None,
     cost: CostModel | None = None,
     expected: list[int] | None = None,
+    stop: bool = False,
 ) -> StepResult:
     """Forward, backward and update with this rank's micro-batches of the step (possibly none).
 
     `modes`: memory mode of each micro-batch. `cost`: probe the step, that is, compute without overlapping the gradient
     sum, time the parts and let the cost model observe each micro-batch. `expected`: ids of all events of the step over
-    all ranks; consuming others is an error.
+    all ranks; consuming others is an error. `stop`: this rank was asked to end after the step, which all ranks learn.
     """
     names = list(loss.weights)
     counts = [loss.counts(batch) for batch in batches]
     ids = [int(event) % ID_MODULUS for batch in batches for event in batch.event_id]
-    *totals, n_events, id_sum = all_sum([*(sum(c[n] for c in counts) for n in names), len(ids), sum(ids)], engine.env)
+    mine = [*(sum(c[n] for c in counts) for n in names), len(ids), sum(ids), stop]
+    *totals, n_events, id_sum, stops = all_sum(mine, engine.env)
     if expected is not None and (n_events, id_sum) != (len(expected), sum(e % ID_MODULUS for e in expected)):
         raise MachineError(f"the ranks hold {n_events:.0f} events, not the {len(expected)} of the plan")
     total = dict(zip(names, totals, strict=True))
 
     sums = dict.fromkeys(names, 0.0)
-    work = batches or [empty_batch(engine)]  # every rank takes part in the gradient sum
+    work = take_part(engine, batches, modes)
     begin = synchronize(engine.env.device)
-    for i, batch in enumerate(work):
-        with Probe(engine, cost if batches else None, batch):
-            mode = modes[i] if modes else None
+    for i, (batch, mode) in enumerate(work):
+        with Probe(engine, cost if i < len(batches) else None, batch):
             terms = loss(engine.forward(batch, cost is None and i == len(work) - 1, mode), batch)
             engine.backward(sum(loss.weights[name] * terms[name].sum / max(1, total[name]) for name in names))
         for name in names:
@@ -84,17 +88,17 @@ def train_step(
         engine.step()
     elif engine.precision.scaled:
         engine.discard()
-        return replace(result, skipped=True, parts=parts)
+        return replace(result, skipped=True, parts=parts, stop=stops > 0)
     else:
         every = sorted(e for part in gather([int(e) for b in batches for e in b.event_id], engine.env) for e in part)
         raise MachineError(f"gradient is not finite (events {every}); gradients were not applied")
-    return replace(result, grad_norm=norm, parts=parts)
+    return replace(result, grad_norm=norm, parts=parts, stop=stops > 0)
 
 
 class Probe:
     """Times one micro-batch and measures its memory for the cost model; does nothing without one."""
 
-    def __init__(self, engine: DDPEngine, cost: CostModel | None, batch: Batch) -> None:
+    def __init__(self, engine: Engine, cost: CostModel | None, batch: Batch) -> None:
         self.device, self.cost, self.batch = engine.env.device, cost, batch
 
     def __enter__(self) -> None:
@@ -110,12 +114,12 @@ class Probe:
                 self.cost.observe(batch_terms(self.batch), seconds, self.meter.bytes)
 
 
-def sum_gradients(engine: DDPEngine, begin: float) -> dict[str, float]:
+def sum_gradients(engine: Engine, begin: float) -> dict[str, float]:
     """Sum gradients after the backward passes of a probed step; seconds of computing, waiting and summing."""
     computed = synchronize(engine.env.device)
     barrier(engine.env)
     waited = synchronize(engine.env.device)
-    engine.sum_gradients()
+    engine.sum_gradients(empty_batch(engine))
     return {
         "compute_s": computed - begin,
         "wait_s": waited - computed,
@@ -123,12 +127,12 @@ def sum_gradients(engine: DDPEngine, begin: float) -> dict[str, float]:
     }
 
 
-def validate(engine: DDPEngine, loss: nn.Module, batches: Iterable[Batch]) -> StepResult:
+def validate(engine: Engine, loss: nn.Module, batches: Iterable[Batch]) -> StepResult:
     """Loss over this rank's share of a validation set, added over ranks."""
     sums, counts = dict.fromkeys(loss.weights, 0.0), dict.fromkeys(loss.weights, 0.0)
     events = hits = 0
     with torch.no_grad():
-        for batch in batches:
+        for batch in until_all_end(engine, batches):
             for name, term in loss(engine.predict(batch), batch).items():
                 sums[name] += term.sum.item()
                 counts[name] += term.count
@@ -138,28 +142,51 @@ def validate(engine: DDPEngine, loss: nn.Module, batches: Iterable[Batch]) -> St
     return combine(engine, sums, total, loss.weights, events, hits)
 
 
-def combine(engine: DDPEngine, sums: Sums, total: Sums, weights: Sums, events: int, hits: int) -> StepResult:
+def combine(engine: Engine, sums: Sums, total: Sums, weights: Sums, events: int, hits: int) -> StepResult:
     """Add the terms' sums, events and hits over ranks; the same numbers on every rank."""
     *values, events, hits = all_sum([*sums.values(), events, hits], engine.env)
     terms = {name: value / max(1, total[name]) for name, value in zip(sums, values, strict=True)}
     return StepResult(sum(weights[n] * v for n, v in terms.items()), terms, int(events), int(hits))
 
 
-def blame(engine: DDPEngine, loss: nn.Module, batches: list[Batch]) -> str:
+def blame(engine: Engine, loss: nn.Module, batches: list[Batch]) -> str:
     """Ids of the events whose own loss is not finite, over all ranks."""
     bad = []
     with torch.no_grad():
-        for batch in batches:
-            for event in batch.to_data_list():
-                alone = Batch.from_data_list([event])
-                value = sum(term.sum for term in loss(engine.predict(alone), alone).values())
-                if not torch.isfinite(value):
-                    bad.append(int(event.event_id))
+        events = (Batch.from_data_list([event]) for batch in batches for event in batch.to_data_list())
+        for alone in until_all_end(engine, events):
+            value = sum(term.sum for term in loss(engine.predict(alone), alone).values())
+            if not torch.isfinite(value):
+                bad.append(int(alone.event_id))
     found = sorted(event for part in gather(bad, engine.env) for event in part)
     return ", ".join(map(str, found)) or "none alone, only in their sum"
 
 
-def empty_batch(engine: DDPEngine) -> Batch:
+def take_part(engine: Engine, batches: list[Batch], modes: list[str] | None) -> list[tuple[Batch, str | None]]:
+    """This rank's micro-batches and their modes, or an empty one, since every rank takes part in the gradient sum.
+
+    Where passes are collective, as many as the rank with the most has, in modes that save enough for every rank.
+    """
+    own: list[str | None] = list(modes) if modes else [None] * len(batches)
+    if engine.lockstep:
+        every = gather(own, engine.env)
+        rounds = [[part[i] for part in every if i < len(part)] for i in range(max(map(len, every)))]
+        own = [max(found, key=lambda mode: MODES.index(mode) if mode else -1) for found in rounds]
+    padding = [empty_batch(engine)] * (max(1, len(own)) - len(batches))
+    return list(zip([*batches, *padding], own or [None], strict=True))
+
+
+def until_all_end(engine: Engine, batches: Iterable[Batch]) -> Iterator[Batch]:
+    """This rank's batches, each for one prediction; where these are collective, empty ones until all ranks are done."""
+    for batch in batches:
+        if engine.lockstep:
+            all_max([1], engine.env)
+        yield batch
+    while engine.lockstep and all_max([0], engine.env)[0]:
+        engine.predict(empty_batch(engine))
+
+
+def empty_batch(engine: Engine) -> Batch:
     """A batch of one event without hits, for a rank that has no event in this step."""
     parameter = next(engine.module.parameters())
     nothing = torch.zeros(0, dtype=torch.long)

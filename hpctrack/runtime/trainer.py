@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,10 @@ from hpctrack.runtime.cost import CostModel
 from hpctrack.runtime.ledger import Ledger
 from hpctrack.runtime.optim import build_optimizer
 from hpctrack.runtime.planner import Planner
-from hpctrack.runtime.step import StepResult, validate
+from hpctrack.runtime.step import StepResult, until_all_end, validate
 from hpctrack.runtime.telemetry import Metrics, Progress, Window, peak_gib, synchronize
 from hpctrack.runtime.waste import Waste, waste_lines
+from hpctrack.runtime.watchdog import Watchdog
 from hpctrack.tracking.builders import build_builder, choose, tuning_counts
 from hpctrack.versions import versions
 
@@ -49,6 +51,12 @@ MAY_CHANGE = {  # keys that a resumed run may set otherwise: they do not change 
     "train.log_every",
     "train.valid_every",
     "train.threads",
+    "parallel.strategy",
+    "parallel.zero_stage",
+    "parallel.bucket_mb",
+    "parallel.reshard_after_forward",
+    "parallel.offload_optimizer",
+    "parallel.offload_param",
     "parallel.device",
     "parallel.timeout_s",
 }
@@ -57,8 +65,8 @@ MAY_CHANGE = {  # keys that a resumed run may set otherwise: they do not change 
 class Trainer:
     """What `train` acts on. Raises InputError for data or options that do not fit each other."""
 
-    def __init__(self, config: RunConfig, env: Env) -> None:
-        self.config, self.env = config, env
+    def __init__(self, config: RunConfig, env: Env, watchdog: Watchdog | None = None) -> None:
+        self.config, self.env, self.watchdog = config, env, watchdog
         self.folder = Path(config.run)
         self.precision = Precision(config.train.precision, env.device, config.train.tf32)
         self.dtype = self.precision.weights_dtype
@@ -73,10 +81,12 @@ class Trainer:
         torch.manual_seed(config.seed)  # the same weights on every rank
         model = build_model(config.model, config.data.features)
         model = model.to(env.device, self.dtype)
-        optimizer = build_optimizer(model, config.optim)
-        self.engine = STRATEGIES[config.parallel.strategy](model, optimizer, env, self.precision)
         self.planner = Planner(config, self.data, model, env)
+        optimizer = partial(build_optimizer, config=config.optim)
+        strategy = STRATEGIES[config.parallel.strategy]
+        self.engine = strategy(model, optimizer, env, self.precision, config.parallel, config.optim.clip_norm)
         self.step, self.window, self.tuned = 0, Window(), {}
+        self.pending = False  # whether what is due after the newest step (validation, tuning) is still to be done
         self.ledger: Ledger | None = None
         self.metrics: Metrics | None = None
         self.waste, self.parts = Waste(), {}
@@ -109,6 +119,7 @@ class Trainer:
         load = EventLoader(self.valid, data.features, data.selection, AugmentConfig(), stream, self.dtype)
         rank, _ = longest_first(expected_hits(self.valid, data.selection), self.env.world)
         for row in np.flatnonzero(rank == self.env.rank):
+            self.alive(f"validation after step {self.step}")
             yield Batch.from_data_list([load(int(row), 0)]).to(self.env.device)
 
     # ------------------------------------------------------------------------------------- checkpoints
@@ -124,6 +135,7 @@ class Trainer:
             self.step, self.window, self.tuned = meta["step"], Window(meta["window"]), meta["tuned"]
             self.planner.cost = CostModel(meta["cost"])
             self.precision.load(meta["precision"])
+            self.pending = meta.get("pending", False)
             self.check_same_plan(meta, found)
         if self.env.is_main:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -131,7 +143,7 @@ class Trainer:
             write_json(self.folder / "versions.json", versions())
             self.metrics = Metrics(self.folder, self.step)
             self.ledger = Ledger(self.folder, self.step, len(self.data))
-        n = sum(p.numel() for p in self.engine.module.parameters())
+        n = self.engine.n_parameters
         self.say(
             f"{self.folder}: {self.config.model.name} ({n:,} parameters), {len(self.data)} events, "
             f"{self.env.world} x {self.env.device.type} ({self.env.source}, {self.env.backend or 'no'} process group), "
@@ -140,6 +152,11 @@ class Trainer:
         if self.step < self.config.train.steps:
             for line in self.planner.certificate(self.step):
                 self.say(line)
+
+    def alive(self, at: str) -> None:
+        """The run has come to `at`, so it does not hang."""
+        if self.watchdog:
+            self.watchdog.feed(at)
 
     def check_same_run(self, meta: dict[str, Any], path: Path) -> None:
         """InputError naming the first key (or dataset) in which the checkpoint's run differs from this one."""
@@ -162,16 +179,18 @@ class Trainer:
                 f"otherwise: finish the run with that version"
             )
 
-    def save(self) -> None:
-        """Rank 0 writes a checkpoint, with what all ranks have learned of costs."""
-        begin = synchronize(self.env.device)
+    def save(self, pending: bool = False) -> None:
+        """Write a checkpoint, with what all ranks have learned of costs; `pending`: before what its step makes due."""
+        self.alive(f"the checkpoint of step {self.step}")
+        begin, self.pending = synchronize(self.env.device), pending
         self.planner.collect()
+        state = self.engine.state_dict()
         if self.env.is_main:
-            self.write_checkpoint()
+            self.write_checkpoint(state)
         self.waste.add({"checkpoint_s": synchronize(self.env.device) - begin})
 
-    def write_checkpoint(self) -> None:
-        """Model, optimizer, and everything by which the run goes on where it stopped."""
+    def write_checkpoint(self, state: dict[str, Any]) -> None:
+        """Model, optimizer (`state`), and everything by which the run goes on where it stopped."""
         meta = {
             "hpctrack": __version__,
             "step": self.step,
@@ -182,9 +201,10 @@ class Trainer:
             "data": self.data.fingerprint,
             "tuned": self.tuned,
             "window": self.window.sums,
+            "pending": self.pending,
         }
         keep = self.config.train.keep_checkpoints
-        checkpoint.save(self.folder / "checkpoints", self.step, self.engine.state_dict(), meta, keep)
+        checkpoint.save(self.folder / "checkpoints", self.step, state, meta, keep)
 
     # ------------------------------------------------------------------------------------- telemetry
 
@@ -261,15 +281,21 @@ class Trainer:
             return
         outputs = (
             ({k: v.float().cpu().numpy() for k, v in self.engine.predict(b).items()}, b.track.cpu().numpy())
-            for b in self.valid_batches()
+            for b in until_all_end(self.engine, self.valid_batches())
         )
         counts = tuning_counts(config, outputs)
         counts = np.array(all_sum(counts.ravel(), self.env)).reshape(counts.shape)
         self.tuned = choose(config, counts)
         self.say(f"tuned on validation events: {', '.join(f'builder.{k}={v}' for k, v in self.tuned.items())}")
 
+    def stop(self, why: str) -> None:
+        """End before the last step, with a checkpoint from which the same command goes on."""
+        self.save(pending=True)
+        self.end()
+        self.say(f"{why}: step {self.step} is saved, the same command goes on from there")
+
     def close(self) -> None:
-        """End the run on all ranks together."""
+        """End the run after its last step."""
         report = self.waste.report(self.env)
         if report:
             counter = self.planner.counterfactual()
@@ -277,11 +303,15 @@ class Trainer:
                 self.metrics.write("waste", self.step, report | {f"balance/{k}": v for k, v in counter.items()})
             for line in [*self.planner.cost.lines(), *waste_lines(report, counter)]:
                 self.say(line)
+        self.end()
+        self.say(f"done: {self.step} steps, {self.folder / 'checkpoints'}")
+
+    def end(self) -> None:
+        """Close the files on rank 0, which may still be writing the checkpoint; the other ranks wait for it."""
         if self.metrics and self.ledger:
             self.metrics.close()
             self.ledger.close()
         barrier(self.env)
-        self.say(f"done: {self.step} steps, {self.folder / 'checkpoints'}")
 
     def say(self, text: str) -> None:
         """Print on rank 0."""

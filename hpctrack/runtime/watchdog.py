@@ -1,0 +1,61 @@
+"""No hang: a run in which nothing has finished for `parallel.timeout_s` says where each of its ranks stands, and ends.
+
+A rank that waits for ever (for a peer, a disk, a lock) cannot say so itself; a thread beside it does.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import threading
+import time
+
+from hpctrack.errors import EXIT_MACHINE
+from hpctrack.parallel.env import Env
+
+LAST_RESORT_S = 5.0  # after the timeout; for code that never lets go of the interpreter
+STDERR = 2
+
+
+class Watchdog:
+    """`feed(at)` says that the run goes on, and where; the first call arms it, the end of the context disarms it.
+
+    After `timeout_s` seconds without a call, the stacks of all threads go to standard error and the process ends with
+    exit code 1. All ranks wait for the one that hangs, so all of them do so, at about the same time.
+    """
+
+    def __init__(self, timeout_s: float, env: Env) -> None:
+        self.timeout_s, self.rank = timeout_s, env.rank
+        self.at, self.fed = "", time.monotonic()
+        self.ended = threading.Event()
+        self.thread: threading.Thread | None = None
+
+    def feed(self, at: str) -> None:
+        """The run has come to `at`, e.g. "step 12"."""
+        self.at, self.fed = at, time.monotonic()
+        faulthandler.dump_traceback_later(self.timeout_s + LAST_RESORT_S, exit=True, file=STDERR)
+        if self.thread is None:
+            self.thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+            self.thread.start()
+
+    def __enter__(self) -> Watchdog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ended.set()
+        if self.thread is not None:
+            faulthandler.cancel_dump_traceback_later()
+
+    def _watch(self) -> None:
+        while not self.ended.wait(max(0.0, self.fed + self.timeout_s - time.monotonic())):
+            if time.monotonic() >= self.fed + self.timeout_s:
+                self._end()
+
+    def _end(self) -> None:
+        line = (
+            f"hpctrack [rank {self.rank}]: error: {self.at} has not finished within parallel.timeout_s="
+            f"{self.timeout_s:g} s: a rank hangs, or the key is too small; the stacks of this rank:\n"
+        )
+        os.write(STDERR, line.encode())
+        faulthandler.dump_traceback(STDERR, all_threads=True)
+        os._exit(EXIT_MACHINE)

@@ -1,0 +1,30 @@
+"""torchrun on one node of a batch job: `srun --ntasks-per-node 1 python launch/node.py TORCHRUN-ARGUMENTS`.
+
+Batch systems signal all processes of a job. SIGUSR1 and SIGTERM are for the workers, which save and end by themselves;
+torchrun would die of the first and cut the workers short on the second. Its exit code is 1 whatever happened; here it
+is that of the first worker that failed, and 85 (preempted) also for one that was signalled before it could act on it.
+"""
+
+import os
+import signal
+import sys
+
+WORKERS_OWN = (signal.SIGUSR1, signal.SIGTERM)
+PREEMPTED = 85
+for number in WORKERS_OWN:  # a function, since workers would inherit "ignored"
+    signal.signal(number, lambda *_: None)
+os.environ.setdefault("PET_SIGNALS_TO_HANDLE", "SIGINT,SIGHUP,SIGQUIT")
+
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError  # noqa: E402 - handlers come first
+from torch.distributed.run import main  # noqa: E402
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        code = failure.exitcode
+        if code == PREEMPTED or -code in WORKERS_OWN:
+            sys.exit(PREEMPTED)
+        print(f"launch/node.py: rank {rank} was the first to fail, exit code {code}", file=sys.stderr)
+        sys.exit(code if code > 0 else 128 - code)

@@ -1,0 +1,65 @@
+# What the batch scripts beside it share; they source it. It knows no site: account, queue, constraint, nodes and GPUs are
+# sbatch options, the rest comes from the environment:
+#   HPCTRACK_ROOT            the project's folder                          (default: where sbatch was called)
+#   HPCTRACK_ENV             sourced for modules and Python                (default: .venv/bin/activate)
+#   HPCTRACK_RANKS_PER_NODE  ranks a node                                  (default: one a GPU; without GPUs one)
+#   HPCTRACK_RESTARTS        how often a failed step is started again      (default: 3)
+#   HPCTRACK_PORT            where launchers meet, on the first node       (default: from the job's number)
+# A job that is preempted, or told so by SIGUSR1 before its walltime, saves, goes back into the queue and goes on from there.
+PREEMPTED=85 BAD_INPUT=2
+cd "${HPCTRACK_ROOT:-$SLURM_SUBMIT_DIR}"
+set +u # not all sites' files can bear it
+source "${HPCTRACK_ENV:-.venv/bin/activate}"
+set -u
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} HDF5_USE_FILE_LOCKING=${HDF5_USE_FILE_LOCKING:-FALSE} PYTHONUNBUFFERED=1
+ranks=${HPCTRACK_RANKS_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}
+told= step=
+trap 'told=1; kill -USR1 $step 2>/dev/null || true' USR1 TERM # srun passes it on to all ranks
+
+say() { echo "slurm: $* ($(date '+%F %T'), job $SLURM_JOB_ID, restart ${SLURM_RESTART_COUNT:-0})"; }
+
+run() { # a job step; returns its exit code. Launchers that are left 60 s after the first one ended are ended, too
+  srun --kill-on-bad-exit=0 --wait=60 "$@" &
+  step=$!
+  while kill -0 $step 2>/dev/null; do wait $step || true; done # a signal to this shell ends a wait early
+  wait $step
+}
+
+address() { # of the first node, as Slurm knows it
+  scontrol show node "$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p'
+}
+
+launch() { # $1: nodes; the rest: a module and its arguments, on all ranks of these nodes
+  local nodes=$1 id=$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}.$SECONDS
+  shift
+  run --nodes "$nodes" --ntasks "$nodes" --ntasks-per-node 1 python launch/node.py \
+    --nnodes "$nodes" --nproc-per-node "$ranks" --rdzv-id "$id" --rdzv-backend c10d \
+    --rdzv-endpoint "$(address):${HPCTRACK_PORT:-$((20000 + SLURM_JOB_ID % 10000))}" -m "$@"
+}
+
+requeue() { # back into the queue, unless the job is being cancelled
+  if [ "$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/.*JobState=\([A-Z_]*\).*/\1/p' | head -n 1)" != RUNNING ]; then
+    say "preempted; the job is being ended, so it is not requeued"
+  elif scontrol requeue "$SLURM_JOB_ID"; then
+    say "preempted; requeued"
+  else
+    say "preempted, and cannot be requeued; submit it again to go on"
+  fi
+  exit $PREEMPTED
+}
+
+until_done() { # a command, again after faults of the machine; ends the job when it is preempted or its input is bad
+  local code attempt
+  for attempt in $(seq 0 "${HPCTRACK_RESTARTS:-3}"); do
+    [ -z "$told" ] || requeue
+    "$@" && return
+    code=$?
+    case $code in
+      $PREEMPTED | $((128 + 10)) | $((128 + 15))) requeue ;;
+      $BAD_INPUT) exit $BAD_INPUT ;;
+    esac
+    [ -z "$told" ] || requeue
+    say "attempt $((attempt + 1)) failed with exit code $code"
+  done
+  exit "$code"
+}

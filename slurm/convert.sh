@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# TrackML CSV to a dataset:   sbatch [sbatch options] slurm/convert.sh SOURCE OUT [options of hpctrack convert]
+#   sbatch -A m1234 -C cpu --cpus-per-task 64 slurm/convert.sh csv/train data/train               # processes of one node
+#   HPCTRACK_MPI=pmix sbatch -A m1234 -C cpu --nodes 8 --ntasks-per-node 64 slurm/convert.sh csv/train data/train
+# HPCTRACK_MPI is srun's --mpi (srun --mpi=list) that fits the MPI of mpi4py. Shards that are finished are kept, so the job
+# can be requeued, and submitted again, at any point.
+#SBATCH --job-name=hpctrack-convert
+#SBATCH --nodes=1
+#SBATCH --time=02:00:00
+#SBATCH --output=%x-%j.log
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --signal=B:USR1@120
+set -euo pipefail
+source "${HPCTRACK_ROOT:-$SLURM_SUBMIT_DIR}/slurm/common.sh"
+
+if [ -n "${HPCTRACK_MPI:-}" ]; then
+  until_done run --mpi "$HPCTRACK_MPI" python -m hpctrack.convert "$@"
+else
+  until_done run --nodes 1 --ntasks 1 python -m hpctrack.convert "$@" --jobs "${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE}"
+fi
+say "done"
