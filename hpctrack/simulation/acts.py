@@ -11,14 +11,13 @@ from typing import ClassVar
 import numpy as np
 
 from hpctrack.errors import MachineError
-from hpctrack.simulation import missing
+from hpctrack.simulation.acts_detector import ActsDetector, import_acts
 from hpctrack.simulation.event import Crossings, particle_ids
 from hpctrack.simulation.geometry import Geometry
 from hpctrack.simulation.pythia import Collisions
 from hpctrack.simulation.settings import Settings
 
 P_MIN_GEV = 0.1  # Fatras stops following a particle below this
-CENTRE_TOLERANCE_MM = 0.01
 
 
 class ActsSource:
@@ -42,31 +41,17 @@ class ActsSource:
             raise MachineError(f"event {event_id}: ACTS failed: {error}") from error
 
 
-def _import_acts() -> tuple:
-    try:
-        import acts
-        import acts.examples
-    except ImportError as error:
-        raise missing(f"pyacts ({error})") from error
-    return acts, acts.examples
-
-
 class _Fatras:
     """The detector and its field; runs one event at a time, in and out through ACTS' whiteboard (no files)."""
 
     def __init__(self, field_t: float, geometry: Geometry) -> None:
-        acts, examples = _import_acts()
-        self._quiet = acts.logging.FATAL
-        levels = dict.fromkeys(("logLevel", "surfaceLogLevel", "layerLogLevel", "volumeLogLevel"), self._quiet)
-        self._detector = examples.GenericDetector(examples.GenericDetector.Config(**levels))
-        self._tracking_geometry = self._detector.trackingGeometry()
-        self._field = acts.ConstantBField(acts.Vector3(0.0, 0.0, field_t * acts.UnitConstants.T))
+        acts, examples = import_acts()
+        self._detector = ActsDetector(field_t, geometry)
+        self._quiet = self._detector.quiet
         self._reader, self._collector = _elements(examples, acts)
-        self._sorted_ids, self._modules = _surface_map(geometry)
-        _check_geometry(self._tracking_geometry, acts, geometry, self._sorted_ids, self._modules)
 
     def run(self, primaries: dict[str, np.ndarray], seed: int) -> tuple[dict[str, np.ndarray], Crossings]:
-        acts, examples = _import_acts()
+        acts, examples = import_acts()
         collector = self._collector("collector", self._quiet)
         sequencer = examples.Sequencer(events=1, numThreads=1, logLevel=self._quiet, trackFpes=False)
         sequencer.addReader(self._reader(primaries, self._quiet))
@@ -77,16 +62,15 @@ class _Fatras:
                 outputParticles="simulated",
                 outputSimHits="simhits",
                 randomNumbers=examples.RandomNumbers(seed=seed),
-                trackingGeometry=self._tracking_geometry,
-                magneticField=self._field,
+                trackingGeometry=self._detector.tracking_geometry,
+                magneticField=self._detector.field,
                 pMin=P_MIN_GEV * acts.UnitConstants.GeV,
             )
         )
         sequencer.addAlgorithm(collector)
         sequencer.run()
         ids, values = np.array(collector.hit_ids, np.uint64).reshape(-1, 5), np.array(collector.hits).reshape(-1, 6)
-        surface = np.searchsorted(self._sorted_ids, ids[:, 0])
-        module = self._modules[np.minimum(surface, len(self._modules) - 1)]
+        module = self._detector.modules(ids[:, 0])
         crossings = Crossings(module, particle_ids(*ids[:, 1:].T), values[:, :3], values[:, 3:])
         table = np.array(collector.particles, float).reshape(-1, 12)
         names = ("particle_type", "q", "vx", "vy", "vz", "px", "py", "pz")
@@ -97,28 +81,6 @@ class _Fatras:
             raise RuntimeError("secondaries are too many to number in 12 + 12 bits of particle_id")
         charged = particles["q"] != 0
         return {name: column[charged] for name, column in particles.items()}, crossings
-
-
-def _surface_map(geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
-    """ACTS' geometry identifiers, sorted, and the row of the geometry that each stands for."""
-    ids = [geometry.columns["volume_id"], geometry.columns["layer_id"], geometry.acts_module]
-    shifted = [values.astype(np.uint64) << np.uint64(shift) for values, shift in zip(ids, (56, 36, 8), strict=True)]
-    value = shifted[0] | shifted[1] | shifted[2]
-    order = np.argsort(value)
-    return value[order], order
-
-
-def _check_geometry(tracking_geometry: object, acts: object, geometry: Geometry, ids: np.ndarray, modules: np.ndarray):
-    """MachineError unless the installed pyacts has the detector this package describes."""
-    surfaces = {key.value: surface for key, surface in tracking_geometry.geoIdSurfaceMap().items() if key.sensitive}
-    if sorted(surfaces) != ids.tolist():
-        raise MachineError(f"pyacts' GenericDetector has {len(surfaces)} modules, numbered otherwise than TrackML's")
-    context = acts.GeometryContext.dangerouslyDefaultConstruct()
-    for value, module in zip(ids.tolist(), modules, strict=True):
-        centre = surfaces[value].center(context)
-        gap = max(abs(centre[i] - geometry.centre[module, i]) for i in range(3))
-        if gap > CENTRE_TOLERANCE_MM:
-            raise MachineError(f"pyacts' GenericDetector: module {value} is {gap:.3g} mm away from TrackML's")
 
 
 def _elements(examples: object, acts: object) -> tuple[type, type]:
