@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,13 +55,18 @@ class RadiusBuilder:
         kept = [(c, rows) for c, rows in enumerate(near) if len(rows) >= self.options.min_hits]
         members = [np.asarray(sorted(rows), dtype=np.int64) for _, rows in kept]
         distance = [np.linalg.norm(user[m] - influencer[c], axis=1) for (c, _), m in zip(kept, members, strict=True)]
-        scores = np.array([1 - d.mean() / self.options.radius for d in distance], dtype=np.float32)
-        offsets = np.concatenate([[0], np.cumsum([len(m) for m in members])]).astype(np.int64)
-        rows = hit_rows[np.concatenate(members)] if members else np.zeros(0)
-        rows = rows.astype(np.int32)
-        return Candidates(
-            event_id, offsets, rows, scores, exclusive(offsets, rows, scores, n_hits, self.options.min_hits)
-        )
+        scores = [1 - d.mean() / self.options.radius for d in distance]
+        return from_lists([hit_rows[m] for m in members], scores, n_hits, event_id, self.options.min_hits)
+
+
+def from_lists(
+    lists: Sequence[np.ndarray], scores: Sequence[float], n_hits: int, event_id: int, min_hits: int
+) -> Candidates:
+    """Candidates from their hit rows, each ascending and without repetition, and scores."""
+    offsets = np.concatenate([[0], np.cumsum([len(rows) for rows in lists])]).astype(np.int64)
+    rows = (np.concatenate(lists) if len(lists) else np.zeros(0)).astype(np.int32)
+    values = np.asarray(scores, dtype=np.float32)
+    return Candidates(event_id, offsets, rows, values, exclusive(offsets, rows, values, n_hits, min_hits))
 
 
 def neighbourhoods(user: np.ndarray, influencer: np.ndarray, radius: float) -> list[list[int]]:
