@@ -7,13 +7,14 @@ entry of their table; the other keys of these sections are its own options, chec
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from hpctrack.errors import InputError
 
@@ -46,6 +47,13 @@ class SelectionConfig(Section):
     tracks: int | None = Field(None, ge=1, description="number of target tracks drawn per event; null: all")
 
 
+class CurriculumStage(Section):
+    """Fewer tracks at first: a stage of the curriculum in the number of tracks."""
+
+    until_epoch: int = Field(ge=1, description="the stage's end, counted from epoch 0")
+    tracks: int = Field(ge=1, description="number of target tracks drawn per event until then")
+
+
 class AugmentConfig(Section):
     """Symmetries of the detector used in training."""
 
@@ -59,6 +67,7 @@ class DataConfig(Section):
     train: str
     valid: str | None = None
     selection: SelectionConfig = SelectionConfig()
+    curriculum: list[CurriculumStage] = Field([], description="training on fewer tracks first; then as selection says")
     features: list[str] = Field(["x", "y", "z"], min_length=1, description="model inputs: names in data/features.py")
     augment: AugmentConfig = AugmentConfig()
     workers: int = Field(0, ge=0, description="reader processes per rank; 0 reads in the training process")
@@ -66,6 +75,14 @@ class DataConfig(Section):
     verify: bool = Field(True, description="compare what is read with its checksums")
     stage_to: str | None = Field(None, description="folder on each node's own disk (or /dev/shm) to read copies from")
     in_memory: bool = Field(False, description="hold the columns that the features need in memory, on every rank")
+
+    @field_validator("curriculum")
+    @classmethod
+    def _stages_follow_each_other(cls, stages: list[CurriculumStage]) -> list[CurriculumStage]:
+        ends = [stage.until_epoch for stage in stages]
+        if any(a >= b for a, b in itertools.pairwise(ends)):
+            raise ValueError(f"until_epoch must grow from stage to stage, got {ends}")
+        return stages
 
 
 class PlanConfig(Section):
@@ -95,11 +112,17 @@ class PlanConfig(Section):
 
 
 class OptimConfig(Section):
-    """AdamW with linear warm-up and cosine decay."""
+    """The optimizer, linear warm-up and cosine decay, and how the learning rate follows the global batch."""
 
-    lr: float = Field(1e-3, gt=0)
+    name: Literal["adamw", "lamb", "lars", "sgd"] = "adamw"
+    lr: float = Field(1e-3, gt=0, description="at its peak, for a global batch of base_batch if scale_lr is set")
+    scale_lr: Literal["none", "linear", "sqrt"] = Field(
+        "none", description="multiply lr by (events a step / base_batch), or by its square root"
+    )
+    base_batch: float = Field(8.0, gt=0, description="events per optimizer step that lr was chosen for")
     weight_decay: float = Field(0.01, ge=0)
-    betas: tuple[float, float] = (0.9, 0.99)
+    betas: tuple[float, float] = Field((0.9, 0.99), description="adamw, lamb")
+    momentum: float = Field(0.9, ge=0, lt=1, description="lars, sgd")
     warmup_steps: int = Field(0, ge=0)
     schedule: Literal["cosine", "constant"] = "cosine"
     final_lr_fraction: float = Field(0.01, ge=0, le=1, description="of lr, reached at the last step of the cosine")
@@ -133,9 +156,27 @@ class TrainConfig(Section):
 class ParallelConfig(Section):
     """How ranks work together."""
 
-    strategy: Literal["ddp"] = "ddp"
+    strategy: Literal["ddp", "fsdp", "deepspeed"] = Field(
+        "ddp", description="replicas; shards of weights, gradients and optimizer state (torch); or ZeRO (DeepSpeed)"
+    )
+    compress: Literal["none", "bf16"] = Field("none", description="number format in which gradients are summed")
+    bucket_mb: float = Field(25.0, gt=0, description="ddp, deepspeed: gradients summed at once, while others come")
+    reshard_after_forward: bool = Field(True, description="fsdp: gather weights again for the backward pass")
+    zero_stage: Literal[1, 2, 3] = Field(
+        2, description="deepspeed: share optimizer state (1), gradients (2), weights (3)"
+    )
+    offload_optimizer: bool = Field(False, description="deepspeed: optimizer state in the memory of the host")
+    offload_param: bool = Field(False, description="deepspeed, stage 3: weights in the memory of the host")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     timeout_s: float = Field(600.0, gt=0, description="a collective that waits longer ends the run")
+
+    @model_validator(mode="after")
+    def _options_of_the_strategy(self) -> ParallelConfig:
+        if (self.offload_optimizer or self.offload_param) and self.strategy != "deepspeed":
+            raise ValueError(f"offload_optimizer and offload_param are for strategy deepspeed, not {self.strategy}")
+        if self.offload_param and self.zero_stage != 3:
+            raise ValueError(f"offload_param needs zero_stage 3, not {self.zero_stage}")
+        return self
 
 
 class RunConfig(Section):

@@ -32,10 +32,9 @@ from hpctrack.data.partition import partition
 from hpctrack.data.subevents import MAX_DRAWS, SubEventReader
 from hpctrack.data.trackml_source import check_files, find_events
 from hpctrack.errors import EXIT_INPUT, EXIT_MACHINE, InputError, verb
+from hpctrack.parallel.mpi import launched, mpi_world
 
 SKIPPED = "skipped.json"
-RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "MV2_COMM_WORLD_RANK", "SLURM_PROCID")
-SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -118,12 +117,12 @@ def make_reader(args: argparse.Namespace) -> Reader:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The verb: plan the shards, make them, write the index, say what was done."""
-    size = launched_ranks()
+    _, size = launched()
     if size == 1:
         return _ending(lambda: _alone(_parser().parse_args(argv)))
     with _quiet_but_on_first_rank():
         args = _parser().parse_args(argv)
-    return _ending(lambda: _on_ranks(args, mpi_world(size, args)))
+    return _ending(lambda: _on_ranks(args, _world(args, size)))
 
 
 def _ending(run: Callable[[], int | None]) -> int:
@@ -180,48 +179,21 @@ def _locked(out: Path) -> Iterator[None]:
 # ------------------------------------------------------------------------------------------------ MPI
 
 
-def launched_ranks() -> int:
-    """How many processes an MPI launcher (mpirun, mpiexec, srun) says that it started; 1 without one."""
-    return max([int(os.environ[name]) for name in SIZE_VARIABLES if os.environ.get(name, "").isdigit()], default=1)
-
-
-def _rank() -> int:
-    return next((int(os.environ[name]) for name in RANK_VARIABLES if os.environ.get(name, "").isdigit()), 0)
-
-
 @contextlib.contextmanager
 def _quiet_but_on_first_rank() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
-        if _rank():
+        if launched()[0]:
             stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
             stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         yield
 
 
-def mpi_world(size: int, args: argparse.Namespace | None = None) -> Any:
-    """The communicator of the `size` processes that a launcher started; one line from the first of them otherwise."""
-    try:
-        if args is not None and args.jobs is not None:
-            raise InputError("--jobs is for one machine without MPI; under mpirun or srun the ranks are the processes")
-        try:
-            from mpi4py import MPI
-        except (ImportError, RuntimeError) as error:  # the latter: mpi4py is there, but finds no MPI library
-            raise InputError(
-                f"{size} processes were started by an MPI launcher, but mpi4py cannot be used ({error}): "
-                "pip install 'hpctrack[mpi]' (and load the launcher's MPI), or start it without the launcher: --jobs "
-                "uses the cores of one machine"
-            ) from error
-        world = MPI.COMM_WORLD
-        if world.size != size:
-            raise InputError(
-                f"the launcher started {size} processes, but MPI sees {world.size}: mpi4py and the launcher must be "
-                "of one MPI (with Slurm: srun --mpi=pmi2 or --mpi=pmix)"
-            )
-        return world
-    except InputError as error:
-        if _rank():
-            raise SystemExit(EXIT_INPUT) from error
-        raise
+def _world(args: argparse.Namespace, size: int) -> Any:
+    if args.jobs is not None:
+        if launched()[0]:
+            raise SystemExit(EXIT_INPUT)
+        raise InputError("--jobs is for one machine without MPI; under mpirun or srun the ranks are the processes")
+    return mpi_world(size)
 
 
 def _on_ranks(args: argparse.Namespace, world: Any) -> int:

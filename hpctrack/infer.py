@@ -1,7 +1,8 @@
 """`torchrun -m hpctrack.infer --checkpoint RUN --data DATASET --out FOLDER`: write track candidates.
 
 Each event goes to exactly one rank, by cost, and is committed when it is done. The same command again finishes what a
-kill left; the result does not depend on the number of ranks.
+kill left; the result does not depend on the number of ranks. With `--part 3/16`, sixteen jobs each do a share, in any
+order and side by side; the last one to end joins them.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,23 +32,53 @@ from hpctrack.config import (
     apply_overrides,
     parse,
 )
-from hpctrack.convert import launched_ranks, mpi_world
 from hpctrack.data import candidates
 from hpctrack.data.files import naming, write_json, write_text
 from hpctrack.data.loader import EventLoader, expected_hits
 from hpctrack.data.lock import only_writer
 from hpctrack.data.partition import longest_first
+from hpctrack.data.schema import Candidates
 from hpctrack.data.store import Dataset
 from hpctrack.data.trackml import write_submission
-from hpctrack.errors import EXIT_INPUT, EXIT_MACHINE, InputError, verb
+from hpctrack.errors import EXIT_INPUT, EXIT_MACHINE, EXIT_PREEMPTED, InputError, verb
 from hpctrack.models import build_model
-from hpctrack.parallel.collectives import barrier, broadcast, gather
-from hpctrack.parallel.env import Env, distributed
+from hpctrack.parallel.collectives import all_sum, barrier, broadcast, gather
+from hpctrack.parallel.env import Env, distributed, launcher_argument
+from hpctrack.parallel.mpi import launched, mpi_world
 from hpctrack.parallel.precision import WEIGHTS, Precision
 from hpctrack.runtime import checkpoint
+from hpctrack.runtime.preempt import Preemption
+from hpctrack.runtime.watchdog import Watchdog
 from hpctrack.tracking.builders import build_builder
 
 INFER = 2  # random stream of draws in inference
+WAIT_S = 86400.0  # for ranks that have more to do; those that are lost, or hang at an event, are noticed at once
+
+
+@dataclass(frozen=True)
+class Part:
+    """Share `number` (from 0) of the events, one of `of`, done by a job of its own."""
+
+    number: int
+    of: int
+
+    @classmethod
+    def parse(cls, text: str) -> Part:
+        """From I/N; for argparse."""
+        found = re.fullmatch(r"(\d+)/(\d+)", text)
+        if not found or not int(found[1]) < int(found[2]):
+            raise argparse.ArgumentTypeError(f"'{text}' must be I/N with I from 0 to N - 1, e.g. 3/16")
+        return cls(int(found[1]), int(found[2]))
+
+    @property
+    def name(self) -> str:
+        """The beginning of what it writes."""
+        return f"part-{self.number:05d}-of-{self.of:05d}"
+
+    def end(self, out: Path) -> int:
+        """Say on disk that this share is done; how many are."""
+        write_text(out / candidates.PARTS / f"{self.name}.done", "")
+        return len(list((out / candidates.PARTS).glob(f"part-*-of-{self.of:05d}.done")))
 
 
 class InferConfig(Section):
@@ -60,30 +93,39 @@ class InferConfig(Section):
 
 
 @verb("infer")
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     """Command line of the verb."""
     parser = argparse.ArgumentParser(prog="hpctrack infer", description=__doc__)
     parser.add_argument("--checkpoint", required=True, type=Path, help="run folder, or one of its checkpoints")
     parser.add_argument("--data", required=True, help="dataset folder")
     parser.add_argument("--out", required=True, type=Path, help="folder for the candidates")
+    parser.add_argument("--part", type=Part.parse, metavar="I/N", help="share I, from 0, of N jobs that do it together")
     parser.add_argument("--submission", type=Path, help="also write this TrackML submission CSV")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--threads", type=int, default=1, help="CPU threads per rank (default 1)")
+    parser.add_argument(
+        "--timeout-s", type=float, default=600.0, help="an event that takes longer ends it; default 600"
+    )
     parser.add_argument(
         "overrides",
         nargs="*",
         metavar="key=value",
         help="selection.* (default: every hit) and builder.* of this inference",
     )
+    launcher_argument(parser)
     args = parser.parse_args(argv)
     path = checkpoint.find(args.checkpoint)
     meta = checkpoint.read_meta(path)
     config = infer_config(meta, args.overrides, path)
-    with distributed(ParallelConfig(device=args.device), args.threads) as env:
-        infer(config, path, Dataset(args.data, verify=True), args.out, env)
-        if args.submission and env.is_main:
+    if args.part and args.submission:
+        raise InputError("--submission: is written from all events; give it to a last call without --part")
+    parallel = ParallelConfig(device=args.device, timeout_s=WAIT_S)
+    with distributed(parallel, args.threads) as env, Watchdog(args.timeout_s, env, "--timeout-s") as watchdog:
+        code = infer(config, path, Dataset(args.data, verify=True), args.out, env, args.part, watchdog)
+        if args.submission and env.is_main and code == 0:
             write_submission(args.submission, submission_blocks(Dataset(args.data), args.out))
             print(f"submission: {args.submission}")
+    return code
 
 
 def infer_config(meta: dict[str, Any], overrides: Sequence[str], path: Path) -> InferConfig:
@@ -106,24 +148,48 @@ def infer_config(meta: dict[str, Any], overrides: Sequence[str], path: Path) -> 
     return config
 
 
-def infer(config: InferConfig, path: Path, data: Dataset, out: Path, env: Env) -> None:
-    """Build candidates of every event of `data` that has none in `out` yet, then join them beside the shards."""
+def infer(
+    config: InferConfig,
+    path: Path,
+    data: Dataset,
+    out: Path,
+    env: Env,
+    part: Part | None = None,
+    watchdog: Watchdog | None = None,
+) -> int:
+    """Build candidates of every event of `data` that has none in `out` yet, then join them beside the shards.
+
+    With `part`, of its share; whoever does the last one joins all. The verb's exit code.
+    """
     model = load_model(config, path, env.device)
     attributes = {
         "dataset_fingerprint": data.fingerprint,
         "model_digest": checkpoint.digest(model),
         **config.model_dump(mode="json"),
     }
-    with on_main(lambda: only_writer(out), env):
+    task = Task(config, model, data, out, env, part, watchdog)
+    if part is None:
+        with on_main(lambda: only_writer(out), env):
+            if run_on_main(lambda: prepare(out, attributes), env):
+                say(env, f"{out}: complete, nothing to do")
+                return 0
+            if not task.build():
+                return EXIT_PREEMPTED
+            join(data, out, attributes, env)
+        return 0
+    with on_main(lambda: only_writer(out, wait=True), env):
         if run_on_main(lambda: prepare(out, attributes), env):
             say(env, f"{out}: complete, nothing to do")
-            return
-        sources = everyones(candidates.committed(out, env.rank, env.world), env)
-        todo = np.array([row for row, event in enumerate(data.event_ids) if int(event) not in sources], dtype=np.int64)
-        mine = todo[longest_first(expected_hits(data, config.selection)[todo], env.world)[0] == env.rank]
-        say(env, f"{out}: {len(todo)} events to do, {len(sources)} done before, {env.world} x {env.device.type}")
-        sources |= everyones(build(config, model, data, mine, out, env), env)
-        join(data, out, attributes, sources, env)
+            return 0
+    with on_main(lambda: only_writer(out / candidates.PARTS / part.name), env):
+        if not task.build():
+            return EXIT_PREEMPTED
+    with on_main(lambda: only_writer(out, wait=True), env):
+        done = run_on_main(lambda: part.end(out), env)
+        say(env, f"{out}: {done} of {part.of} parts done")
+        if done == part.of:
+            join(data, out, attributes, env)
+    return 0
 
 
 @contextlib.contextmanager
@@ -190,45 +256,87 @@ def differs(then: dict[str, Any], now: dict[str, Any], out: Path) -> None:
             )
 
 
-def build(
-    config: InferConfig, model: torch.nn.Module, data: Dataset, rows: np.ndarray, out: Path, env: Env
-) -> dict[int, Any]:
-    """Read, predict, build and commit the events `rows` of this rank; where each event's record is."""
-    load = EventLoader(
-        data, config.features, config.selection, AugmentConfig(), (config.seed, INFER), WEIGHTS[config.precision]
-    )
-    builder = build_builder(config.builder)
-    journal = candidates.Journal(out, f"rank-{env.rank:05d}")
-    precision = Precision(config.precision, env.device)
-    path = out / candidates.PARTS / f"rank-{env.rank:05d}.timings"
-    places: dict[int, Any] = {}
-    with naming(path), open(path, "a") as timings:
-        for count, row in enumerate(rows, 1):
-            times = [time.perf_counter()]
-            batch = Batch.from_data_list([load(int(row), 0)]).to(env.device)
-            times.append(time.perf_counter())
-            with torch.inference_mode(), precision.autocast():
-                outputs = {name: value.float().cpu().numpy() for name, value in model(batch).items()}
-            times.append(time.perf_counter())
-            event_id, n_hits = int(batch.event_id), int(data.n_hits[row])
-            found = builder.build(outputs, batch.hit_row.cpu().numpy(), n_hits, event_id)
-            times.append(time.perf_counter())
-            read_s, model_s, build_s = np.diff(times).tolist()
-            entry = {"event_id": event_id, "n_hits": batch.num_nodes, "n_candidates": len(found), "rank": env.rank}
-            timings.write(json.dumps(entry | {"read_s": read_s, "model_s": model_s, "build_s": build_s}) + "\n")
-            timings.flush()
-            places[event_id] = journal.append(found)
-            if count % max(1, len(rows) // 10) == 0:
-                say(env, f"event {event_id}: {len(found)} candidates  ({count}/{len(rows)} on this rank)")
-    journal.close()
-    return places
+class Task:
+    """The events of this call, spread over its ranks."""
+
+    def __init__(
+        self,
+        config: InferConfig,
+        model: torch.nn.Module,
+        data: Dataset,
+        out: Path,
+        env: Env,
+        part: Part | None,
+        watchdog: Watchdog | None,
+    ) -> None:
+        self.config, self.model, self.data, self.out, self.env = config, model, data, out, env
+        self.part, self.watchdog = part, watchdog
+        self.load = EventLoader(
+            data, config.features, config.selection, AugmentConfig(), (config.seed, INFER), WEIGHTS[config.precision]
+        )
+        self.builder = build_builder(config.builder)
+        self.precision = Precision(config.precision, env.device)
+        self.writer = f"{part.name + '-' if part else ''}rank-{env.rank:05d}"
+
+    def rows(self) -> np.ndarray:
+        """Rows of this rank's events: an equal share, by cost, of those that have no record yet."""
+        env, part = self.env, self.part
+        cost = expected_hits(self.data, self.config.selection)
+        chosen = longest_first(cost, part.of)[0] == part.number if part else np.ones(len(cost), dtype=bool)
+        done = everyones(candidates.committed(self.out, env.rank, env.world, f"{part.name}-*" if part else "*"), env)
+        ids = self.data.event_ids
+        todo = np.array([row for row in np.flatnonzero(chosen) if int(ids[row]) not in done], dtype=np.int64)
+        of = f"part {part.number} of {part.of}, " if part else ""
+        say(env, f"{self.out}: {of}{len(todo)} events to do, {len(done)} done before, {env.world} x {env.device.type}")
+        return todo[longest_first(cost[todo], env.world)[0] == env.rank]
+
+    def build(self) -> bool:
+        """Read, predict, build and commit this rank's events; False if the ranks were told to end before the last."""
+        rows, done = self.rows(), 0
+        journal = candidates.Journal(self.out, self.writer)
+        path = self.out / candidates.PARTS / f"{self.writer}.timings"
+        with Preemption() as preemption, naming(path), open(path, "a") as timings:
+            while done < len(rows) and not preemption.noticed:
+                if self.watchdog:
+                    self.watchdog.feed(f"event {self.data.event_ids[rows[done]]}")
+                found, entry = self.event(int(rows[done]))
+                timings.write(json.dumps(entry) + "\n")
+                timings.flush()
+                journal.append(found)
+                done += 1
+                if done % max(1, len(rows) // 10) == 0:
+                    place = f"({done}/{len(rows)} on this rank)"
+                    say(self.env, f"event {found.event_id}: {len(found)} candidates  {place}")
+            journal.close()
+            if self.watchdog:
+                self.watchdog.rest()
+            left = int(all_sum([len(rows) - done], self.env)[0])
+            if left:
+                say(self.env, f"{preemption.said()}: {left} events are left, the same command goes on with them")
+        return not left
+
+    def event(self, row: int) -> tuple[Candidates, dict[str, Any]]:
+        """Candidates of one event, and what they took."""
+        times = [time.perf_counter()]
+        batch = Batch.from_data_list([self.load(row, 0)]).to(self.env.device)
+        times.append(time.perf_counter())
+        with torch.inference_mode(), self.precision.autocast():
+            outputs = {name: value.float().cpu().numpy() for name, value in self.model(batch).items()}
+        times.append(time.perf_counter())
+        n_hits = int(self.data.n_hits[row])
+        found = self.builder.build(outputs, batch.hit_row.cpu().numpy(), n_hits, int(batch.event_id))
+        times.append(time.perf_counter())
+        sizes = {"event_id": found.event_id, "n_hits": batch.num_nodes, "n_candidates": len(found)}
+        seconds = zip(("read_s", "model_s", "build_s"), np.diff(times).tolist(), strict=True)
+        return found, sizes | {"rank": self.env.rank} | dict(seconds)
 
 
-def join(data: Dataset, out: Path, attributes: dict[str, Any], sources: dict[int, Any], env: Env) -> None:
-    """Write the final files, then the index; then the journals go.
+def join(data: Dataset, out: Path, attributes: dict[str, Any], env: Env) -> None:
+    """Write the final files from what everybody has committed, then the index; then the journals go.
 
     Each rank writes its share of the files; where h5py has MPI and the ranks are MPI's, all write each file together.
     """
+    sources = everyones(candidates.committed(out, env.rank, env.world), env)
     files, world = {}, mpi_ranks(env)
     order = np.lexsort((data.row, data.shard))
     ends = np.searchsorted(data.shard[order], np.arange(len(data.shards) + 1))
@@ -250,7 +358,7 @@ def join(data: Dataset, out: Path, attributes: dict[str, Any], sources: dict[int
 
 def mpi_ranks(env: Env) -> Any:
     """The MPI communicator of these ranks if they can write one file together, else None."""
-    if env.world == 1 or launched_ranks() != env.world or not candidates.has_parallel_hdf5():
+    if env.world == 1 or launched()[1] != env.world or not candidates.has_parallel_hdf5():
         return None
     return mpi_world(env.world)
 

@@ -1,18 +1,26 @@
-"""Who am I among the ranks: rank, world size, device and process group, from torchrun or none."""
+"""Who am I among the ranks: rank, world size, device and process group, from whatever launcher there is, or none."""
 
 from __future__ import annotations
 
+import argparse
 import os
-from collections.abc import Iterator
+import socket
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
 from hpctrack.config import ParallelConfig
-from hpctrack.errors import InputError
+from hpctrack.errors import EXIT_INPUT, InputError, MachineError
+from hpctrack.parallel.faults import lost_ranks
+from hpctrack.parallel.launchers import INIT_METHOD, MPI, Place, find_place, slurm_meeting
+from hpctrack.parallel.mpi import mpi_end, mpi_meeting
+
+ALONE = Place("no launcher", 0, 1, 0)
+NODES_SHOWN = 4
 
 
 @dataclass(frozen=True)
@@ -32,59 +40,158 @@ class Env:
         return self.rank == 0
 
 
-VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
-INIT_METHOD = "HPCTRACK_INIT_METHOD"  # in place of an address: where ranks meet, e.g. file:///shared/folder/file
-
-
 @contextmanager
 def distributed(config: ParallelConfig, threads: int | None) -> Iterator[Env]:
     """The rank's environment for the time of a run; starts and ends the process group where there are ranks.
 
-    Raises InputError for a half-set torchrun environment or a device that is not there.
+    Rank 0 prints what was found. Raises InputError for variables that contradict each other or lack an address, for a
+    device that is not there, or has two ranks.
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    env = discover(config)
-    if env.backend is None:
+    place = find_place(os.environ) or ALONE
+    variables = {}
+    if place.world > 1:
+        place = with_meeting(place)
+        variables = torch_variables(place)
+        os.environ.update(variables)  # for torch's env:// and the libraries beside it
+    env = make_env(config, place)
+    if env.backend is not None:
+        start_group(env, config)
+    say_ranks(env)
+    with lost_ranks(config.timeout_s):
         yield env
-        return
-    dist.init_process_group(
-        env.backend,
-        init_method=os.environ.get(INIT_METHOD, "env://"),
-        rank=env.rank,
-        world_size=env.world,
-        timeout=timedelta(seconds=config.timeout_s),
-        device_id=env.device if env.device.type == "cuda" else None,
-    )
-    yield env
-    dist.destroy_process_group()  # not after an error: other ranks may still wait in a collective
+    if env.backend is not None:
+        dist.destroy_process_group()  # not after an error: other ranks may still wait in a collective
+    if place.source in MPI:
+        mpi_end()
+    for name in variables:
+        del os.environ[name]
 
 
-def discover(config: ParallelConfig) -> Env:
-    """Read torchrun's variables, choose the device; no process group is started."""
-    needed = VARIABLES + (() if INIT_METHOD in os.environ else ADDRESS)
-    present = [name for name in needed if name in os.environ]
-    launched = "RANK" in present or "WORLD_SIZE" in present
-    if launched and len(present) < len(needed):
-        missing = ", ".join(name for name in needed if name not in present)
-        raise InputError(f"environment: {', '.join(present)} set but not {missing}; start with torchrun")
-    rank, world, local = (int(os.environ[name]) for name in VARIABLES) if launched else (0, 1, 0)
-    device = choose_device(config.device, local)
-    backend = ("nccl" if device.type == "cuda" else "gloo") if launched and world > 1 else None
-    return Env(rank, world, local, device, backend, "torchrun" if launched else "single process")
+def launcher_argument(parser: argparse.ArgumentParser) -> None:
+    """Accept the `--local_rank` that the DeepSpeed launcher adds; LOCAL_RANK says the same."""
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
 
 
-def choose_device(wanted: str, local_rank: int) -> torch.device:
-    """`cuda:local_rank` where there are GPUs (or they are asked for), else the CPU."""
+def with_meeting(place: Place) -> Place:
+    """The place with everything that its launcher left open: where the ranks meet, and the number on the node."""
+    known = INIT_METHOD in os.environ or (place.address is not None and place.port is not None)
+    if place.source == "Slurm" and not known:
+        address, port = slurm_meeting(os.environ)
+        place = replace(place, address=place.address or address, port=place.port or port)
+    if place.source in MPI and not (known and place.local_rank is not None):
+        address, port, local_rank = mpi_meeting(place.world)
+        place = replace(place, address=place.address or address, port=place.port or port, local_rank=local_rank)
+    return place
+
+
+def torch_variables(place: Place) -> dict[str, str]:
+    """What torchrun would have set, where it has not."""
+    values = {"RANK": place.rank, "WORLD_SIZE": place.world, "LOCAL_RANK": place.local_rank}
+    values |= {"MASTER_ADDR": place.address, "MASTER_PORT": place.port}
+    return {name: str(value) for name, value in values.items() if value is not None and name not in os.environ}
+
+
+def make_env(config: ParallelConfig, place: Place) -> Env:
+    """Choose the device and the backend; no process group is started."""
+    local_rank = place.local_rank or 0
+    device = choose_device(config.device, local_rank, place.source)
+    grouped = place.world > 1 or config.strategy != "ddp"  # sharding and its libraries want a group, if only of one
+    backend = ("nccl" if device.type == "cuda" else "gloo") if grouped else None
+    return Env(place.rank, place.world, local_rank, device, backend, place.source)
+
+
+def choose_device(wanted: str, local_rank: int, source: str) -> torch.device:
+    """`cuda:local_rank` where there are GPUs (or they are asked for), else the CPU.
+
+    Where the launcher shows each rank its own GPU only, that one.
+    """
     n_gpus = torch.cuda.device_count() if wanted != "cpu" else 0
     if wanted == "cuda" and n_gpus == 0:
         raise InputError("key 'parallel.device': cuda asked for, but torch sees no GPU; use cpu or auto")
     if n_gpus == 0:
         return torch.device("cpu")
-    if local_rank >= n_gpus:
+    bound = n_gpus == 1 and (source == "Slurm" or source in MPI)  # if it is not, `say_ranks` finds two ranks on a GPU
+    if local_rank >= n_gpus and not bound:
         raise InputError(
             f"local rank {local_rank} has no GPU of its own ({n_gpus} here); start {n_gpus} ranks per node"
         )
-    torch.cuda.set_device(local_rank)
-    return torch.device("cuda", local_rank)
+    index = 0 if bound else local_rank
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def start_group(env: Env, config: ParallelConfig) -> None:
+    """Start the process group, of this rank alone if there are no others; MachineError if the ranks do not meet."""
+    method = os.environ.get(INIT_METHOD, "env://")
+    try:
+        dist.init_process_group(
+            env.backend,
+            store=dist.HashStore() if env.world == 1 else None,
+            init_method=method if env.world > 1 else None,
+            rank=env.rank,
+            world_size=env.world,
+            timeout=timedelta(seconds=config.timeout_s),
+            device_id=env.device if env.device.type == "cuda" else None,
+        )
+    except (dist.DistError, RuntimeError, ValueError) as error:
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}" if method == "env://" else method
+        why = " ".join(str(error).split())[:200]
+        raise MachineError(f"rank {env.rank} of {env.world} did not meet the others at {where} ({why})") from error
+
+
+def say_ranks(env: Env) -> None:
+    """Rank 0 prints which ranks there are, and where; InputError if two have the same GPU."""
+    own = (socket.gethostname(), str(env.device), gpu_identity(env.device))
+    found = [own] * env.world
+    if env.world > 1:
+        dist.all_gather_object(found, own)
+    if env.is_main:
+        print(ranks_line(env, [(host, device) for host, device, _ in found]), flush=True)
+    seen: dict[tuple[str, str], int] = {}
+    for rank, (host, device, gpu) in enumerate(found):
+        if gpu and seen.setdefault((host, gpu), rank) != rank:
+            if not env.is_main:
+                raise SystemExit(EXIT_INPUT)
+            other = seen[host, gpu]
+            raise InputError(
+                f"ranks {other} and {rank} have the same GPU ({device} of {host}); start fewer ranks per node"
+            )
+
+
+def gpu_identity(device: torch.device) -> str:
+    """What no other GPU of the machine has; empty for the CPU."""
+    return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else ""
+
+
+def ranks_line(env: Env, found: Sequence[tuple[str, str]]) -> str:
+    """One line for (host, device) of all ranks."""
+    if env.world == 1:
+        return f"ranks: 1 ({env.source}) on {env.device}, {env.backend or 'no process group'}"
+    nodes: dict[str, list[int]] = {}
+    for rank, (host, _) in enumerate(found):
+        nodes.setdefault(host, []).append(rank)
+    parts = [f"{host}: {spans(ranks)} on {devices(found, ranks)}" for host, ranks in nodes.items()]
+    more = f"; and {len(parts) - NODES_SHOWN} nodes more" if len(parts) > NODES_SHOWN else ""
+    plural = "s" if len(nodes) > 1 else ""
+    start = f"ranks: {env.world} from {env.source} on {len(nodes)} node{plural}, {env.backend}"
+    return f"{start}; {'; '.join(parts[:NODES_SHOWN])}{more}"
+
+
+def devices(found: Sequence[tuple[str, str]], ranks: Sequence[int]) -> str:
+    """`cpu`, or `cuda:0-3`."""
+    names = [found[rank][1] for rank in ranks]
+    numbers = [int(name.partition(":")[2]) for name in names if ":" in name]
+    return f"cuda:{spans(numbers)}" if len(numbers) == len(names) else ", ".join(sorted(set(names)))
+
+
+def spans(numbers: Sequence[int]) -> str:
+    """`0-3,8` for 0, 1, 2, 3, 8."""
+    parts: list[list[int]] = []
+    for number in sorted(numbers):
+        if parts and number == parts[-1][1] + 1:
+            parts[-1][1] = number
+        else:
+            parts.append([number, number])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)

@@ -99,7 +99,9 @@ class Trainer:
         """This rank's micro-batches and their memory modes for each step from the current one to the last."""
         data, last, plan = self.config.data, self.config.train.steps, self.planner
         stream = (self.config.seed, TRAIN)
-        load = EventLoader(self.data, data.features, data.selection, data.augment, stream, self.dtype)
+        load = EventLoader(
+            self.data, data.features, data.selection, data.augment, stream, self.dtype, data.curriculum
+        )
         while self.step < last:
             steps = range(self.step, plan.readable_until(self.step, last))
             ahead = ((epoch, rows) for step in steps for epoch, rows, _ in plan.micro_batches(step))

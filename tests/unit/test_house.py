@@ -18,8 +18,8 @@ ROOMS = [  # each may import from its own and from what stands before it
 ]
 ONLY_IN = {
     "h5py": {"data.store", "data.candidates"},
-    "deepspeed": {"parallel.strategy"},
-    "mpi4py": {"parallel.env", "convert"},
+    "deepspeed": {"parallel.zero"},
+    "mpi4py": {"parallel.mpi"},
 }
 ENTRIES_WITHOUT_TORCH = ("report", "reporting", "evaluate")
 

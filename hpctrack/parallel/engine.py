@@ -1,0 +1,122 @@
+"""What every strategy is: model, optimizer and ranks behind one contract, and how to get its state whole again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from hpctrack.parallel.env import Env
+from hpctrack.parallel.precision import Precision
+
+MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
+
+
+class Engine:
+    """Model and optimizer, spread over ranks.
+
+    `forward(batch, last)` runs in the engine's precision, `backward(loss)` accumulates, `gradient_norm` unscales and
+    clips, `step()` updates, `discard()` does not. Losses come divided by the global counts already, so gradients are
+    summed over ranks, not averaged. With `lockstep`, forward and backward are collective: all ranks must run them
+    equally often, in the same memory modes. `state_dict` has the same content for every strategy and number of ranks.
+    """
+
+    lockstep = False
+
+    def __init__(self, model: nn.Module, env: Env, precision: Precision) -> None:
+        self.env = env
+        self.module = model
+        self.precision = precision
+        self.n_parameters = sum(parameter.numel() for parameter in model.parameters())
+        self.parallel: nn.Module = model
+        self.optimizer: torch.optim.Optimizer
+
+    def sync(self, last: bool) -> None:
+        """Whether the next backward pass ends a step, so that gradients are to be summed over ranks."""
+        raise NotImplementedError
+
+    def forward(self, batch: Any, last: bool, mode: str | None = None) -> dict[str, Tensor]:
+        """Forward pass of a micro-batch, in a memory mode; the backward of a `last` one sums gradients over ranks."""
+        self.sync(last)
+        if mode is not None:
+            self.module.set_memory(mode)
+        with self.precision.autocast():
+            return self.parallel(batch)
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate gradients; every strategy averages them over ranks, hence the factor."""
+        self.precision.scale(loss * self.env.world).backward()
+
+    def sum_gradients(self, nothing: Any) -> None:
+        """The sum over ranks that backward left out, for a step without a `last` micro-batch.
+
+        It comes with a pass over `nothing`, a batch without hits, whose gradients are zero.
+        """
+        outputs = self.forward(nothing, last=True)
+        self.backward(sum(value.sum() for value in outputs.values()) * 0.0)
+
+    def gradient_norm(self, clip_norm: float | None) -> float:
+        """Norm of the summed gradient, which is scaled down to `clip_norm` if it is larger."""
+        self.precision.unscale(p.grad for p in self.module.parameters() if p.grad is not None)
+        bound = clip_norm if clip_norm is not None else float("inf")
+        return float(whole(nn.utils.clip_grad_norm_(self.module.parameters(), bound)))
+
+    def step(self) -> None:
+        """Update the weights and clear the gradients."""
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def discard(self) -> None:
+        """Clear the gradients and leave the weights as they are."""
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def predict(self, batch: Any) -> dict[str, Tensor]:
+        """Forward pass without gradients."""
+        with torch.no_grad(), self.precision.autocast():
+            return self.parallel(batch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Model and optimizer state, whole, on the CPU, loadable by any strategy on any number of ranks; collective.
+
+        The optimizer's state is torch's own: by number of the parameter, in the order of the parameter groups.
+        """
+        optimizer = self.optimizer.state_dict()
+        state = {index: {k: whole(v) for k, v in values.items()} for index, values in optimizer["state"].items()}
+        model = {name: whole(value) for name, value in self.module.state_dict().items()}
+        return {"model": model, "optimizer": {"state": state, "param_groups": optimizer["param_groups"]}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Inverse of `state_dict`; every rank has the whole state."""
+        own = self.module.state_dict()
+        self.module.load_state_dict({name: like(value, own.get(name)) for name, value in state["model"].items()})
+        parameters = dict(enumerate(p for group in self.optimizer.param_groups for p in group["params"]))
+        shared = {
+            index: {key: like(value, parameters.get(index)) for key, value in values.items()}
+            for index, values in state["optimizer"]["state"].items()
+        }
+        self.optimizer.load_state_dict({**state["optimizer"], "state": shared})
+
+
+def whole(value: Any) -> Any:
+    """A tensor that is spread over ranks as a whole one, on the CPU; anything else as it is."""
+    if isinstance(value, DTensor):
+        value = value.full_tensor()
+    return value.detach().cpu() if isinstance(value, Tensor) else value
+
+
+def like(value: Any, example: Any) -> Any:
+    """A whole tensor spread over ranks as `example` is, if that is spread and of its shape; else as it is."""
+    if not isinstance(example, DTensor) or not isinstance(value, Tensor) or value.shape != example.shape:
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(value.to(example.device), example.device_mesh, example.placements)
+
+
+def units(model: nn.Module) -> list[nn.Module]:
+    """The layers whose weights are gathered together where weights are shared out: the members of module lists."""
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return [layer for layers in lists for layer in layers]

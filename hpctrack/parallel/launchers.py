@@ -1,0 +1,158 @@
+"""What launchers tell a process in environment variables: torchrun, DeepSpeed, Slurm, MPI. No torch, no MPI in here."""
+
+from __future__ import annotations
+
+import re
+import socket
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from hpctrack.errors import InputError
+
+TORCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
+INIT_METHOD = "HPCTRACK_INIT_METHOD"  # in place of an address: where ranks meet, e.g. file:///shared/folder/file
+MPI = {  # rank, number of ranks, rank on the node; the first that has a rank and a number counts
+    "Open MPI": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+    "MVAPICH": ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK"),
+    "Cray PALS": ("PALS_RANKID", "PMI_SIZE", "PALS_LOCAL_RANKID"),
+    "MPICH": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
+}
+FIRST_PORT, PORTS = 20000, 10000  # of jobs that have no other way to agree on one
+
+
+@dataclass(frozen=True)
+class Place:
+    """`rank` of `world` as `source` says; `local_rank` on its node and rank 0's `address` and `port` where known."""
+
+    source: str
+    rank: int
+    world: int
+    local_rank: int | None = None
+    address: str | None = None
+    port: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.source} says rank {self.rank} of {self.world}"
+
+
+def find_place(environ: Mapping[str, str]) -> Place | None:
+    """This process' place, from the innermost launcher that started it; None if there was none.
+
+    torchrun and the DeepSpeed launcher start processes of their own, so they win over the launcher that started them
+    (srun, mpirun), and mpirun over srun. RANK and WORLD_SIZE that somebody else has set must agree with a launcher.
+    Raises InputError for variables that are half set or contradict each other.
+    """
+    by_hand, mpi, slurm = from_torch(environ), from_mpi(environ), from_slurm(environ)
+    if by_hand is not None:
+        for other in (mpi, slurm) if by_hand.source == "environment" else ():
+            if other is not None and (other.rank, other.world) != (by_hand.rank, by_hand.world):
+                raise InputError(
+                    f"environment: RANK={by_hand.rank} and WORLD_SIZE={by_hand.world}, but {other}; unset one"
+                )
+        return by_hand
+    if mpi is not None and slurm is not None:
+        if (mpi.rank, mpi.world) == (slurm.rank, slurm.world):
+            return slurm  # srun --mpi=…: it knows an address, too
+        if mpi.world == slurm.world:
+            raise InputError(f"environment: {mpi}, but {slurm}; start with srun or with mpirun, not with both")
+    return mpi or slurm
+
+
+def from_torch(environ: Mapping[str, str]) -> Place | None:
+    """The place in RANK, WORLD_SIZE, LOCAL_RANK and the address beside them."""
+    if "RANK" not in environ and "WORLD_SIZE" not in environ:
+        return None
+    needed = TORCH + (() if INIT_METHOD in environ else ADDRESS)
+    missing = [name for name in needed if name not in environ]
+    if missing:
+        given = ", ".join(name for name in needed if name in environ)
+        raise InputError(f"environment: {given} set but not {', '.join(missing)}; start with torchrun")
+    rank, world, local = (number(environ, name) for name in TORCH)
+    source = "environment"
+    if "TORCHELASTIC_RUN_ID" in environ:
+        source = "torchrun"
+    elif "CROSS_RANK" in environ:
+        source = "deepspeed"
+    return placed(source, rank, world, local, environ)
+
+
+def from_mpi(environ: Mapping[str, str]) -> Place | None:
+    """The place that mpirun, mpiexec or aprun give."""
+    for source, (rank, world, local) in MPI.items():
+        if rank in environ and world in environ:
+            local_rank = number(environ, local) if local in environ else None
+            return placed(source, number(environ, rank), number(environ, world), local_rank, environ)
+    return None
+
+
+def from_slurm(environ: Mapping[str, str]) -> Place | None:
+    """The place of a task that srun started; a batch script and what it starts without srun are no such tasks."""
+    if "SLURM_STEP_NUM_TASKS" not in environ or "SLURM_PROCID" not in environ:
+        return None
+    rank, world = number(environ, "SLURM_PROCID"), number(environ, "SLURM_STEP_NUM_TASKS")
+    local = number(environ, "SLURM_LOCALID") if "SLURM_LOCALID" in environ else None
+    return placed("Slurm", rank, world, local, environ)
+
+
+def placed(source: str, rank: int, world: int, local: int | None, environ: Mapping[str, str]) -> Place:
+    """A place with the address that is set; InputError for a rank that cannot be."""
+    if not 0 <= rank < world:
+        raise InputError(f"environment: {source} says rank {rank} of {world}; ranks go from 0 to {world - 1}")
+    port = number(environ, "MASTER_PORT") if "MASTER_PORT" in environ else None
+    return Place(source, rank, world, local, environ.get("MASTER_ADDR"), port)
+
+
+def number(environ: Mapping[str, str], name: str) -> int:
+    """The variable as a whole number; InputError names it otherwise."""
+    if not environ[name].isdigit():
+        raise InputError(f"environment: {name}='{environ[name]}' is not a whole number; unset it or correct it")
+    return int(environ[name])
+
+
+# ------------------------------------------------------------------------------------------------ Slurm
+
+
+def slurm_meeting(environ: Mapping[str, str]) -> tuple[str, int]:
+    """Where the tasks of a job step meet: an address of the step's first node, and a port that follows from its ids."""
+    job, step = environ.get("SLURM_JOB_ID", "0"), environ.get("SLURM_STEP_ID", "0")
+    port = FIRST_PORT + (31 * int(re.sub(r"\D", "", job) or 0) + int(re.sub(r"\D", "", step) or 0)) % PORTS
+    if environ.get("SLURM_STEP_NUM_NODES") == "1":
+        return "127.0.0.1", port
+    nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST", "")
+    if not nodes:
+        raise InputError("environment: Slurm names no nodes (SLURM_STEP_NODELIST); set MASTER_ADDR to that of rank 0")
+    return node_address(first_node(nodes)), port
+
+
+def first_node(nodes: str) -> str:
+    """First name of a Slurm node list: `n[03-05,9],m1` -> `n03`; several brackets a name are allowed."""
+    depth, end = 0, len(nodes)
+    for position, character in enumerate(nodes):
+        depth += (character == "[") - (character == "]")
+        if character == "," and depth == 0:
+            end = position
+            break
+    name = re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", nodes[:end])
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise InputError(f"environment: no node name in Slurm's node list '{nodes}'; set MASTER_ADDR to that of rank 0")
+    return name
+
+
+def node_address(name: str) -> str:
+    """The name if it resolves, else the address that Slurm itself has for this node."""
+    try:
+        socket.getaddrinfo(name, None)
+        return name
+    except OSError:
+        pass
+    try:
+        command = ["scontrol", "show", "node", name]
+        shown = subprocess.run(command, check=False, capture_output=True, text=True, timeout=30).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        shown = ""
+    found = re.search(r"\bNodeAddr=(\S+)", shown)
+    if found is None or found[1] == name:
+        raise InputError(f"node name '{name}' does not resolve, and Slurm has no address for it; set MASTER_ADDR")
+    return found[1]

@@ -1,0 +1,182 @@
+"""Strategy `deepspeed`: ZeRO stages 1, 2, 3 (Rajbhandari et al., arXiv:1910.02054) by the DeepSpeed library.
+
+Its configuration follows from ours, in `settings`. Weights stay in float32 whatever the precision of products, as with
+the other strategies; DeepSpeed's own bf16 mode keeps them in bfloat16 and so computes something else.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hpctrack.config import ParallelConfig
+from hpctrack.errors import InputError
+from hpctrack.parallel.engine import Engine, MakeOptimizer, units, whole
+from hpctrack.parallel.env import Env
+from hpctrack.parallel.precision import Precision
+
+PERSISTENT = 100_000  # stage 3: weights of at most so many elements stay whole between passes, as DeepSpeed's default
+NEVER = 1 << 60
+
+
+class ZeroEngine(Engine):
+    """Shares of optimizer state (stage 1), also of gradients (2), also of weights (3) on every rank.
+
+    DeepSpeed takes norm, clipping and update as one, so `gradient_norm` does all three and `step` nothing; an update
+    with a gradient that is not finite is left out.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        make_optimizer: MakeOptimizer,
+        env: Env,
+        precision: Precision,
+        config: ParallelConfig,
+        clip_norm: float | None = None,
+    ) -> None:
+        super().__init__(model, env, precision)
+        if precision.name not in ("fp32", "bf16"):
+            raise InputError(f"parallel.strategy=deepspeed takes train.precision fp32 or bf16, not {precision.name}")
+        self.stage = config.zero_stage
+        self.lockstep = self.stage >= 2  # from there on, every backward pass shares gradients out
+        self.optimizer = make_optimizer(model)
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.groups = self.optimizer.state_dict()["param_groups"]
+        library = load_library(env)
+        for unit in units(model):
+            unit._z3_leaf = True  # gathered as a whole, like FSDP's units; how often its parts run may then differ
+        self.parallel, *_ = library.initialize(
+            model=model, optimizer=self.optimizer, config=settings(config, precision, clip_norm)
+        )
+        self.zero = self.parallel.optimizer
+
+    def sync(self, last: bool) -> None:
+        """Whether the next backward pass is the last one before an update."""
+        self.parallel.set_gradient_accumulation_boundary(last)
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate gradients; DeepSpeed averages over ranks, hence the factor."""
+        self.parallel.backward(loss * self.env.world, scale_wrt_gas=False)
+
+    def gradient_norm(self, clip_norm: float | None) -> float:
+        """Norm of the summed gradient; the weights have been updated if it is finite, clipped as `settings` says."""
+        self.parallel.step()
+        return float(self.parallel.get_global_grad_norm()) if self.parallel.was_step_applied() else float("inf")
+
+    def step(self) -> None:
+        """Done by `gradient_norm`."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Model and optimizer state, whole and on the CPU, as of `Engine`; collective."""
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        weights = dict(self.module.named_parameters())
+        model = {
+            name: whole(safe_get_full_fp32_param(weights[name]) if name in weights else value)
+            for name, value in self.module.state_dict().items()
+        }
+        share = next(iter(self.optimizer.state.values()), {})
+        scalars = {key: whole(value) for key, value in share.items() if not is_spread(value)}
+        spread = [key for key, value in share.items() if is_spread(value)]
+        state = {
+            index: scalars | {key: whole(safe_get_full_optimizer_state(parameter, key)) for key in spread}
+            for index, parameter in enumerate(self.parameters)
+        }
+        rates = {"lr": self.optimizer.param_groups[0]["lr"]}
+        groups = [group | rates for group in self.groups]
+        return {"model": model, "optimizer": {"state": state if share else {}, "param_groups": groups}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Inverse of `state_dict`, of any strategy's; RuntimeError if it is of another model."""
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+        from deepspeed.zero import GatheredParameters
+
+        weights = list(self.module.named_parameters())
+        for name, value in state["model"].items():
+            own = dict(self.module.named_buffers()).get(name)
+            if own is not None:
+                own.copy_(value)
+        for name, parameter in weights:
+            value = state["model"][name].to(self.env.device)
+            with GatheredParameters(parameter, modifier_rank=0, enabled=self.stage == 3), torch.no_grad():
+                if value.shape != parameter.shape:
+                    raise RuntimeError(f"size mismatch for {name}: {tuple(value.shape)}, not {tuple(parameter.shape)}")
+                parameter.copy_(value)
+            safe_set_full_fp32_param(parameter, value)
+        saved = state["optimizer"]["state"]
+        if saved:
+            self.make_state(saved[0])
+            for index, parameter in enumerate(self.parameters):
+                for key, value in saved[index].items():
+                    if is_spread(value):
+                        safe_set_full_optimizer_state(parameter, value.to(self.env.device), key)
+
+    def make_state(self, example: Mapping[str, Any]) -> None:
+        """Let the optimizer have the state of steps that it has not taken: shares of zeros, and `example`'s scalars."""
+        zero, third = self.zero, self.stage == 3
+        for share in zero.fp32_partitioned_groups_flat if third else zero.single_partition_of_fp32_groups:
+            self.optimizer.state[share] = {
+                key: torch.zeros_like(share) if is_spread(value) else value.clone() if torch.is_tensor(value) else value
+                for key, value in example.items()
+            }
+        if not third:
+            zero._hp_optimizer_states_linked = False
+            zero._lazy_init_hp_params_optimizer_state()
+
+
+def is_spread(value: Any) -> bool:
+    """Whether a value of an optimizer's state goes with the parameter's elements, rather than with its steps."""
+    return torch.is_tensor(value) and value.dim() > 0
+
+
+def load_library(env: Env) -> ModuleType:
+    """DeepSpeed, set up for our process group; InputError if it is not installed."""
+    os.environ.setdefault("DS_ACCELERATOR", env.device.type)
+    try:
+        import deepspeed
+    except ImportError as error:
+        raise InputError(
+            f"parallel.strategy=deepspeed needs DeepSpeed ({error}): pip install 'hpctrack[deepspeed]', or use fsdp"
+        ) from None
+    deepspeed.utils.logger.setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*is deprecated", FutureWarning)  # torch's names for what it calls at every step
+    # its own all-reduce through shared memory would be compiled at this moment; gloo does as well
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend=env.backend, auto_mpi_discovery=False, verbose=False)
+    return deepspeed
+
+
+def settings(config: ParallelConfig, precision: Precision, clip_norm: float | None) -> dict[str, Any]:
+    """DeepSpeed's configuration. The size of batches is ours to decide: it is told that every pass is one of one."""
+    elements = int(config.bucket_mb * 2**20 / 4)
+    zero: dict[str, Any] = {
+        "stage": config.zero_stage,
+        "reduce_bucket_size": elements,
+        "allgather_bucket_size": elements,
+        "stage3_param_persistence_threshold": PERSISTENT,
+    }
+    for name in ("offload_optimizer", "offload_param"):
+        if getattr(config, name):
+            zero[name] = {"device": "cpu"}
+    values = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": clip_norm or 0.0,
+        "zero_allow_untested_optimizer": True,  # it is torch's own
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_optimization": zero,
+        "steps_per_print": NEVER,
+    }
+    if precision.name == "bf16":
+        values["torch_autocast"] = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
+    if config.compress == "bf16":
+        values["communication_data_type"] = "bf16"
+    return values
