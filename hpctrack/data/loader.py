@@ -5,14 +5,14 @@ Every random choice is drawn from (stream, epoch, event id): the same on any ran
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, get_worker_info
 from torch_geometric.data import Batch, Data
 
-from hpctrack.config import AugmentConfig, DataConfig, SelectionConfig
+from hpctrack.config import AugmentConfig, CurriculumStage, DataConfig, SelectionConfig
 from hpctrack.data import selection as selecting
 from hpctrack.data.features import augment, compute_features, feature_columns
 from hpctrack.data.packing import pack, unpack
@@ -50,6 +50,7 @@ class EventLoader:
         augmentation: AugmentConfig,
         stream: tuple[int, ...],
         dtype: torch.dtype = torch.float32,
+        curriculum: Sequence[CurriculumStage] = (),
     ) -> None:
         self.dataset = dataset
         self.features = features
@@ -57,13 +58,14 @@ class EventLoader:
         self.augmentation = augmentation
         self.stream = stream
         self.dtype = dtype
+        self.curriculum = curriculum
         self.feature_columns = feature_columns(features)
         self.columns = columns_read(features)
 
     def __call__(self, row: int, epoch: int) -> Data:
         event = self.dataset.read(row, self.columns)
         rng = np.random.default_rng([*self.stream, epoch, event.event_id])
-        chosen = selecting.select(event, self.selection, rng)
+        chosen = selecting.select(event, selecting.in_epoch(self.selection, self.curriculum, epoch), rng)
         columns = {name: event.column(name)[chosen.rows] for name in self.feature_columns}
         columns = augment(columns, self.augmentation.rotate, self.augmentation.mirror, rng)
         return to_data(event, compute_features(columns, self.features), chosen, self.dtype)

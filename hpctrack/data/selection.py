@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from hpctrack.config import SelectionConfig
+from hpctrack.config import CurriculumStage, SelectionConfig
 from hpctrack.data.schema import Event
 
 COLUMNS = ["truth.particle_row", "particles.px", "particles.py"]  # what `select` reads
@@ -19,6 +20,12 @@ class Selected:
     rows: np.ndarray
     track: np.ndarray
     n_tracks: int
+
+
+def in_epoch(selection: SelectionConfig, curriculum: Sequence[CurriculumStage], epoch: int) -> SelectionConfig:
+    """What training selects in an epoch: the tracks of its stage of the curriculum; after the last, `selection`."""
+    tracks = next((stage.tracks for stage in curriculum if epoch < stage.until_epoch), None)
+    return selection.model_copy(update={"tracks": tracks}) if tracks is not None else selection
 
 
 def target_particles(event: Event, pt_min_gev: float = 0.0, min_hits: int = 3) -> np.ndarray:

@@ -65,7 +65,7 @@ class InfluencerLoss(nn.Module):
         """
         user, influencer = (at_least_fp32(outputs[name]) for name in ("user", "influencer"))
         count = self.counts(batch)
-        zero = (user.sum() + influencer.sum()) * 0
+        zero = sum(output.sum() for output in outputs.values()) * 0  # no output goes without a gradient
         sums = {}
         if {"attraction", "compactness"} & count.keys():
             sums["attraction"], sums["compactness"] = attraction(user, influencer, batch, self.options.log_floor)

@@ -37,6 +37,10 @@ def test_overrides_set_nested_keys_with_yaml_values():
         ("train.steps=true", r"key 'train\.steps': .*integer, got True"),
         ("train.precision=fp8", r"key 'train\.precision': .*'fp32'.*got 'fp8'"),
         ("data.selection.noise=3", r"key 'data\.selection\.noise': .*boolean"),
+        (
+            "data.curriculum=[{until_epoch: 3, tracks: 5}, {until_epoch: 3, tracks: 9}]",
+            r"key 'data\.curriculum': .*must grow",
+        ),
         ("nonsense=1", r"unknown key 'nonsense'; known: run, seed"),
         ("optim", "expected key.sub=value"),
         ("optim.lr.x=1", "'optim.lr' is a value, not a section"),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from test_store import write
 from torch_geometric.data import Batch, Data
 
-from hpctrack.config import AugmentConfig, SelectionConfig
+from hpctrack.config import AugmentConfig, CurriculumStage, SelectionConfig
 from hpctrack.data import buffers, schema, store
 from hpctrack.data.loader import EventLoader, iterate
 from hpctrack.data.packing import pack, unpack
@@ -170,6 +170,13 @@ def test_workers_bring_the_same_batches(dataset, workers):
         for key in a.keys():  # noqa: SIM118 - a Batch iterates over pairs
             assert torch.equal(a[key], b[key]) if isinstance(a[key], torch.Tensor) else a[key] == b[key]
         assert torch.equal(a[0].x, b[0].x)
+
+
+def test_curriculum_draws_fewer_tracks_at_first(dataset):
+    stages = [CurriculumStage(until_epoch=2, tracks=1), CurriculumStage(until_epoch=3, tracks=2)]
+    selection = SelectionConfig(tracks=3)
+    load = EventLoader(dataset, ["x", "y", "z"], selection, AugmentConfig(), (1, 0), curriculum=stages)
+    assert [int(load(0, epoch).n_tracks) for epoch in range(5)] == [1, 1, 2, 3, 3]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
