@@ -10,86 +10,34 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import re
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch_geometric.data import Batch
 
 from hpctrack.config import (
-    AugmentConfig,
-    Named,
     ParallelConfig,
     RunConfig,
-    Section,
-    SelectionConfig,
     apply_overrides,
     parse,
 )
 from hpctrack.data import candidates
-from hpctrack.data.files import naming, write_json, write_text
-from hpctrack.data.loader import EventLoader, expected_hits
+from hpctrack.data.files import write_json, write_text
 from hpctrack.data.lock import only_writer
-from hpctrack.data.partition import longest_first
-from hpctrack.data.schema import Candidates
 from hpctrack.data.store import Dataset
 from hpctrack.data.trackml import write_submission
 from hpctrack.errors import EXIT_INPUT, EXIT_MACHINE, EXIT_PREEMPTED, InputError, verb
-from hpctrack.models import build_model
-from hpctrack.parallel.collectives import all_sum, barrier, broadcast, gather
+from hpctrack.parallel.collectives import barrier, broadcast
 from hpctrack.parallel.env import Env, distributed, launcher_argument
 from hpctrack.parallel.mpi import launched, mpi_world
-from hpctrack.parallel.precision import WEIGHTS, Precision
 from hpctrack.runtime import checkpoint
-from hpctrack.runtime.preempt import Preemption
+from hpctrack.runtime.inference import InferConfig, Part, Task, everyones, load_model, say
 from hpctrack.runtime.watchdog import Watchdog
 from hpctrack.tracking.builders import build_builder
 
-INFER = 2  # random stream of draws in inference
 WAIT_S = 86400.0  # for ranks that have more to do; those that are lost, or hang at an event, are noticed at once
-
-
-@dataclass(frozen=True)
-class Part:
-    """Share `number` (from 0) of the events, one of `of`, done by a job of its own."""
-
-    number: int
-    of: int
-
-    @classmethod
-    def parse(cls, text: str) -> Part:
-        """From I/N; for argparse."""
-        found = re.fullmatch(r"(\d+)/(\d+)", text)
-        if not found or not int(found[1]) < int(found[2]):
-            raise argparse.ArgumentTypeError(f"'{text}' must be I/N with I from 0 to N - 1, e.g. 3/16")
-        return cls(int(found[1]), int(found[2]))
-
-    @property
-    def name(self) -> str:
-        """The beginning of what it writes."""
-        return f"part-{self.number:05d}-of-{self.of:05d}"
-
-    def end(self, out: Path) -> int:
-        """Say on disk that this share is done; how many are."""
-        write_text(out / candidates.PARTS / f"{self.name}.done", "")
-        return len(list((out / candidates.PARTS).glob(f"part-*-of-{self.of:05d}.done")))
-
-
-class InferConfig(Section):
-    """What inference takes from the checkpoint's run, or from overrides."""
-
-    seed: int
-    features: list[str]
-    selection: SelectionConfig = SelectionConfig()
-    model: Named
-    builder: Named
-    precision: str
 
 
 @verb("infer")
@@ -175,7 +123,7 @@ def infer(
                 return 0
             if not task.build():
                 return EXIT_PREEMPTED
-            join(data, out, attributes, env)
+            join(data, out, attributes, task.sources, env)
         return 0
     with on_main(lambda: only_writer(out, wait=True), env):
         if run_on_main(lambda: prepare(out, attributes), env):
@@ -188,7 +136,7 @@ def infer(
         done = run_on_main(lambda: part.end(out), env)
         say(env, f"{out}: {done} of {part.of} parts done")
         if done == part.of:
-            join(data, out, attributes, env)
+            join(data, out, attributes, everyones(candidates.committed(out, env.rank, env.world), env), env)
     return 0
 
 
@@ -216,22 +164,6 @@ def run_on_main(action: Callable[[], Any], env: Env) -> Any:
     return result
 
 
-def everyones(found: dict[int, Any], env: Env) -> dict[int, Any]:
-    """The union of what the ranks found; of an event that is there twice, the lowest rank's."""
-    union: dict[int, Any] = {}
-    for part in gather(found, env):
-        union = part | union
-    return union
-
-
-def load_model(config: InferConfig, path: Path, device: torch.device) -> torch.nn.Module:
-    """The checkpoint's model, ready for prediction."""
-    model = build_model(config.model, config.features).to(device, WEIGHTS[config.precision])
-    state = checkpoint.read_state(path, device)
-    checkpoint.load_into(model, state.get("model", {}), path)
-    return model.eval()
-
-
 def prepare(out: Path, attributes: dict[str, Any]) -> bool:
     """Whether `out` is complete; else it is ready for its journals. InputError if it was begun with other settings."""
     settings = out / candidates.PARTS / "settings.json"
@@ -256,87 +188,11 @@ def differs(then: dict[str, Any], now: dict[str, Any], out: Path) -> None:
             )
 
 
-class Task:
-    """The events of this call, spread over its ranks."""
-
-    def __init__(
-        self,
-        config: InferConfig,
-        model: torch.nn.Module,
-        data: Dataset,
-        out: Path,
-        env: Env,
-        part: Part | None,
-        watchdog: Watchdog | None,
-    ) -> None:
-        self.config, self.model, self.data, self.out, self.env = config, model, data, out, env
-        self.part, self.watchdog = part, watchdog
-        self.load = EventLoader(
-            data, config.features, config.selection, AugmentConfig(), (config.seed, INFER), WEIGHTS[config.precision]
-        )
-        self.builder = build_builder(config.builder)
-        self.precision = Precision(config.precision, env.device)
-        self.writer = f"{part.name + '-' if part else ''}rank-{env.rank:05d}"
-
-    def rows(self) -> np.ndarray:
-        """Rows of this rank's events: an equal share, by cost, of those that have no record yet."""
-        env, part = self.env, self.part
-        cost = expected_hits(self.data, self.config.selection)
-        chosen = longest_first(cost, part.of)[0] == part.number if part else np.ones(len(cost), dtype=bool)
-        done = everyones(candidates.committed(self.out, env.rank, env.world, f"{part.name}-*" if part else "*"), env)
-        ids = self.data.event_ids
-        todo = np.array([row for row in np.flatnonzero(chosen) if int(ids[row]) not in done], dtype=np.int64)
-        of = f"part {part.number} of {part.of}, " if part else ""
-        say(env, f"{self.out}: {of}{len(todo)} events to do, {len(done)} done before, {env.world} x {env.device.type}")
-        return todo[longest_first(cost[todo], env.world)[0] == env.rank]
-
-    def build(self) -> bool:
-        """Read, predict, build and commit this rank's events; False if the ranks were told to end before the last."""
-        rows, done = self.rows(), 0
-        journal = candidates.Journal(self.out, self.writer)
-        path = self.out / candidates.PARTS / f"{self.writer}.timings"
-        with Preemption() as preemption, naming(path), open(path, "a") as timings:
-            while done < len(rows) and not preemption.noticed:
-                if self.watchdog:
-                    self.watchdog.feed(f"event {self.data.event_ids[rows[done]]}")
-                found, entry = self.event(int(rows[done]))
-                timings.write(json.dumps(entry) + "\n")
-                timings.flush()
-                journal.append(found)
-                done += 1
-                if done % max(1, len(rows) // 10) == 0:
-                    place = f"({done}/{len(rows)} on this rank)"
-                    say(self.env, f"event {found.event_id}: {len(found)} candidates  {place}")
-            journal.close()
-            if self.watchdog:
-                self.watchdog.rest()
-            left = int(all_sum([len(rows) - done], self.env)[0])
-            if left:
-                say(self.env, f"{preemption.said()}: {left} events are left, the same command goes on with them")
-        return not left
-
-    def event(self, row: int) -> tuple[Candidates, dict[str, Any]]:
-        """Candidates of one event, and what they took."""
-        times = [time.perf_counter()]
-        batch = Batch.from_data_list([self.load(row, 0)]).to(self.env.device)
-        times.append(time.perf_counter())
-        with torch.inference_mode(), self.precision.autocast():
-            outputs = {name: value.float().cpu().numpy() for name, value in self.model(batch).items()}
-        times.append(time.perf_counter())
-        n_hits = int(self.data.n_hits[row])
-        found = self.builder.build(outputs, batch.hit_row.cpu().numpy(), n_hits, int(batch.event_id))
-        times.append(time.perf_counter())
-        sizes = {"event_id": found.event_id, "n_hits": batch.num_nodes, "n_candidates": len(found)}
-        seconds = zip(("read_s", "model_s", "build_s"), np.diff(times).tolist(), strict=True)
-        return found, sizes | {"rank": self.env.rank} | dict(seconds)
-
-
-def join(data: Dataset, out: Path, attributes: dict[str, Any], env: Env) -> None:
-    """Write the final files from what everybody has committed, then the index; then the journals go.
+def join(data: Dataset, out: Path, attributes: dict[str, Any], sources: dict[int, Any], env: Env) -> None:
+    """Write the final files from everybody's records, `sources`, then the index; then the journals go.
 
     Each rank writes its share of the files; where h5py has MPI and the ranks are MPI's, all write each file together.
     """
-    sources = everyones(candidates.committed(out, env.rank, env.world), env)
     files, world = {}, mpi_ranks(env)
     order = np.lexsort((data.row, data.shard))
     ends = np.searchsorted(data.shard[order], np.arange(len(data.shards) + 1))
@@ -392,12 +248,6 @@ def submission_blocks(data: Dataset, out: Path) -> Iterator[tuple[int, np.ndarra
     for row, event in enumerate(data.event_ids):
         hit_id = data.read(row, ["hits.hit_id"]).column("hits.hit_id")
         yield int(event), hit_id, store.read(position[int(event)]).track_ids
-
-
-def say(env: Env, text: str) -> None:
-    """Print on rank 0."""
-    if env.is_main:
-        print(text, flush=True)
 
 
 if __name__ == "__main__":

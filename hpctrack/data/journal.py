@@ -63,13 +63,13 @@ class Journal:
         self.file.close()
 
 
-def committed(folder: Path, part: int = 0, parts: int = 1) -> dict[int, Place]:
+def committed(folder: Path, part: int = 0, parts: int = 1, writers: str = "*") -> dict[int, Place]:
     """Events with a whole record in any journal of `folder`, or in every `parts`-th of them from `part` on.
 
-    Reads and checks all of these journals.
+    Reads and checks all of these journals. `writers`: pattern of their writers' names.
     """
     found: dict[int, Place] = {}
-    for path in sorted((folder / PARTS).glob("*.journal"))[part::parts]:
+    for path in sorted((folder / PARTS).glob(f"{writers}.journal"))[part::parts]:
         for event_id, offset, _ in records(path):
             found.setdefault(event_id, (path.name, offset))
     return found

@@ -19,8 +19,8 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 @contextlib.contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
-    """Hold the lock of `folder` (made if need be); InputError that names the holder if another process has it.
+def only_writer(folder: Path, wait: bool = False) -> Iterator[None]:
+    """Hold the lock of `folder` (made if need be); if another process has it, `wait`, or InputError that names it.
 
     The kernel releases the lock of a process that ends in any way, so a kill leaves a file but no lock. On a file
     system without locks a line on stderr says that nothing guards the folder.
@@ -28,7 +28,7 @@ def only_writer(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK
     with naming(path):
-        handle = _acquire(path)
+        handle = _acquire(path, wait)
         try:
             os.ftruncate(handle, 0)
             os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
@@ -38,11 +38,11 @@ def only_writer(folder: Path) -> Iterator[None]:
             os.close(handle)
 
 
-def _acquire(path: Path) -> int:
+def _acquire(path: Path, wait: bool) -> int:
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             holder = os.pread(handle, 200, 0).decode(errors="replace") or "another process"
             os.close(handle)

@@ -21,11 +21,11 @@ class Watchdog:
     """`feed(at)` says that the run goes on, and where; the first call arms it, the end of the context disarms it.
 
     After `timeout_s` seconds without a call, the stacks of all threads go to standard error and the process ends with
-    exit code 1. All ranks wait for the one that hangs, so all of them do so, at about the same time.
+    exit code 1. All ranks wait for the one that hangs, so all of them do so, at about the same time. `key` sets it.
     """
 
-    def __init__(self, timeout_s: float, env: Env) -> None:
-        self.timeout_s, self.rank = timeout_s, env.rank
+    def __init__(self, timeout_s: float, env: Env, key: str = "parallel.timeout_s") -> None:
+        self.timeout_s, self.rank, self.key = timeout_s, env.rank, key
         self.at, self.fed = "", time.monotonic()
         self.ended = threading.Event()
         self.thread: threading.Thread | None = None
@@ -38,13 +38,17 @@ class Watchdog:
             self.thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
             self.thread.start()
 
+    def rest(self) -> None:
+        """From here on others may keep this rank waiting; for good."""
+        self.ended.set()
+        if self.thread is not None:
+            faulthandler.cancel_dump_traceback_later()
+
     def __enter__(self) -> Watchdog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.ended.set()
-        if self.thread is not None:
-            faulthandler.cancel_dump_traceback_later()
+        self.rest()
 
     def _watch(self) -> None:
         while not self.ended.wait(max(0.0, self.fed + self.timeout_s - time.monotonic())):
@@ -53,8 +57,8 @@ class Watchdog:
 
     def _end(self) -> None:
         line = (
-            f"hpctrack [rank {self.rank}]: error: {self.at} has not finished within parallel.timeout_s="
-            f"{self.timeout_s:g} s: a rank hangs, or the key is too small; the stacks of this rank:\n"
+            f"hpctrack [rank {self.rank}]: error: {self.at} has not finished within {self.key}={self.timeout_s:g} s: "
+            "a rank hangs, or that is too short; the stacks of this rank:\n"
         )
         os.write(STDERR, line.encode())
         faulthandler.dump_traceback(STDERR, all_threads=True)
