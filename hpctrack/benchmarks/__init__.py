@@ -5,6 +5,6 @@ A `run(quick, data=None)` also takes a dataset (`--data FOLDER`).
 
 from __future__ import annotations
 
-from hpctrack.benchmarks import io, layout, loss, plan
+from hpctrack.benchmarks import io, layout, loss, model, plan
 
-BENCHES = {"io": io.run, "layout": layout.run, "loss": loss.run, "plan": plan.run}
+BENCHES = {"io": io.run, "layout": layout.run, "loss": loss.run, "model": model.run, "plan": plan.run}

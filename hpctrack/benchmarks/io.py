@@ -58,9 +58,9 @@ def run(quick: bool) -> list[Figure]:
 # ------------------------------------------------------------------------------------------------ what is read
 
 
-def simulate(folder: Path, simulated: int, events: int) -> Path:
+def simulate(folder: Path, simulated: int, events: int, particles: int = 8000) -> Path:
     """TrackML CSV files of `events` events, of which `simulated` differ; the others are links to these."""
-    options = ["--source", "helix", "--particles", "8000", "--events", str(simulated)]
+    options = ["--source", "helix", "--particles", str(particles), "--events", str(simulated)]
     command([sys.executable, "-m", "hpctrack.simulate", str(folder), *options])
     for event_id in range(simulated, events):
         for kind in ("hits", "cells", "particles", "truth"):

@@ -37,29 +37,23 @@ class Geometry(nn.Module):
 def pair_features(a: Tensor, b: Tensor) -> Tensor:
     """[..., P] of pairs of hits with coordinates `a` and `b` [..., 4] as of Geometry, all of order one.
 
-    Differences in r, phi, z, eta; slopes dphi/dr (half the curvature of a track from the beam line, per m), dphi/dz,
-    dz/dr and dr/dz; the intercept z0 of the line through both hits with the beam line; their distance.
+    Differences in r, phi, z, eta; distance; slopes dphi/dr (half the curvature of a track from the beam line, per m),
+    dphi/dz, dz/dr and dr/dz; the intercept z0 of the line through both hits with the beam line.
     """
     r, z = a[..., 0], a[..., 2]
-    dr, dz, deta = (b[..., i] - a[..., i] for i in (0, 2, 3))
-    turn = b[..., 1] - a[..., 1]
-    dphi = torch.atan2(turn.sin(), turn.cos())
+    dr, turn, dz, deta = (b - a).unbind(-1)
+    dphi = torch.remainder(turn + torch.pi, 2 * torch.pi) - torch.pi
     over_dr = dr / (dr.square() + NEAR_M**2)
     over_dz = dz / (dz.square() + NEAR_M**2)
     z0 = z - r * dz * over_dr
     transverse = dr.square() + 4 * r * b[..., 0] * (dphi / 2).sin().square()
-    return torch.stack(
-        [
-            4 * dr,
-            8 * dphi,
-            2 * dz,
-            deta,
-            (2 * dphi * over_dr).asinh(),
-            (2 * dphi * over_dz).asinh(),
-            (dz * over_dr).asinh(),
-            (dr * over_dz).asinh(),
-            (10 * z0).asinh(),
-            4 * (transverse + dz.square() + 1e-12).sqrt(),
-        ],
-        dim=-1,
-    )
+    slopes = torch.stack([2 * dphi * over_dr, 2 * dphi * over_dz, dz * over_dr, dr * over_dz, 10 * z0], dim=-1)
+    distance = 4 * (transverse + dz.square() + 1e-12).sqrt()
+    differences = torch.stack([4 * dr, 8 * dphi, 2 * dz, deta, distance], dim=-1)
+    return torch.cat([differences, inverse_sinh(slopes)], dim=-1)
+
+
+def inverse_sinh(x: Tensor) -> Tensor:
+    """asinh(x), with operations that are vectorised on CPUs."""
+    size = x.abs()
+    return (size + (size.square() + 1).sqrt()).log().copysign(x)

@@ -34,7 +34,7 @@ class NeighbourBackbone(MemoryModes, nn.Module):
         width: int = Field(64, ge=1)
         stages: int = Field(2, ge=1, description="neighbour searches, each in a space of its own")
         steps: int = Field(3, ge=1, description="message steps after each search")
-        neighbours: int = Field(12, ge=1, description="of each hit, itself included")
+        neighbours: int = Field(16, ge=1, description="of each hit, itself included")
         space: int = Field(4, ge=1, description="dimensions of the spaces; a tree search is fast in few")
         heads: int = Field(4, ge=1)
         expansion: int = Field(2, ge=1, description="hidden width of the feed-forward part, in widths")
@@ -65,12 +65,13 @@ class NeighbourBackbone(MemoryModes, nn.Module):
         spaces = {}
         for number, stage in enumerate(self.stages):
             space_ND = spaces[f"space_{number}"] = stage.embed(h_NH)
-            graph = nearest(at_least_fp32(space_ND.detach()), sizes, self.options.neighbours)
+            row_NK, exists_NK = nearest(at_least_fp32(space_ND.detach()), sizes, self.options.neighbours)
             if self.memory == "chunks":
                 for step in stage.steps:
-                    h_NH = step.by_chunks(h_NH, place_N4, *graph)
+                    h_NH = step.by_chunks(h_NH, place_N4, row_NK, exists_NK)
             else:
-                h_NH = run_layers(stage.steps, h_NH, self.memory, place_N4, *graph)
+                pair_NKP = pairs(place_N4, place_N4, row_NK, h_NH.dtype)
+                h_NH = run_layers(stage.steps, h_NH, self.memory, pair_NKP, row_NK, exists_NK)
         return self.norm(h_NH), spaces
 
     def relative_cost(self, hits: np.ndarray) -> np.ndarray:
@@ -109,34 +110,42 @@ class Step(nn.Module):
             nn.LayerNorm(width), nn.Linear(width, expansion * width), nn.GELU(), nn.Linear(expansion * width, width)
         )
 
-    def forward(self, h_NH: Tensor, place_N4: Tensor, row_NK: Tensor, exists_NK: Tensor) -> Tensor:
-        """[N, H] -> [N, H], given the hits' coordinates and neighbours."""
-        return self.update(h_NH, place_N4, row_NK, exists_NK, self.say(h_NH), place_N4)
+    def forward(self, h_NH: Tensor, pair_NKP: Tensor, row_NK: Tensor, exists_NK: Tensor) -> Tensor:
+        """[N, H] -> [N, H], given the hits' neighbours and what they say together with each."""
+        return self.update(h_NH, pair_NKP, row_NK, exists_NK, self.say(h_NH))
 
     def by_chunks(self, h_NH: Tensor, place_N4: Tensor, row_NK: Tensor, exists_NK: Tensor) -> Tensor:
         """The same, keeping [N, H] twice: pairs are made chunk by chunk of hits, and again in the backward pass."""
+
+        def update(h_nH: Tensor, place_n4: Tensor, row_nK: Tensor, exists_nK: Tensor, said_NH: Tensor) -> Tensor:
+            return self.update(h_nH, pairs(place_n4, place_N4, row_nK, h_nH.dtype), row_nK, exists_nK, said_NH)
+
         said_NH = again(self.say, h_NH)
         parts = zip(*(t.split(CHUNK_HITS) for t in (h_NH, place_N4, row_NK, exists_NK)), strict=True)
-        return torch.cat([again(self.update, *part, said_NH, place_N4) for part in parts])
+        return torch.cat([again(update, *part, said_NH) for part in parts])
 
     def say(self, h_NH: Tensor) -> Tensor:
         """What each hit tells whoever asks, [N, H]."""
         return self.other(self.norm(h_NH))
 
-    def update(
-        self, h_nH: Tensor, place_n4: Tensor, row_nK: Tensor, exists_nK: Tensor, said_NH: Tensor, place_N4: Tensor
-    ) -> Tensor:
+    def update(self, h_nH: Tensor, pair_nKP: Tensor, row_nK: Tensor, exists_nK: Tensor, said_NH: Tensor) -> Tensor:
         """New state of n hits that listen to their neighbours among all N."""
-        near, shape = row_nK.flatten(), row_nK.shape
-        pair_nKP = pair_features(place_n4.unsqueeze(1), place_N4.index_select(0, near).unflatten(0, shape))
-        said_nKH = said_NH.index_select(0, near).unflatten(0, shape)
+        said_nKH = said_NH.index_select(0, row_nK.flatten()).unflatten(0, row_nK.shape)
         asked_n1H = self.own(self.norm(h_nH)).unsqueeze(1)
-        value_nKH = nn.functional.gelu(asked_n1H + said_nKH + self.pair(pair_nKP.to(said_NH.dtype)))
+        value_nKH = nn.functional.gelu(asked_n1H + said_nKH + self.pair(pair_nKP))
         score_nKA = at_least_fp32(self.weight(value_nKH)).masked_fill(~exists_nK.unsqueeze(2), -torch.inf)
-        share_nKA1 = score_nKA.softmax(dim=1).to(value_nKH.dtype).unsqueeze(3)
-        heard_nH = (value_nKH.unflatten(2, (share_nKA1.shape[2], -1)) * share_nKA1).sum(dim=1).flatten(1)
+        share_nAK = score_nKA.softmax(dim=1).to(value_nKH.dtype).transpose(1, 2)
+        heads = share_nAK.shape[1]
+        every_nAAD = torch.bmm(share_nAK, value_nKH).unflatten(2, (heads, -1))  # a head's share of all heads' values
+        heard_nH = every_nAAD.diagonal(dim1=1, dim2=2).transpose(1, 2).flatten(1)
         h_nH = h_nH + self.out(heard_nH)
         return h_nH + self.feed_forward(h_nH)
+
+
+def pairs(place_n4: Tensor, place_N4: Tensor, row_nK: Tensor, dtype: torch.dtype) -> Tensor:
+    """Pair features [n, K, P] of n hits with their neighbours, the rows `row_nK` of all N."""
+    near_nK4 = place_N4.index_select(0, row_nK.flatten()).unflatten(0, row_nK.shape)
+    return pair_features(place_n4.unsqueeze(1), near_nK4).to(dtype)
 
 
 def at_least_fp32(x: Tensor) -> Tensor:
