@@ -110,15 +110,25 @@ def toy_config(run: Path, data: Path, valid: Path | None = None, **sections: dic
 
 
 def toy_batch(
-    sizes: Sequence[int] = (4, 1, 3), n_noise: int = 5, seed: int = 0, dtype: torch.dtype = torch.float64
+    sizes: Sequence[int] = (4, 1, 3),
+    n_noise: int = 5,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+    edges: int = 0,
 ) -> Batch:
-    """A batch of events with so many tracks each (0: only noise), random features and hits in random order."""
+    """A batch of events with so many tracks each (0: only noise), random features and hits in random order.
+
+    `edges`: a graph with so many random edges per hit; the last hits of an event have none.
+    """
     rng = np.random.default_rng(seed)
     events = []
     for event_id, n_tracks in enumerate(sizes):
         track = np.concatenate([np.repeat(np.arange(n_tracks), rng.integers(1, 6, n_tracks)), np.full(n_noise, -1)])
         track = rng.permutation(track)
         events.append(toy_data(track, rng.normal(size=(len(track), len(FEATURES))), event_id, n_tracks, dtype))
+        if edges:
+            ends = np.random.default_rng([seed, event_id]).integers(0, max(1, len(track) - 2), (2, edges * len(track)))
+            events[-1].edge_index = torch.from_numpy(ends)
     return Batch.from_data_list(events)
 
 

@@ -8,9 +8,17 @@ from typing import Any
 from torch import nn
 
 from hpctrack.config import Named, lookup, parse
+from hpctrack.models.attention import AttentionNetwork
+from hpctrack.models.convolution import ConvolutionNetwork
 from hpctrack.models.influencer import InfluencerModel
+from hpctrack.models.interaction import InteractionNetwork
 
-MODELS: dict[str, Any] = {"influencer": InfluencerModel}
+MODELS: dict[str, Any] = {
+    "attention": AttentionNetwork,
+    "convolution": ConvolutionNetwork,
+    "influencer": InfluencerModel,
+    "interaction": InteractionNetwork,
+}
 
 
 def build_model(config: Named, features: Sequence[str], memory: str = "plain") -> nn.Module:

@@ -14,8 +14,11 @@ from hpctrack.models import MODELS, build_model
 NEIGHBOURS = {"name": "neighbours", "width": 8, "stages": 2, "steps": 2, "neighbours": 4, "space": 2, "heads": 2}
 TRANSFORMER = {"name": "transformer", "width": 8, "layers": 2, "heads": 2}
 CONFIGS = {  # the model's name, and what sets this configuration of it apart
+    "attention": {"width": 8, "iterations": 3, "chunk": 7},
+    "convolution": {"width": 8, "iterations": 3, "chunk": 7},
     "influencer neighbours": {"embedding": 3, "backbone": NEIGHBOURS},
     "influencer transformer": {"embedding": 3, "backbone": TRANSFORMER},
+    "interaction": {"width": 8, "iterations": 3, "chunk": 7},
 }
 
 
@@ -33,36 +36,46 @@ def make(config: Named, memory: str = "plain") -> torch.nn.Module:
     return build_model(config, FEATURES, memory).double()
 
 
+def rows_of(name: str, batch: Batch) -> torch.Tensor:
+    """The event of each row of an output: a row stands for a hit, in `edge_…` for an edge."""
+    return batch.batch[batch.edge_index[0]] if name.startswith("edge_") else batch.batch
+
+
 def test_batched_equals_alone(config):
-    model, batch = make(config), toy_batch()
+    model, batch = make(config), toy_batch(edges=4)
     together = model(batch)
     for i, event in enumerate(batch.to_data_list()):
         alone = model(Batch.from_data_list([event]))
         for name, value in alone.items():
-            torch.testing.assert_close(value, together[name][batch.ptr[i] : batch.ptr[i + 1]], rtol=1e-10, atol=1e-12)
+            expected = together[name][rows_of(name, batch) == i]
+            torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-12)
 
 
-def test_order_of_hits_does_not_matter(config):
-    model, batch = make(config), toy_batch(sizes=(5,))
-    order = torch.randperm(batch.num_nodes, generator=torch.Generator().manual_seed(1))
+def test_order_of_hits_and_edges_does_not_matter(config):
+    model, batch = make(config), toy_batch(sizes=(5,), edges=4)
+    generator = torch.Generator().manual_seed(1)
+    hits, edges = (torch.randperm(n, generator=generator) for n in (batch.num_nodes, batch.num_edges))
     expected = model(batch)
-    batch.x = batch.x[order]
+    batch.x = batch.x[hits]
+    batch.edge_index = hits.argsort()[batch.edge_index][:, edges]
     for name, value in model(batch).items():
+        order = edges if name.startswith("edge_") else hits
         torch.testing.assert_close(value, expected[name][order], rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize(("sizes", "noise"), [((0,), 0), ((0, 0), 0), ((0,), 1), ((0,), 7), ((3, 0, 2), 0)])
 def test_events_without_hits_with_one_hit_or_only_noise(config, sizes, noise):
-    model, batch = make(config), toy_batch(sizes=sizes, n_noise=noise)
+    model, batch = make(config), toy_batch(sizes=sizes, n_noise=noise, edges=2)
     outputs = model(batch)
     total = sum(value.sum() for value in outputs.values())
     total.backward()
-    assert all(len(value) == batch.num_nodes and value.isfinite().all() for value in outputs.values())
+    assert all(len(value) == len(rows_of(name, batch)) for name, value in outputs.items())
+    assert all(value.isfinite().all() for value in outputs.values())
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
 def test_save_and_load(config, tmp_path):
-    model, batch = make(config), toy_batch()
+    model, batch = make(config), toy_batch(edges=4)
     torch.save(model.state_dict(), tmp_path / "model.pt")
     torch.manual_seed(99)
     other = build_model(config, FEATURES).double()
@@ -77,7 +90,7 @@ def test_memory_modes_give_the_same_gradient(config, monkeypatch):
     gradients = []
     for mode in make(config).memory_modes:
         model = make(config, mode)
-        sum(value.square().sum() for value in model(toy_batch()).values()).backward()
+        sum(value.square().sum() for value in model(toy_batch(edges=4)).values()).backward()
         gradients.append([p.grad for p in model.parameters()])
     for other in gradients[1:]:
         for plain, again in zip(gradients[0], other, strict=True):

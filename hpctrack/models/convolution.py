@@ -1,0 +1,71 @@
+"""Graph convolution: nodes take the mean of their neighbours, edges are scored at the end.
+
+    x' = x + activation(norm(W x + V mean of the neighbours' x))
+
+W. Hamilton et al., "Inductive Representation Learning on Large Graphs" (2017), mean aggregator, with residual; without
+the W x it is the convolution of T. Kipf and M. Welling (2017) with row normalisation.
+
+Legend: N hits, c edges of a chunk, H width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from hpctrack.config import Section
+from hpctrack.models.graph_network import GraphNetwork
+from hpctrack.models.interaction import Score
+from hpctrack.models.perceptron import ACTIVATIONS, SplitPerceptron
+from hpctrack.models.sweeps import OnEdges
+
+
+class ConvolutionNetwork(GraphNetwork):
+    """Scores edges from both ends' states, after T convolutions over neighbours in both directions."""
+
+    class Options(Section):
+        """Sizes."""
+
+        width: int = Field(64, ge=1, description="of node states and hidden layers")
+        iterations: int = Field(4, ge=1)
+        layers: int = Field(2, ge=1, description="linear layers of the perceptron that scores edges")
+        norm: Literal["layer", "none"] = "layer"
+        activation: Literal["relu", "silu", "gelu", "tanh"] = "relu"
+        recurrent: bool = Field(False, description="all iterations share their weights")
+        chunk: int | None = Field(None, ge=1, description="edges at a time in the harder memory modes; null: by device")
+
+    edge_start = None
+
+    def __init__(self, features: Sequence[str], options: Options) -> None:
+        super().__init__(features, options.iterations, options.chunk)
+        self.start = nn.Linear(len(features), options.width)
+        own = 1 if options.recurrent else options.iterations
+        self.iterations = nn.ModuleList(
+            Convolution(options.width, options.norm, options.activation) for _ in range(own)
+        )
+        sizes = (options.layers, options.norm, options.activation)
+        self.head = Score(SplitPerceptron([options.width] * 2, options.width, 1, *sizes))
+
+
+class Convolution(nn.Module):
+    """One iteration."""
+
+    def __init__(self, width: int, norm: str, activation: str) -> None:
+        super().__init__()
+        self.linear = SplitPerceptron([width] * 2, width, width, 1, norm, activation)
+        self.after = nn.Sequential(nn.LayerNorm(width) if norm == "layer" else nn.Identity(), ACTIVATIONS[activation]())
+
+    def project(self, x_NH: Tensor) -> tuple[Tensor, Tensor]:
+        """Edges gather states."""
+        return x_NH, x_NH
+
+    def edge(self, source_cH: Tensor, target_cH: Tensor, _: None) -> OnEdges:
+        """Each end's state to the other."""
+        return None, source_cH, target_cH
+
+    def update(self, x_NH: Tensor, inward_NH: Tensor, outward_NH: Tensor, degree_N1: Tensor) -> Tensor:
+        """x'."""
+        return x_NH + self.after(self.linear(x_NH, (inward_NH + outward_NH) / degree_N1.clamp(min=1)))

@@ -1,0 +1,105 @@
+"""Interaction network: edge and node states that update each other (Exa.TrkX, Eur. Phys. J. C 81, 876 (2021)).
+
+    e' = e + MLP [x_source, x_target, e]        x' = x + MLP [x, sum of e' at targets, sum of e' at sources]
+
+P. Battaglia et al., "Interaction Networks" (2016); sizes by default as in acorn's InteractionGNN. No concatenation is
+made: nodes are multiplied before they are gathered (models/perceptron.py).
+
+Legend: N hits, M edges, c edges of a chunk, H width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from hpctrack.config import Section
+from hpctrack.models.geometry import PAIR_FEATURES, Geometry, pair_features
+from hpctrack.models.graph_network import GraphNetwork
+from hpctrack.models.perceptron import SplitPerceptron
+from hpctrack.models.sweeps import OnEdges
+
+
+class InteractionNetwork(GraphNetwork):
+    """Scores edges from both ends' states and the edge's own, after T interactions."""
+
+    class Options(Section):
+        """Sizes."""
+
+        width: int = Field(128, ge=1, description="of node and edge states, and of hidden layers")
+        iterations: int = Field(8, ge=1)
+        layers: int = Field(3, ge=1, description="linear layers of each perceptron")
+        norm: Literal["layer", "none"] = "layer"
+        activation: Literal["relu", "silu", "gelu", "tanh"] = "silu"
+        recurrent: bool = Field(False, description="all iterations share their weights")
+        chunk: int | None = Field(None, ge=1, description="edges at a time in the harder memory modes; null: by device")
+
+    def __init__(self, features: Sequence[str], options: Options) -> None:
+        super().__init__(features, options.iterations, options.chunk)
+        width, sizes = options.width, (options.layers, options.norm, options.activation)
+        self.geometry = Geometry(features, "the interaction network")
+        self.start = SplitPerceptron([len(features)], width, width, *sizes)
+        self.edge_start = PairStart(width, sizes)
+        own = 1 if options.recurrent else options.iterations
+        self.iterations = nn.ModuleList(Interaction(width, sizes) for _ in range(own))
+        self.head = Score(SplitPerceptron([width] * 3, width, 1, *sizes))
+
+
+class PairStart(nn.Module):
+    """First edge state, from what the pair of hits says (models/geometry.py)."""
+
+    def __init__(self, width: int, sizes: tuple[int, str, str]) -> None:
+        super().__init__()
+        self.perceptron = SplitPerceptron([PAIR_FEATURES], width, width, *sizes)
+
+    def project(self, place_N4: Tensor) -> tuple[Tensor, Tensor]:
+        """Edges gather coordinates."""
+        return place_N4, place_N4
+
+    def edge(self, source_c4: Tensor, target_c4: Tensor, _: None) -> OnEdges:
+        """e_0 [c, H]."""
+        return self.perceptron(pair_features(source_c4, target_c4)).to(source_c4.dtype), None, None
+
+
+class Interaction(nn.Module):
+    """One iteration."""
+
+    def __init__(self, width: int, sizes: tuple[int, str, str]) -> None:
+        super().__init__()
+        self.edges = SplitPerceptron([width] * 3, width, width, *sizes)
+        self.nodes = SplitPerceptron([width] * 3, width, width, *sizes)
+
+    def project(self, x_NH: Tensor) -> tuple[Tensor, Tensor]:
+        """The nodes' shares in the first layer of the edges' perceptron."""
+        return self.edges.part(0, x_NH), self.edges.part(1, x_NH)
+
+    def edge(self, source_cH: Tensor, target_cH: Tensor, e_cH: Tensor) -> OnEdges:
+        """e', which is the message to both ends."""
+        e_cH = e_cH + self.edges.rest(source_cH + target_cH + self.edges.part(2, e_cH))
+        return e_cH, e_cH, e_cH
+
+    def update(self, x_NH: Tensor, inward_NH: Tensor, outward_NH: Tensor, degree_N1: Tensor) -> Tensor:
+        """x'."""
+        return x_NH + self.nodes(x_NH, inward_NH, outward_NH)
+
+
+class Score(nn.Module):
+    """Logit of an edge from its ends' states and, if the perceptron has a third part, its own."""
+
+    def __init__(self, perceptron: SplitPerceptron) -> None:
+        super().__init__()
+        self.perceptron = perceptron
+
+    def project(self, x_NH: Tensor) -> tuple[Tensor, Tensor]:
+        """The nodes' shares in the first layer."""
+        return self.perceptron.part(0, x_NH), self.perceptron.part(1, x_NH)
+
+    def edge(self, source_cH: Tensor, target_cH: Tensor, e_cH: Tensor | None) -> OnEdges:
+        """Logit [c, 1]."""
+        h_cH = source_cH + target_cH
+        if e_cH is not None:
+            h_cH = h_cH + self.perceptron.part(2, e_cH)
+        return self.perceptron.rest(h_cH), None, None

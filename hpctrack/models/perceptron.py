@@ -1,0 +1,46 @@
+"""Multilayer perceptrons whose first layer is applied to parts of its input one by one.
+
+Legend: N rows, W width of a part, H hidden width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU, "tanh": nn.Tanh}
+
+
+class SplitPerceptron(nn.Module):
+    """A perceptron on the concatenation of parts of widths `widths` that is never made.
+
+    W [a, b, c] = W_a a + W_b b + W_c c: parts that belong to nodes are multiplied on the nodes (`part`), gathered and
+    added on the edges, and `rest` goes on from there. Linear layers are followed by norm and activation, the last one
+    is bare; `weight` is that of the concatenated form.
+    """
+
+    def __init__(self, widths: Sequence[int], hidden: int, out: int, layers: int, norm: str, activation: str) -> None:
+        super().__init__()
+        self.widths = tuple(widths)
+        self.first = nn.Linear(sum(widths), hidden if layers > 1 else out)
+        self.rest = nn.Sequential()
+        for layer in range(1, layers):
+            if norm == "layer":
+                self.rest.append(nn.LayerNorm(hidden))
+            self.rest.append(ACTIVATIONS[activation]())
+            self.rest.append(nn.Linear(hidden, hidden if layer < layers - 1 else out))
+
+    def part(self, index: int, x_NW: Tensor) -> Tensor:
+        """Share [N, H] of part `index` in the first layer; the bias is in part 0."""
+        begin = sum(self.widths[:index])
+        weight = self.first.weight[:, begin : begin + self.widths[index]]
+        return F.linear(x_NW, weight, self.first.bias if index == 0 else None)
+
+    def forward(self, *parts: Tensor) -> Tensor:
+        """Output [N, out] for all parts, row by row."""
+        h_NH = self.part(0, parts[0])
+        for index, x_NW in enumerate(parts[1:], start=1):
+            h_NH = h_NH + self.part(index, x_NW)
+        return self.rest(h_NH)
