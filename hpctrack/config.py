@@ -98,8 +98,8 @@ class PlanConfig(Section):
     )
     locality: bool = Field(False, description="ranks prefer shards they have read before, where that costs nothing")
     hits_per_micro_batch: int | None = Field(None, ge=1, description="no forward sees more hits, where events allow")
-    over_cap: Literal["error", "alone", "layer", "chunk"] = Field(
-        "layer", description="a single event with more hits: refuse it, or run it alone, with recompute layer or chunk"
+    over_cap: Literal["error", "alone"] = Field(
+        "alone", description="a single event with more hits: refuse it, or let it be a micro-batch of its own"
     )
 
     @model_validator(mode="after")
@@ -108,6 +108,30 @@ class PlanConfig(Section):
             raise ValueError("give either events_per_step or cost_per_step, and null for the other")
         if isinstance(self.window, int) and self.window < 1:
             raise ValueError(f"window must be 1 or more, or epoch, not {self.window}")
+        return self
+
+
+class MemoryConfig(Section):
+    """How much memory a rank may use, and which memory modes it uses to that end (models/memory.py)."""
+
+    cap_gib: float | None = Field(
+        None, gt=0, description="for weights, gradients, optimizer and passes of a rank; null with auto: what there is"
+    )
+    policy: Literal["auto", "plain", "recompute", "nested", "chunks", "offload"] = Field(
+        "plain", description="mode of all passes; auto (the default with a cap): for each the first that should fit"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _auto_with_a_cap(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("cap_gib") is not None:
+            values = {"policy": "auto"} | values
+        return values
+
+    @model_validator(mode="after")
+    def _cap_is_for_auto(self) -> MemoryConfig:
+        if self.cap_gib is not None and self.policy != "auto":
+            raise ValueError(f"cap_gib is kept by policy auto, not by {self.policy}; leave one of them out")
         return self
 
 
@@ -137,14 +161,11 @@ class OptimConfig(Section):
 
 
 class TrainConfig(Section):
-    """Length, precision, memory and bookkeeping of training."""
+    """Length, precision and bookkeeping of training."""
 
     steps: int = Field(ge=1, description="optimizer steps in all; epochs follow from the data")
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
     tf32: bool = Field(False, description="GPUs may round the inputs of fp32 matrix products to TF32")
-    recompute: Literal["none", "layer", "chunk"] = Field(
-        "none", description="gradient checkpointing: keep layer inputs only; chunk: and work through hits in chunks"
-    )
     checkpoint_every: int = Field(200, ge=1, description="steps")
     keep_checkpoints: int = Field(2, ge=1)
     log_every: int = Field(10, ge=1, description="steps")
@@ -189,9 +210,19 @@ class RunConfig(Section):
     loss: Named
     builder: Named
     plan: PlanConfig = PlanConfig()
+    memory: MemoryConfig = MemoryConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig
     parallel: ParallelConfig = ParallelConfig()
+
+    @model_validator(mode="after")
+    def _strategy_fits(self) -> RunConfig:
+        if self.parallel.strategy == "deepspeed":
+            if self.optim.name in ("lamb", "lars"):
+                raise ValueError(f"optim.name={self.optim.name} needs whole layers: use parallel.strategy ddp or fsdp")
+            if self.train.precision not in ("fp32", "bf16"):
+                raise ValueError(f"deepspeed takes train.precision fp32 or bf16, not {self.train.precision}")
+        return self
 
 
 S = TypeVar("S", bound=BaseModel)

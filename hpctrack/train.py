@@ -44,7 +44,7 @@ def train(config: RunConfig, env: Env) -> int:
             micro_batches, modes = next(batches)
             loaded = synchronize(env.device)
 
-            lr = learning_rate(trainer.step, total, config.optim)
+            lr = learning_rate(trainer.step, total, config.optim, config.plan)
             set_learning_rate(trainer.engine.optimizer, lr)
             try:
                 result = train_step(
@@ -56,6 +56,8 @@ def train(config: RunConfig, env: Env) -> int:
                     cost=trainer.planner.cost if trainer.probe() else None,
                     expected=trainer.planner.step_events(trainer.step),
                     stop=preemption.noticed,
+                    memory=trainer.memory if trainer.memory.auto else None,
+                    measure=trainer.measure(),
                 )
             except MachineError as error:
                 raise MachineError(f"step {trainer.step + 1}: {error}") from None

@@ -48,9 +48,7 @@ def find_place(environ: Mapping[str, str]) -> Place | None:
     if by_hand is not None:
         for other in (mpi, slurm) if by_hand.source == "environment" else ():
             if other is not None and (other.rank, other.world) != (by_hand.rank, by_hand.world):
-                raise InputError(
-                    f"environment: RANK={by_hand.rank} and WORLD_SIZE={by_hand.world}, but {other}; unset one"
-                )
+                raise InputError(f"{by_hand} (RANK, WORLD_SIZE), but {other}; unset one of them")
         return by_hand
     if mpi is not None and slurm is not None:
         if (mpi.rank, mpi.world) == (slurm.rank, slurm.world):

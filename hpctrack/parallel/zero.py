@@ -33,6 +33,8 @@ class ZeroEngine(Engine):
     with a gradient that is not finite is left out.
     """
 
+    rehearses = False  # the library keeps gradients where they cannot be cleared
+
     def __init__(
         self,
         model: nn.Module,
@@ -43,8 +45,6 @@ class ZeroEngine(Engine):
         clip_norm: float | None = None,
     ) -> None:
         super().__init__(model, env, precision)
-        if precision.name not in ("fp32", "bf16"):
-            raise InputError(f"parallel.strategy=deepspeed takes train.precision fp32 or bf16, not {precision.name}")
         self.stage = config.zero_stage
         self.lockstep = self.stage >= 2  # from there on, every backward pass shares gradients out
         self.optimizer = make_optimizer(model)
@@ -84,6 +84,8 @@ class ZeroEngine(Engine):
             for name, value in self.module.state_dict().items()
         }
         share = next(iter(self.optimizer.state.values()), {})
+        if share:
+            self.link_state()
         scalars = {key: whole(value) for key, value in share.items() if not is_spread(value)}
         spread = [key for key, value in share.items() if is_spread(value)]
         state = {
@@ -114,6 +116,7 @@ class ZeroEngine(Engine):
         saved = state["optimizer"]["state"]
         if saved:
             self.make_state(saved[0])
+            self.link_state()
             for index, parameter in enumerate(self.parameters):
                 for key, value in saved[index].items():
                     if is_spread(value):
@@ -127,9 +130,12 @@ class ZeroEngine(Engine):
                 key: torch.zeros_like(share) if is_spread(value) else value.clone() if torch.is_tensor(value) else value
                 for key, value in example.items()
             }
-        if not third:
-            zero._hp_optimizer_states_linked = False
-            zero._lazy_init_hp_params_optimizer_state()
+
+    def link_state(self) -> None:
+        """Let the parameters know their optimizer state; DeepSpeed forgets those of all groups but the first."""
+        if self.stage < 3:
+            self.zero._hp_optimizer_states_linked = False
+            self.zero._lazy_init_hp_params_optimizer_state()
 
 
 def is_spread(value: Any) -> bool:
@@ -140,6 +146,7 @@ def is_spread(value: Any) -> bool:
 def load_library(env: Env) -> ModuleType:
     """DeepSpeed, set up for our process group; InputError if it is not installed."""
     os.environ.setdefault("DS_ACCELERATOR", env.device.type)
+    os.environ.setdefault("LOCAL_RANK", str(env.local_rank))  # it wants that even of a single process
     try:
         import deepspeed
     except ImportError as error:

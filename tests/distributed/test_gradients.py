@@ -1,78 +1,141 @@
-"""Ranks, micro-batches and uneven shares do not change the gradient (fp64: 1e-12)."""
+"""Ranks, micro-batches, uneven shares and strategies do not change the gradient (fp64: 1e-12; DeepSpeed: 1e-5)."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pytest
 from ranks import run_ranks
+from strategies import needs_deepspeed
 from toys import toy_config, toy_dataset
 
 from hpctrack.losses import LOSSES
+from hpctrack.parallel.engine import Engine, whole
 from hpctrack.parallel.env import distributed
-from hpctrack.parallel.strategy import STRATEGIES
+from hpctrack.parallel.zero import ZeroEngine
 from hpctrack.runtime.step import train_step
 from hpctrack.runtime.trainer import Trainer
 
 VARIANTS = {"influencer": [{"compactness": 1.0}, {"per": "hit", "squared_hinge_ui": True}]}
 CASES = [(name, options) for name in sorted(LOSSES) for options in VARIANTS.get(name, [{}])]
+Found = tuple[list[np.ndarray], float, int]
 
 
-def gradient(config) -> tuple[list[np.ndarray], float, int]:
-    """Gradient of the run's first step on this rank, its loss, and how many micro-batches this rank had."""
-    with distributed(config.parallel, 1) as env:
-        trainer = Trainer(config, env)
-        found = []
-        trainer.engine.step = lambda: found.extend(p.grad.numpy().copy() for p in trainer.engine.module.parameters())
-        batches, modes = next(trainer.batches())
-        cost = trainer.planner.cost if trainer.probe() else None
-        expected = trainer.planner.step_events(0)
-        clip = config.optim.clip_norm
-        result = train_step(trainer.engine, trainer.loss, batches, clip, modes, cost, expected)
-        return found, result.loss, len(batches)
+def gradients(configs: list[Any]) -> list[Found]:
+    """For each run: gradient of its first step on this rank, its loss, and how many micro-batches this rank had."""
+    with distributed(configs[0].parallel, 1) as env:
+        return [gradient(Trainer(config, env)) for config in configs]
 
 
-PLANS = {
+def gradient(trainer: Trainer) -> Found:
+    found: list[np.ndarray] = []
+    keep_gradients(trainer.engine, found)
+    batches, modes = next(trainer.batches())
+    cost = trainer.planner.cost if trainer.probe() else None
+    clip = trainer.config.optim.clip_norm
+    result = train_step(
+        trainer.engine, trainer.loss, batches, clip, modes, cost, expected=trainer.planner.step_events(0)
+    )
+    return found, result.loss, len(batches)
+
+
+def keep_gradients(engine: Engine, found: list[np.ndarray]) -> None:
+    """Let the engine note its whole gradients where it would update the weights."""
+
+    def instead(clip_norm: float | None = None) -> float:
+        read = (lambda p: p.grad) if not isinstance(engine, ZeroEngine) else zero_gradient
+        found.extend(whole(read(p)).numpy().copy() for p in engine.module.parameters())
+        return 1.0
+
+    setattr(engine, "gradient_norm" if isinstance(engine, ZeroEngine) else "step", instead)
+
+
+def zero_gradient(parameter):
+    from deepspeed.utils import safe_get_full_grad
+
+    return safe_get_full_grad(parameter)
+
+
+PLANS: dict[str, dict[str, Any]] = {
     "whole": {},
-    "packed": {"hits_per_micro_batch": 30},  # uneven micro-batches; some events are over the cap and recomputed
-    "chunked": {"hits_per_micro_batch": 30, "over_cap": "chunk"},
+    "packed": {"hits_per_micro_batch": 30},  # uneven micro-batches; some events are over the cap
+    "chunked": {"hits_per_micro_batch": 30, "memory": "chunks"},
     "sorted": {"window": "epoch", "locality": True},
     "probed": {"probe": True, "hits_per_micro_batch": 30},
 }
 
 
-@pytest.mark.parametrize("strategy", sorted(STRATEGIES))
+def assert_same(found: list[np.ndarray], expected: list[np.ndarray], tolerance: float) -> None:
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * np.abs(b).max())
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 @pytest.mark.parametrize("clip", [None, 0.1])
 @pytest.mark.parametrize(("loss", "options"), CASES, ids=str)
 def test_gradient_is_that_of_one_rank(tmp_path, loss, options, clip, strategy):
     data = toy_dataset(tmp_path / "data", sizes=(4, 0, 9, 5, 1, 2, 6), n_noise=2)  # one event has only noise
 
-    def config(name: str):
+    def config(name: str, strategy: str):
         plan = {"events_per_step": 7} | PLANS[name]
-        probe_every = 1 if plan.pop("probe", False) else 1000
+        probe_every, memory = 1 if plan.pop("probe", False) else 1000, plan.pop("memory", "plain")
         return toy_config(
             tmp_path / "run", data, loss={"name": loss, **options}, plan=plan, optim={"clip_norm": clip},
-            parallel={"strategy": strategy}, train={"probe_every": probe_every},
+            parallel={"strategy": strategy}, train={"probe_every": probe_every}, memory={"policy": memory},
         )  # fmt: skip
 
-    [(expected, value, _)] = run_ranks(1, gradient, config("whole"))
+    [[(expected, value, _)]] = run_ranks(1, gradients, [config("whole", "ddp")])
     assert any(np.abs(g).max() > 0 for g in expected)
-    for name in PLANS:
-        for n in (1, 2, 4):
-            results = run_ranks(n, gradient, config(name))
-            if n == 4 and name == "packed":
-                assert len({batches for _, _, batches in results}) > 1  # uneven micro-batches
-            for found, loss_value, _ in results:
+    for n in (1, 2, 4):
+        results = run_ranks(n, gradients, [config(name, strategy) for name in PLANS])
+        if n == 4:
+            assert len({rank[list(PLANS).index("packed")][2] for rank in results}) > 1  # uneven micro-batches
+        for rank in results:
+            for found, loss_value, _ in rank:
                 assert loss_value == pytest.approx(value, rel=1e-12)
-                for a, b in zip(found, expected, strict=True):
-                    np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12 * np.abs(b).max())
+                assert_same(found, expected, 1e-12)
 
 
-def test_ranks_without_an_event_take_part(tmp_path):
+@needs_deepspeed
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_gradient_of_zero_is_that_of_one_rank(tmp_path, stage, monkeypatch):
+    monkeypatch.setattr("hpctrack.parallel.zero.PERSISTENT", 10)  # so that these small weights are shared out
+    data = toy_dataset(tmp_path / "data", sizes=(4, 0, 9, 5, 1, 2, 6), n_noise=2)
+
+    def config(name: str, **parallel):
+        plan = {"events_per_step": 7} | PLANS[name]
+        probe_every, memory = 1 if plan.pop("probe", False) else 1000, plan.pop("memory", "plain")
+        return toy_config(
+            tmp_path / "run",
+            data,
+            plan=plan,
+            parallel=parallel,
+            train={"probe_every": probe_every, "precision": "fp32"},
+            memory={"policy": memory},
+        )
+
+    [[(expected, value, _)]] = run_ranks(1, gradients, [config("whole")])
+    for n in (1, 2, 4):
+        names = ("packed", "chunked", "probed") if n == 2 else ("packed",)
+        for rank in run_ranks(
+            n, gradients, [config(name, strategy="deepspeed", zero_stage=stage) for name in names], timeout=300
+        ):
+            for found, loss_value, _ in rank:
+                assert loss_value == pytest.approx(value, rel=1e-5)
+                assert_same(found, expected, 1e-5)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", pytest.param("deepspeed", marks=needs_deepspeed)])
+def test_ranks_without_an_event_take_part(tmp_path, strategy):
     data = toy_dataset(tmp_path / "data", sizes=(5,))
-    config = toy_config(tmp_path / "run", data)
-    [(expected, _, _)] = run_ranks(1, gradient, config)
-    results = run_ranks(3, gradient, config)
-    assert sorted(batches for _, _, batches in results) == [0, 0, 1]
-    for found, _, _ in results:
-        for a, b in zip(found, expected, strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-15)
+    precision, tolerance = ("fp32", 1e-5) if strategy == "deepspeed" else ("fp64", 1e-12)
+
+    def config(strategy: str):
+        return toy_config(tmp_path / "run", data, parallel={"strategy": strategy}, train={"precision": precision})
+
+    [[(expected, _, _)]] = run_ranks(1, gradients, [config("ddp")])
+    results = run_ranks(3, gradients, [config(strategy)], timeout=300)
+    assert sorted(rank[0][2] for rank in results) == [0, 0, 1]
+    for rank in results:
+        assert_same(rank[0][0], expected, tolerance)
