@@ -14,6 +14,7 @@ from hpctrack.errors import EXIT_MACHINE
 from hpctrack.parallel.env import Env
 
 LAST_RESORT_S = 5.0  # after the timeout; for code that never lets go of the interpreter
+OTHERS_S = 2.0  # the other ranks say where they are before the loss of this one ends them
 STDERR = 2
 
 
@@ -62,4 +63,5 @@ class Watchdog:
         )
         os.write(STDERR, line.encode())
         faulthandler.dump_traceback(STDERR, all_threads=True)
+        time.sleep(OTHERS_S)
         os._exit(EXIT_MACHINE)
