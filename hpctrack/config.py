@@ -217,11 +217,11 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _strategy_fits(self) -> RunConfig:
-        if self.parallel.strategy == "deepspeed":
-            if self.optim.name in ("lamb", "lars"):
-                raise ValueError(f"optim.name={self.optim.name} needs whole layers: use parallel.strategy ddp or fsdp")
-            if self.train.precision not in ("fp32", "bf16"):
-                raise ValueError(f"deepspeed takes train.precision fp32 or bf16, not {self.train.precision}")
+        strategy, optim, precision = self.parallel.strategy, self.optim.name, self.train.precision
+        if strategy != "ddp" and optim in ("lamb", "lars"):
+            raise ValueError(f"optim.name={optim} needs whole layers: use parallel.strategy=ddp, not {strategy}")
+        if strategy == "deepspeed" and precision not in ("fp32", "bf16"):
+            raise ValueError(f"deepspeed takes train.precision fp32 or bf16, not {precision}")
         return self
 
 

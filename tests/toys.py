@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,12 @@ def toy_config(run: Path, data: Path, valid: Path | None = None, **sections: dic
     return parse(RunConfig, values, "toy")
 
 
+def losses(run: Path) -> list[float]:
+    """Training losses that a run has logged."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if line["kind"] == "train"]
+
+
 def toy_batch(
     sizes: Sequence[int] = (4, 1, 3),
     n_noise: int = 5,
@@ -142,5 +149,6 @@ def toy_data(
         n_tracks=torch.tensor([n_tracks]),
         hit_row=torch.arange(len(track)),
         event_id=torch.tensor([event_id]),
+        parameters=torch.tensor(np.random.default_rng([7, event_id]).normal(size=(n_tracks, 5)), dtype=dtype),
         num_nodes=len(track),
     )

@@ -33,6 +33,8 @@ class ZeroEngine(Engine):
     with a gradient that is not finite is left out.
     """
 
+    lockstep = True  # from stage 2 on, every backward pass shares gradients out
+
     rehearses = False  # the library keeps gradients where they cannot be cleared
 
     def __init__(
@@ -46,7 +48,6 @@ class ZeroEngine(Engine):
     ) -> None:
         super().__init__(model, env, precision)
         self.stage = config.zero_stage
-        self.lockstep = self.stage >= 2  # from there on, every backward pass shares gradients out
         self.optimizer = make_optimizer(model)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.groups = self.optimizer.state_dict()["param_groups"]
@@ -98,8 +99,8 @@ class ZeroEngine(Engine):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Inverse of `state_dict`, of any strategy's; RuntimeError if it is of another model."""
+        from deepspeed.runtime.zero import GatheredParameters
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
-        from deepspeed.zero import GatheredParameters
 
         weights = list(self.module.named_parameters())
         for name, value in state["model"].items():

@@ -29,8 +29,8 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
     library = load_library(config.name)
     if config.name == "lamb":
-        return library.Lamb(groups, lr=config.lr, betas=config.betas, weight_decouple=False)
-    return library.LARS(groups, lr=config.lr, momentum=config.momentum)
+        return library.Lamb(groups, config.lr, config.betas, weight_decouple=False)
+    return library.LARS(groups, config.lr, momentum=config.momentum)
 
 
 def load_library(name: str) -> ModuleType:

