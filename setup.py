@@ -32,8 +32,10 @@ setup(
     ],
     extras_require={
         "sim": ["pyacts>=48", "pythia8mc>=8.312"],
+        "reference": ["pyacts>=48", "scikit-learn>=1.4"],
         "mpi": ["mpi4py>=4"],
-        "deepspeed": ["deepspeed>=0.16", "ninja"],
+        "deepspeed": ["deepspeed>=0.19.8", "ninja"],
+        "optim": ["pytorch-optimizer>=4"],
         "scatter": ["torch-scatter>=2.1.2"],
         "dev": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.9"],
     },

@@ -3,7 +3,7 @@
 #   HPCTRACK_TRACKML_DIR  a folder of TrackML files: tests on real events run (else they are skipped and say so)
 set -euo pipefail
 cd "$(dirname "$0")/.."
-source launch/env.sh sim,mpi,dev
+source launch/env.sh sim,reference,mpi,deepspeed,optim,dev
 # an mpirun that fits mpi4py, whatever the machine has: a wheel of 13 MB; without it the MPI tests are skipped and say so
 python -c 'import importlib.metadata as m; m.version("mpich")' 2>/dev/null || python -m pip install --quiet --disable-pip-version-check --only-binary mpich \
   -c launch/constraints.txt mpich || echo "launch: no mpich wheel for this machine: tests under mpirun will be skipped"

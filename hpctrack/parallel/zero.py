@@ -156,8 +156,8 @@ def load_library(env: Env) -> ModuleType:
         ) from None
     deepspeed.utils.logger.setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*is deprecated", FutureWarning)  # torch's names for what it calls at every step
-    # its own all-reduce through shared memory would be compiled at this moment; gloo does as well
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # none of its own kernels: to find out which could be had, it runs a compiler, and compiles one for CPUs at once
+    deepspeed.ops.__compatible_ops__ = {}
     deepspeed.init_distributed(dist_backend=env.backend, auto_mpi_discovery=False, verbose=False)
     return deepspeed
 
