@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
@@ -49,6 +48,6 @@ class DDPEngine(Engine):
             return self.module(batch)
 
 
-def in_bf16(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+def in_bf16(state, bucket):  # torch looks at annotations and takes none that are text
     """torch's own hook, which by its name refuses all but NCCL; gloo can do it, too."""
     return default_hooks.bf16_compress_hook(state, bucket)

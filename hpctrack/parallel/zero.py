@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from hpctrack.config import ParallelConfig
 from hpctrack.errors import InputError
@@ -100,20 +101,18 @@ class ZeroEngine(Engine):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Inverse of `state_dict`, of any strategy's; RuntimeError if it is of another model."""
         from deepspeed.runtime.zero import GatheredParameters
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
-        weights = list(self.module.named_parameters())
-        for name, value in state["model"].items():
-            own = dict(self.module.named_buffers()).get(name)
-            if own is not None:
-                own.copy_(value)
-        for name, parameter in weights:
+        if differing := state["model"].keys() ^ self.module.state_dict().keys():
+            raise RuntimeError(f"names differ: {', '.join(sorted(differing))}")
+        for name, buffer in self.module.named_buffers():
+            buffer.copy_(state["model"].get(name, buffer))
+        for name, parameter in self.module.named_parameters():
             value = state["model"][name].to(self.env.device)
             with GatheredParameters(parameter, modifier_rank=0, enabled=self.stage == 3), torch.no_grad():
                 if value.shape != parameter.shape:
                     raise RuntimeError(f"size mismatch for {name}: {tuple(value.shape)}, not {tuple(parameter.shape)}")
                 parameter.copy_(value)
-            safe_set_full_fp32_param(parameter, value)
+            self.set_share(parameter, value)
         saved = state["optimizer"]["state"]
         if saved:
             self.make_state(saved[0])
@@ -121,7 +120,20 @@ class ZeroEngine(Engine):
             for index, parameter in enumerate(self.parameters):
                 for key, value in saved[index].items():
                     if is_spread(value):
-                        safe_set_full_optimizer_state(parameter, value.to(self.env.device), key)
+                        self.set_share(parameter, value.to(self.env.device), key)
+
+    def set_share(self, parameter: nn.Parameter, value: Tensor, key: str | None = None) -> None:
+        """Set this rank's share of the weights that are updated, or of the optimizer's `key`, from the whole of it."""
+        from deepspeed import utils
+
+        if self.stage == 3:  # where the library's function for whole values fails if they cannot be divided evenly
+            n = parameter.ds_tensor.numel()
+            padded = functional.pad(value.flatten(), (0, n * self.env.world - value.numel()))
+            self.zero.set_local_hp_param(padded.narrow(0, n * self.env.rank, n), parameter, key)
+        elif key is None:
+            utils.safe_set_full_fp32_param(parameter, value)
+        else:
+            utils.safe_set_full_optimizer_state(parameter, value, key)
 
     def make_state(self, example: Mapping[str, Any]) -> None:
         """Let the optimizer have the state of steps that it has not taken: shares of zeros, and `example`'s scalars."""
