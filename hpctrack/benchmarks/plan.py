@@ -65,7 +65,7 @@ def run(quick: bool, data: Path | None = None) -> Page:
     train, test = slice(0, None, 2), slice(1, None, 2)
     cost = CostModel()
     for batch, value in zip(batches[train], best[train], strict=True):
-        cost.observe(batch_terms(batch), value, 0.0)
+        cost.observe(batch_terms(batch), value)
     cost.collect([cost.new])
     cost.learn()
     predicted = cost.seconds(np.array([batch_terms(batch) for batch in batches]))

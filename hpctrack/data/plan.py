@@ -21,13 +21,12 @@ from hpctrack.errors import InputError
 class EpochPlan:
     """One epoch as arrays: entry i puts dataset row `event[i]` on rank `rank[i]`, micro-batch `micro[i]` of its step.
 
-    `step_offsets` [n_steps + 1] bounds the steps; `over_cap` [n_events] marks events larger than the memory cap.
+    `step_offsets` [n_steps + 1] bounds the steps.
     """
 
     event: np.ndarray
     rank: np.ndarray
     micro: np.ndarray
-    over_cap: np.ndarray
     step_offsets: np.ndarray
 
     @property
@@ -39,13 +38,13 @@ class EpochPlan:
         """Rows of all events of a step, over all ranks."""
         return self.event[self.step_offsets[step] : self.step_offsets[step + 1]]
 
-    def micro_batches(self, step: int, rank: int) -> list[tuple[np.ndarray, bool]]:
-        """The rank's micro-batches of a step: rows of events, and whether one is over the memory cap; may be empty."""
+    def micro_batches(self, step: int, rank: int) -> list[np.ndarray]:
+        """The rank's micro-batches of a step, rows of events each; may be empty."""
         here = slice(self.step_offsets[step], self.step_offsets[step + 1])
         mine = self.rank[here] == rank
-        event, micro, over = self.event[here][mine], self.micro[here][mine], self.over_cap[here][mine]
+        event, micro = self.event[here][mine], self.micro[here][mine]
         bins = range(micro.max() + 1) if len(event) else ()
-        return [(event[micro == m], bool(over[micro == m].any())) for m in bins]
+        return [event[micro == m] for m in bins]
 
     def loads(self, costs: np.ndarray, world_size: int) -> np.ndarray:
         """Summed cost of each rank in each step [n_steps, world_size]; `costs` [n_events] by dataset row."""
@@ -76,7 +75,7 @@ def plan_epoch(
 
     `sizes` [n_events]: relative cost known beforehand, the same in every run; groups like-sized events and measures
     `size_per_step`. `costs` [n_events]: predicted seconds for the split over ranks (default: the sizes). `memory`
-    [n_events] counts against `memory_cap`; an event above it has a micro-batch of its own and is marked. `shards`
+    [n_events] counts against `memory_cap`; an event above it has a micro-batch of its own. `shards`
     [n_events]: ranks prefer events of shards they have read before, where that costs nothing. The rest: `compose`.
     """
     order, offsets = compose(sizes, seed, epoch, events_per_step, size_per_step, window)
@@ -94,10 +93,7 @@ def plan_epoch(
             for r in np.unique(rank[start:stop]):
                 mine = np.flatnonzero(rank[start:stop] == r)
                 micro[start + mine] = pack(sizes_here[mine], memory_cap)
-    over = np.zeros(len(order), dtype=bool)
-    if memory_cap is not None:
-        over = (memory if memory is not None else sizes)[order] > memory_cap
-    return EpochPlan(order, rank, micro, over, offsets)
+    return EpochPlan(order, rank, micro, offsets)
 
 
 def good_enough(world_size: int) -> float:

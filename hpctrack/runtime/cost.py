@@ -1,6 +1,6 @@
-"""What a micro-batch costs: seconds and bytes, learned from the run's own steps.
+"""What a micro-batch costs, learned from the run's own steps: seconds here, bytes in runtime/memory.py.
 
-    seconds, bytes ~ a + b hits + c edges + d hits^2        (sums over the events of the micro-batch; a, b, c, d >= 0)
+    cost ~ a + b hits + c edges + d hits^2        (sums over the events of the micro-batch; a, b, c, d >= 0)
 
 Fitted by non-negative least squares on relative errors at the end of each epoch, from samples of all ranks; between two
 fits the model does not change, and it travels in the checkpoint, so a resumed run plans as the unbroken one would have.
@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from scipy.optimize import nnls
 from torch_geometric.data import Batch
 
@@ -22,63 +21,63 @@ ENOUGH = 8  # samples before the first fit
 OUTLIER = 3.0  # residuals beyond so many robust standard deviations are left out of the second fit
 
 
-class CostModel:
-    """Two fits over the same terms; `observe` on each rank, `learn` on all together, then `seconds` and `bytes`."""
+class LinearFit:
+    """One measured quantity against TERMS: `observe` on each rank, `learn` on all together, then `predict`."""
 
     def __init__(self, state: dict[str, Any] | None = None) -> None:
         state = state or {}
-        self.samples = np.array(state.get("samples", []), dtype=np.float64).reshape(-1, len(TERMS) + 2)
-        self.fits = {name: np.array(values) for name, values in state.get("fits", {}).items()}
-        self.errors = dict(state.get("errors", {}))
+        self.samples = np.array(state.get("samples", []), dtype=np.float64).reshape(-1, len(TERMS) + 1)
+        self.coefficients = np.array(state["coefficients"]) if state.get("coefficients") else None
+        self.error = state.get("error", 0.0)
         self.new: list[list[float]] = []  # of this rank since the last `learn`
 
     @property
     def fitted(self) -> bool:
         """True once there were enough samples."""
-        return "seconds" in self.fits
+        return self.coefficients is not None
 
-    def observe(self, terms: Sequence[float], seconds: float, peak_bytes: float) -> None:
+    def observe(self, terms: Sequence[float], value: float) -> None:
         """Take in one micro-batch of this rank."""
-        self.new.append([*terms, seconds, peak_bytes])
+        self.new.append([*terms, value])
 
     def collect(self, everyone: Sequence[Sequence[Sequence[float]]]) -> None:
         """Add the ranks' new samples (this rank's `new` and the others'), the same everywhere; keep the newest."""
-        fresh = np.array([row for rank in everyone for row in rank], dtype=np.float64).reshape(-1, len(TERMS) + 2)
+        fresh = np.array([row for rank in everyone for row in rank], dtype=np.float64).reshape(-1, len(TERMS) + 1)
         self.samples = np.concatenate([self.samples, fresh])[-KEEP:]
         self.new = []
 
-    def learn(self) -> bool:
+    def learn(self, enough: int = ENOUGH) -> bool:
         """Fit what was collected; False while there is too little."""
-        if len(self.samples) < ENOUGH:
+        if len(self.samples) < enough:
             return False
-        x = self.samples[:, : len(TERMS)]
-        for column, name in ((-2, "seconds"), (-1, "bytes")):
-            y = self.samples[:, column]
-            if (y > 0).sum() >= ENOUGH:
-                self.fits[name], self.errors[name] = fit(x[y > 0], y[y > 0])
-        return self.fitted
+        self.coefficients, self.error = fit(self.samples[:, :-1], self.samples[:, -1])
+        return True
 
-    def seconds(self, terms: np.ndarray) -> np.ndarray:
-        """Predicted seconds [n] of micro-batches with `terms` [n, 4]."""
-        return terms @ self.fits["seconds"]
+    def predict(self, terms: np.ndarray) -> np.ndarray:
+        """Predicted values [n] of micro-batches with `terms` [n, 4]; of one, with terms [4]."""
+        return terms @ self.coefficients
 
-    def bytes(self, terms: np.ndarray) -> np.ndarray:
-        """Predicted peak bytes [n] of micro-batches with `terms` [n, 4]."""
-        return terms @ self.fits["bytes"]
-
-    def lines(self) -> list[str]:
-        """The fits as people read them."""
-        out = []
-        for name, unit in (("seconds", "s"), ("bytes", "B")):
-            if name in self.fits:
-                parts = [f"{c:.3g} {unit}/{t}" for t, c in zip(TERMS, self.fits[name], strict=True) if c > 0]
-                out.append(f"cost: {name} ~ {' + '.join(parts)}, median error {100 * self.errors[name]:.1f} %")
-        return out
+    def line(self, name: str, unit: str) -> str:
+        """The fit as people read it."""
+        parts = [f"{c:.3g} {unit}/{t}" for t, c in zip(TERMS, self.coefficients, strict=True) if c > 0]
+        return f"{name} ~ {' + '.join(parts) or '0'}, median error {100 * self.error:.1f} %"
 
     def state(self) -> dict[str, Any]:
         """Plain values for a checkpoint; collect first, so that no rank's samples are missing."""
-        fits = {name: values.tolist() for name, values in self.fits.items()}
-        return {"samples": self.samples.tolist(), "fits": fits, "errors": self.errors}
+        coefficients = self.coefficients.tolist() if self.fitted else None
+        return {"samples": self.samples.tolist(), "coefficients": coefficients, "error": self.error}
+
+
+class CostModel(LinearFit):
+    """Seconds of a micro-batch."""
+
+    def seconds(self, terms: np.ndarray) -> np.ndarray:
+        """Predicted seconds [n] of micro-batches with `terms` [n, 4]."""
+        return self.predict(terms)
+
+    def lines(self) -> list[str]:
+        """The fit as people read it, if there is one."""
+        return [self.line("cost: seconds", "s")] if self.fitted else []
 
 
 def fit(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, float]:
@@ -109,37 +108,3 @@ def batch_terms(batch: Batch) -> list[float]:
 def event_terms(hits: np.ndarray) -> np.ndarray:
     """TERMS [n, 4] of single events with so many hits, as they count within a micro-batch."""
     return np.stack([np.zeros(len(hits)), hits, np.zeros(len(hits)), np.square(hits, dtype=np.float64)], axis=1)
-
-
-class MemoryMeter:
-    """Bytes that a forward and backward pass needs at its peak, beyond what stood before.
-
-    On GPUs the allocator's own peak; on the CPU, which has no such count, the tensors that autograd saves for backward.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.bytes = 0.0
-        self.saved: dict[int, int] = {}
-
-    def __enter__(self) -> MemoryMeter:
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-            self.before = torch.cuda.memory_allocated(self.device)
-        else:
-            self.hooks = torch.autograd.graph.saved_tensors_hooks(self.pack, lambda tensor: tensor)
-            self.hooks.__enter__()
-        return self
-
-    def pack(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Count a tensor's storage once."""
-        storage = tensor.untyped_storage()
-        self.saved[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    def __exit__(self, *_: object) -> None:
-        if self.device.type == "cuda":
-            self.bytes = float(torch.cuda.max_memory_allocated(self.device) - self.before)
-        else:
-            self.hooks.__exit__(None, None, None)
-            self.bytes = float(sum(self.saved.values()))

@@ -20,8 +20,6 @@ from hpctrack.parallel.collectives import gather
 from hpctrack.parallel.env import Env
 from hpctrack.runtime.cost import KEEP, CostModel, event_terms
 
-MODE_OF = {"none": "plain", "layer": "recompute", "chunk": "chunks"}  # train.recompute, plan.over_cap
-
 
 class Planner:
     """Plans epochs from event sizes, and learns what events cost.
@@ -32,7 +30,7 @@ class Planner:
 
     def __init__(self, config: RunConfig, data: Dataset, model: nn.Module, env: Env) -> None:
         self.config, self.data, self.env = config.plan, data, env
-        self.seed, self.memory = config.seed, MODE_OF[config.train.recompute]
+        self.seed = config.seed
         self.hits = expected_hits(data, config.data.selection)
         sizes = np.maximum(model.relative_cost(self.hits), 1e-9)
         self.sizes = sizes / sizes.mean()
@@ -80,11 +78,10 @@ class Planner:
         """How far readers may go ahead: to the last step, but plans from learned costs are made epoch by epoch."""
         return min(last, self.epoch_end(step)) if self.config.cost == "learned" else last
 
-    def micro_batches(self, step: int) -> list[tuple[int, np.ndarray, str]]:
-        """This rank's micro-batches of a step as (epoch, rows, memory mode)."""
+    def micro_batches(self, step: int) -> list[tuple[int, np.ndarray]]:
+        """This rank's micro-batches of a step as (epoch, rows)."""
         epoch, within = self.position(step)
-        parts = self.plan(epoch).micro_batches(within, self.env.rank)
-        return [(epoch, rows, self.over_cap_mode if over else self.memory) for rows, over in parts]
+        return [(epoch, rows) for rows in self.plan(epoch).micro_batches(within, self.env.rank)]
 
     def step_events(self, step: int) -> list[int]:
         """Ids of the events of a step, over all ranks."""
@@ -98,18 +95,13 @@ class Planner:
 
     # ------------------------------------------------------------------------------------- memory cap
 
-    @property
-    def over_cap_mode(self) -> str:
-        """Memory mode of an event that is larger than a micro-batch may be."""
-        return self.memory if self.config.over_cap == "alone" else MODE_OF[self.config.over_cap]
-
     def check_cap(self) -> None:
         """InputError for the first event over the cap, if that is the policy."""
         over = self.over_cap()
         if len(over) and self.config.over_cap == "error":
             raise InputError(
                 f"{self.data.folder}: event {self.data.event_ids[over[0]]} has {self.hits[over[0]]:.0f} hits, above "
-                f"plan.hits_per_micro_batch={self.config.hits_per_micro_batch}; raise it, or set plan.over_cap to layer"
+                f"plan.hits_per_micro_batch={self.config.hits_per_micro_batch}; raise it, or set plan.over_cap to alone"
             )
 
     def over_cap(self) -> np.ndarray:
@@ -138,7 +130,7 @@ class Planner:
         over = len(self.over_cap())
         if over:
             cap = self.config.hits_per_micro_batch
-            lines.append(f"plan: {over} events have more than {cap} hits: alone, memory mode {self.over_cap_mode}")
+            lines.append(f"plan: {over} events have more than {cap} hits: each is a micro-batch of its own")
         return lines
 
     def counterfactual(self) -> dict[str, float]:

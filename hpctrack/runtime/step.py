@@ -13,14 +13,16 @@ import torch
 from torch import nn
 from torch_geometric.data import Batch, Data
 
+from hpctrack.data.schema import PARAMETERS
 from hpctrack.errors import MachineError
 from hpctrack.models.memory import MODES
-from hpctrack.parallel.collectives import all_max, all_sum, barrier, gather
+from hpctrack.parallel.collectives import all_max, all_sum, gather
 from hpctrack.parallel.engine import Engine
-from hpctrack.runtime.cost import CostModel, MemoryMeter, batch_terms
+from hpctrack.runtime.attempt import Retreat, Share, Sums, Work, agree
+from hpctrack.runtime.cost import CostModel
+from hpctrack.runtime.memory import Memory
 from hpctrack.runtime.telemetry import synchronize
 
-Sums = dict[str, float]  # by term
 ID_MODULUS = 1 << 31  # event ids are compared modulo this, so that their sum is exact in float64
 
 
@@ -30,7 +32,7 @@ class StepResult:
 
     `skipped`: the gradient overflowed fp16 and the weights are as they were; its norm is then given as 0.
     `parts`: this rank's seconds of computing, waiting for the slowest rank and summing gradients, if it was probed.
-    `stop`: a rank was asked to end.
+    `stop`: a rank was asked to end. `retreats`: all ranks' passes that ran out of memory and were taken again.
     """
 
     loss: float
@@ -41,6 +43,7 @@ class StepResult:
     skipped: bool = False
     parts: dict[str, float] = field(default_factory=dict)
     stop: bool = False
+    retreats: list[Retreat] = field(default_factory=list)
 
 
 def train_step(
@@ -52,12 +55,15 @@ def train_step(
     cost: CostModel | None = None,
     expected: list[int] | None = None,
     stop: bool = False,
+    memory: Memory | None = None,
+    measure: bool = False,
 ) -> StepResult:
     """Forward, backward and update with this rank's micro-batches of the step (possibly none).
 
     `modes`: memory mode of each micro-batch. `cost`: probe the step, that is, compute without overlapping the gradient
     sum, time the parts and let the cost model observe each micro-batch. `expected`: ids of all events of the step over
     all ranks; consuming others is an error. `stop`: this rank was asked to end after the step, which all ranks learn.
+    `memory`: take passes that run out of memory again in harder modes; and with `measure`, let it observe one.
     """
     names = list(loss.weights)
     counts = [loss.counts(batch) for batch in batches]
@@ -68,16 +74,13 @@ def train_step(
         raise MachineError(f"the ranks hold {n_events:.0f} events, not the {len(expected)} of the plan")
     total = dict(zip(names, totals, strict=True))
 
-    sums = dict.fromkeys(names, 0.0)
-    work = take_part(engine, batches, modes)
+    overlap = cost is None and (memory is None or engine.lockstep)
     begin = synchronize(engine.env.device)
-    for i, (batch, mode) in enumerate(work):
-        with Probe(engine, cost if i < len(batches) else None, batch):
-            terms = loss(engine.forward(batch, cost is None and i == len(work) - 1, mode), batch)
-            engine.backward(sum(loss.weights[name] * terms[name].sum / max(1, total[name]) for name in names))
-        for name in names:
-            sums[name] += terms[name].sum.item()
-    parts = sum_gradients(engine, begin) if cost is not None else {}
+    share = Share(engine, loss, total, cost, memory, measure)
+    sums, retreats = share.run(take_part(engine, batches, modes), overlap)
+    if not overlap:
+        parts, retreats = sum_gradients(engine, memory, retreats, begin)
+    about = {"parts": parts if cost else {}, "retreats": retreats, "stop": stops > 0}
 
     events, hits = sum(b.num_graphs for b in batches), sum(b.num_nodes for b in batches)
     result = combine(engine, sums, total, loss.weights, events, hits)
@@ -88,43 +91,30 @@ def train_step(
         engine.step()
     elif engine.precision.scaled:
         engine.discard()
-        return replace(result, skipped=True, parts=parts, stop=stops > 0)
+        return replace(result, skipped=True, **about)
     else:
         every = sorted(e for part in gather([int(e) for b in batches for e in b.event_id], engine.env) for e in part)
         raise MachineError(f"gradient is not finite (events {every}); gradients were not applied")
-    return replace(result, grad_norm=norm, parts=parts, stop=stops > 0)
+    return replace(result, grad_norm=norm, **about)
 
 
-class Probe:
-    """Times one micro-batch and measures its memory for the cost model; does nothing without one."""
+def sum_gradients(
+    engine: Engine, memory: Memory | None, retreats: list[Retreat], begin: float
+) -> tuple[dict[str, float], list[Retreat]]:
+    """Sum gradients after all backward passes, once the ranks agree that all have theirs.
 
-    def __init__(self, engine: Engine, cost: CostModel | None, batch: Batch) -> None:
-        self.device, self.cost, self.batch = engine.env.device, cost, batch
-
-    def __enter__(self) -> None:
-        if self.cost is not None:
-            self.meter = MemoryMeter(self.device).__enter__()
-            self.begin = synchronize(self.device)
-
-    def __exit__(self, kind: type | None, *_: object) -> None:
-        if self.cost is not None:
-            seconds = synchronize(self.device) - self.begin
-            self.meter.__exit__()
-            if kind is None:
-                self.cost.observe(batch_terms(self.batch), seconds, self.meter.bytes)
-
-
-def sum_gradients(engine: Engine, begin: float) -> dict[str, float]:
-    """Sum gradients after the backward passes of a probed step; seconds of computing, waiting and summing."""
+    Seconds of computing, waiting and summing, and all ranks' retreats.
+    """
     computed = synchronize(engine.env.device)
-    barrier(engine.env)
+    every = agree(engine, memory, retreats)
     waited = synchronize(engine.env.device)
     engine.sum_gradients(empty_batch(engine))
-    return {
+    parts = {
         "compute_s": computed - begin,
         "wait_s": waited - computed,
         "communicate_s": synchronize(engine.env.device) - waited,
     }
+    return parts, every
 
 
 def validate(engine: Engine, loss: nn.Module, batches: Iterable[Batch]) -> StepResult:
@@ -162,7 +152,7 @@ def blame(engine: Engine, loss: nn.Module, batches: list[Batch]) -> str:
     return ", ".join(map(str, found)) or "none alone, only in their sum"
 
 
-def take_part(engine: Engine, batches: list[Batch], modes: list[str] | None) -> list[tuple[Batch, str | None]]:
+def take_part(engine: Engine, batches: list[Batch], modes: list[str] | None) -> Work:
     """This rank's micro-batches and their modes, or an empty one, since every rank takes part in the gradient sum.
 
     Where passes are collective, as many as the rank with the most has, in modes that save enough for every rank.
@@ -196,6 +186,7 @@ def empty_batch(engine: Engine) -> Batch:
         n_tracks=torch.zeros(1, dtype=torch.long),
         hit_row=nothing,
         event_id=torch.tensor([-1]),
+        parameters=torch.zeros(0, len(PARAMETERS), dtype=parameter.dtype),
         num_nodes=0,
     )
     return Batch.from_data_list([data]).to(parameter.device)

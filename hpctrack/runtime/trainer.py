@@ -25,8 +25,10 @@ from hpctrack.parallel.env import Env
 from hpctrack.parallel.precision import Precision
 from hpctrack.parallel.strategy import STRATEGIES
 from hpctrack.runtime import checkpoint
+from hpctrack.runtime.calibrate import calibrate
 from hpctrack.runtime.cost import CostModel
 from hpctrack.runtime.ledger import Ledger
+from hpctrack.runtime.memory import GIB, Memory
 from hpctrack.runtime.optim import build_optimizer
 from hpctrack.runtime.planner import Planner
 from hpctrack.runtime.step import StepResult, until_all_end, validate
@@ -51,6 +53,8 @@ MAY_CHANGE = {  # keys that a resumed run may set otherwise: they do not change 
     "train.log_every",
     "train.valid_every",
     "train.threads",
+    "memory.cap_gib",
+    "memory.policy",
     "parallel.strategy",
     "parallel.zero_stage",
     "parallel.bucket_mb",
@@ -70,12 +74,13 @@ class Trainer:
         self.folder = Path(config.run)
         self.precision = Precision(config.train.precision, env.device, config.train.tf32)
         self.dtype = self.precision.weights_dtype
-        self.data = open_events(config.data, config.data.train, env.local_rank)
+        self.loss = build_loss(config.loss)
+        self.parameters = "parameters" in self.loss.weights  # whether it compares with true track parameters
+        self.data = open_events(config.data, config.data.train, env.local_rank, self.parameters)
         valid = config.data.valid
-        self.valid = open_events(config.data, valid, env.local_rank) if valid else None
+        self.valid = open_events(config.data, valid, env.local_rank, self.parameters) if valid else None
         if not len(self.data):
             raise InputError(f"key 'data.train': {config.data.train} has no event; expected at least one")
-        self.loss = build_loss(config.loss)
         if build_builder(config.builder).needs_tuning and not (self.valid and len(self.valid)):
             raise InputError("section 'builder' has an option to tune: give data.valid, or a value for it")
         torch.manual_seed(config.seed)  # the same weights on every rank
@@ -85,6 +90,7 @@ class Trainer:
         optimizer = partial(build_optimizer, config=config.optim)
         strategy = STRATEGIES[config.parallel.strategy]
         self.engine = strategy(model, optimizer, env, self.precision, config.parallel, config.optim.clip_norm)
+        self.memory = Memory(config.memory, self.engine)
         self.step, self.window, self.tuned = 0, Window(), {}
         self.pending = False  # whether what is due after the newest step (validation, tuning) is still to be done
         self.ledger: Ledger | None = None
@@ -98,27 +104,31 @@ class Trainer:
     def batches(self) -> Iterator[tuple[list[Batch], list[str]]]:
         """This rank's micro-batches and their memory modes for each step from the current one to the last."""
         data, last, plan = self.config.data, self.config.train.steps, self.planner
-        stream = (self.config.seed, TRAIN)
-        load = EventLoader(
-            self.data, data.features, data.selection, data.augment, stream, self.dtype, data.curriculum
-        )
+        load = self.loader()
         while self.step < last:
             steps = range(self.step, plan.readable_until(self.step, last))
-            ahead = ((epoch, rows) for step in steps for epoch, rows, _ in plan.micro_batches(step))
+            ahead = (part for step in steps for part in plan.micro_batches(step))
             loaded = iterate(load, ahead, data.workers, self.env.device.type == "cuda", data.prefetch_factor)
             for step in steps:
                 # randomness inside the model (dropout) follows from the step, so no generator state is kept
-                torch.manual_seed(int(np.random.SeedSequence([*stream, step, self.env.rank]).generate_state(1)[0]))
+                torch.manual_seed(int(np.random.SeedSequence([*load.stream, step, self.env.rank]).generate_state(1)[0]))
                 parts = plan.micro_batches(step)
                 batches = [next(loaded).to(self.env.device, non_blocking=True) for _ in parts]
-                yield batches, [mode for _, _, mode in parts]
+                yield self.memory.arrange(batches)
+
+    def loader(self) -> EventLoader:
+        """What reads training events."""
+        data, stream = self.config.data, (self.config.seed, TRAIN)
+        about = (stream, self.dtype, data.curriculum, self.parameters)
+        return EventLoader(self.data, data.features, data.selection, data.augment, *about)
 
     def valid_batches(self) -> Iterator[Batch]:
         """This rank's share of the validation events, one a batch, the same draws every time."""
         data = self.config.data
         assert self.valid is not None
         stream = (self.config.seed, VALID)
-        load = EventLoader(self.valid, data.features, data.selection, AugmentConfig(), stream, self.dtype)
+        about = (stream, self.dtype, (), self.parameters)
+        load = EventLoader(self.valid, data.features, data.selection, AugmentConfig(), *about)
         rank, _ = longest_first(expected_hits(self.valid, data.selection), self.env.world)
         for row in np.flatnonzero(rank == self.env.rank):
             self.alive(f"validation after step {self.step}")
@@ -136,6 +146,7 @@ class Trainer:
             checkpoint.load_into(self.engine, state, found)
             self.step, self.window, self.tuned = meta["step"], Window(meta["window"]), meta["tuned"]
             self.planner.cost = CostModel(meta["cost"])
+            self.memory = Memory(self.config.memory, self.engine, meta["memory"])
             self.precision.load(meta["precision"])
             self.pending = meta.get("pending", False)
             self.check_same_plan(meta, found)
@@ -154,6 +165,20 @@ class Trainer:
         if self.step < self.config.train.steps:
             for line in self.planner.certificate(self.step):
                 self.say(line)
+            if self.memory.auto:
+                self.prepare_memory()
+
+    def prepare_memory(self) -> None:
+        """Let the memory policy know what passes need, if no checkpoint says so, and say what it goes by."""
+        if not self.memory.fitted:
+            self.alive("the calibration of memory")
+            middle = np.argsort(self.planner.hits, kind="stable")[len(self.data) // 2]
+            for line in calibrate(self.engine, self.loss, self.memory, self.loader()(int(middle), 0)):
+                self.say(line)
+        self.say(
+            f"memory: at most {self.memory.cap / GIB:.3g} GiB a rank ({self.memory.source}), of which a pass may be "
+            f"predicted to need {self.memory.room / GIB:.3g}; modes: {', '.join(self.memory.modes)}"
+        )
 
     def alive(self, at: str) -> None:
         """The run has come to `at`, so it does not hang."""
@@ -186,6 +211,7 @@ class Trainer:
         self.alive(f"the checkpoint of step {self.step}")
         begin, self.pending = synchronize(self.env.device), pending
         self.planner.collect()
+        self.memory.collect()
         state = self.engine.state_dict()
         if self.env.is_main:
             self.write_checkpoint(state)
@@ -198,6 +224,7 @@ class Trainer:
             "step": self.step,
             "plan": self.planner.identity(self.step),
             "cost": self.planner.cost.state(),
+            "memory": self.memory.state(),
             "precision": self.precision.state(),
             "config": self.config.model_dump(mode="json"),
             "data": self.data.fingerprint,
@@ -214,9 +241,13 @@ class Trainer:
         """Whether the current step is timed in parts. On one rank that costs nothing, on several the overlap."""
         return self.env.world == 1 or (self.step + 1) % self.config.train.probe_every == 0
 
+    def measure(self) -> bool:
+        """Whether the current step measures the peak of a pass; another one than is timed, if there are two."""
+        return self.memory.auto and self.step % self.config.train.probe_every == 0
+
     def learn(self) -> None:
         """At the end of an epoch: what its steps have cost, said at most as often as validations are."""
-        lines = self.planner.learn()
+        lines = [*self.planner.learn(), *(self.memory.learn() if self.memory.auto else [])]
         if self.step >= self.next_cost_lines and lines:
             self.next_cost_lines = self.step + self.config.train.valid_every
             for line in lines:
@@ -236,6 +267,10 @@ class Trainer:
         values = {"loss": result.loss, **terms, "lr": lr, "grad_norm": result.grad_norm, **sizes}
         if self.precision.scaled:
             values |= {"skipped": float(result.skipped), "loss_scale": self.precision.loss_scale}
+        for retreat in result.retreats:
+            self.say(f"step {self.step}: {retreat.line()}")
+            if self.metrics:
+                self.metrics.write("memory", self.step, retreat.values())
         if result.skipped:
             self.say(
                 f"step {self.step}: the gradient overflowed fp16, no update (number {self.precision.skipped_steps} of "
@@ -246,10 +281,12 @@ class Trainer:
     def log(self) -> None:
         """Write the window's means and start a new one."""
         means = self.window.means()
-        slowest_step, slowest_data, memory = all_max(
-            [means["step_s"], means["data_s"], peak_gib(self.env.device)], self.env
+        slowest_step, slowest_data, memory, *newest = all_max(
+            [means["step_s"], means["data_s"], peak_gib(self.env.device), *self.memory.newest], self.env
         )
         means |= {"step_s": slowest_step, "data_s": slowest_data, "peak_gib": memory}
+        if self.memory.auto:
+            means |= {"pass_predicted_gib": newest[0] / GIB, "pass_measured_gib": newest[1] / GIB}
         means["hits_per_s"] = means["hits"] / slowest_step
         if self.parts:  # of the newest probed step, mean over ranks
             parts = all_sum(list(self.parts.values()), self.env)

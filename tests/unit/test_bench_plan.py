@@ -16,7 +16,7 @@ from tests.toys import toy_dataset
 
 
 def cost_model() -> CostModel:
-    return CostModel({"fits": {"seconds": [0.0, 1e-4, 0.0, 1e-7]}})
+    return CostModel({"coefficients": [0.0, 1e-4, 0.0, 1e-7]})
 
 
 def test_steps_are_timed_round_by_round(tmp_path):

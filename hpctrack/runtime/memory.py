@@ -1,0 +1,160 @@
+"""Which memory mode each micro-batch runs in: the first of the model's ladder that is predicted to fit under the cap.
+
+    peak bytes of forward and backward ~ a + b hits + c edges + d hits^2, for each mode (runtime/cost.py)
+
+The cap is for a rank's tensors: weights, gradients and optimizer state, which are counted, and the peak of a pass,
+which is predicted. Fits come from a calibration before the first step (runtime/calibrate.py), are refined at the end of
+each epoch from passes measured on the way, and travel in checkpoints: a resumed run chooses as the unbroken one would.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch_geometric.data import Batch
+
+from hpctrack.config import MemoryConfig
+from hpctrack.errors import InputError
+from hpctrack.parallel.collectives import gather
+from hpctrack.parallel.engine import Engine
+from hpctrack.parallel.env import Env
+from hpctrack.runtime.cost import LinearFit, batch_terms
+
+GIB = 2**30
+SAFETY = 0.9  # share of the cap that predictions may fill
+STATE_COPIES = 4  # weights, gradients and AdamW's two moments
+ENOUGH = 5  # samples before a mode is fitted
+CGROUP = Path("/sys/fs/cgroup/memory.max")
+
+
+class Memory:
+    """The section `memory` at work. Raises InputError for a policy that the model does not have."""
+
+    def __init__(self, config: MemoryConfig, engine: Engine, state: dict[str, Any] | None = None) -> None:
+        state = state or {}
+        self.env = engine.env
+        modes = engine.module.memory_modes
+        if config.policy not in ("auto", *modes):
+            raise InputError(
+                f"key 'memory.policy': the model has no memory mode '{config.policy}'; one of: auto, {', '.join(modes)}"
+            )
+        if config.policy == "auto" and not engine.rehearses:
+            raise InputError(
+                "memory.policy=auto works with parallel.strategy ddp and fsdp; with deepspeed, name a mode"
+            )
+        self.policy = config.policy
+        self.modes = [mode for mode in modes if mode != "offload" or self.env.device.type == "cuda"]
+        self.source = "memory.cap_gib"
+        self.cap = (config.cap_gib or 0.0) * GIB
+        if self.auto and not self.cap:
+            self.cap, self.source = own_share(self.env)
+        weights = next(engine.module.parameters())
+        self.fixed = STATE_COPIES * engine.n_parameters * weights.element_size()
+        self.fits = {mode: LinearFit(state.get("fits", {}).get(mode)) for mode in self.modes}
+        self.ceiling = state.get("ceiling") or float("inf")  # predictions from there on have run out of memory
+        self.tight = False  # whether a batch was over the cap in every mode
+        self.newest = (0.0, 0.0)  # predicted and measured bytes of the newest pass that was measured
+
+    @property
+    def auto(self) -> bool:
+        """Whether modes are chosen, and a pass that runs out of memory is taken again in a harder one."""
+        return self.policy == "auto"
+
+    @property
+    def fitted(self) -> bool:
+        """Whether there is a fit to choose by."""
+        return any(fit.fitted for fit in self.fits.values())
+
+    @property
+    def room(self) -> float:
+        """Bytes that a pass may be predicted to need."""
+        return min(SAFETY * self.cap - self.fixed, SAFETY * self.ceiling)
+
+    def arrange(self, batches: list[Batch]) -> tuple[list[Batch], list[str]]:
+        """Micro-batches and their modes: the policy's; with `auto`, each in the first mode that should fit.
+
+        Several events that do not fit together in the first mode become micro-batches of their own: that costs less
+        time than a harder mode, and adds up to the same gradient.
+        """
+        if not self.auto:
+            return batches, [self.policy] * len(batches)
+        apart = [part for batch in batches for part in (self.apart(batch) if self.crowded(batch) else [batch])]
+        return apart, [self.choose(batch) for batch in apart]
+
+    def crowded(self, batch: Batch) -> bool:
+        """Whether a micro-batch has several events that do not fit together in the first mode."""
+        return batch.num_graphs > 1 and self.predict(batch, self.modes[0]) > self.room
+
+    def apart(self, batch: Batch) -> list[Batch]:
+        """Its events one by one."""
+        return [Batch.from_data_list([event]) for event in batch.to_data_list()]
+
+    def choose(self, batch: Batch) -> str:
+        """The first mode that is predicted to fit, else the hardest."""
+        for mode in self.modes:
+            if self.predict(batch, mode) <= self.room:
+                return mode
+        if not self.tight:
+            self.tight, hardest = True, self.modes[-1]
+            need, events = self.predict(batch, hardest), ", ".join(str(int(event)) for event in batch.event_id)
+            print(
+                f"memory: rank {self.env.rank}, event {events}: predicted to need {need / GIB:.3g} GiB even in mode "
+                f"{hardest}, {self.source} leaves {self.room / GIB:.3g}; it and others like it are tried all the same",
+                flush=True,
+            )
+        return self.modes[-1]
+
+    def predict(self, batch: Batch, mode: str) -> float:
+        """Predicted peak bytes of a pass over the micro-batch; infinite for a mode that could not be calibrated."""
+        fit = self.fits.get(mode)
+        return float(fit.predict(batch_terms(batch))) if fit is not None and fit.fitted else float("inf")
+
+    def harder(self, batch: Batch, mode: str) -> list[tuple[Batch, str]]:
+        """What to try after a pass ran out of memory: its events one by one, then the next mode; in the end nothing."""
+        if batch.num_graphs > 1:
+            return [(event, mode) for event in self.apart(batch)]
+        following = self.modes[self.modes.index(mode) + 1 :]
+        return [(batch, following[0])] if following else []
+
+    # ------------------------------------------------------------------------------------- learning
+
+    def observe(self, batch: Batch, mode: str, peak: float) -> None:
+        """Take in a measured pass of this rank."""
+        self.newest = (self.predict(batch, mode), peak)
+        self.fits[mode].observe(batch_terms(batch), peak)
+
+    def collect(self) -> None:
+        """Share the ranks' new samples."""
+        everyone = gather({mode: fit.new for mode, fit in self.fits.items()}, self.env)
+        for mode, fit in self.fits.items():
+            fit.collect([new[mode] for new in everyone])
+
+    def learn(self) -> list[str]:
+        """Fit all ranks' samples, the same everywhere; what the fits say."""
+        self.collect()
+        return [fit.line(f"memory: {mode}", "B") for mode, fit in self.fits.items() if fit.learn(ENOUGH)]
+
+    def lower(self, predictions: Sequence[float]) -> None:
+        """Passes with these predictions ran out of memory, on any rank: choose below them from now on."""
+        self.ceiling = min(self.ceiling, *predictions)
+
+    def state(self) -> dict[str, Any]:
+        """Plain values for a checkpoint; collect first."""
+        ceiling = self.ceiling if self.ceiling < float("inf") else None
+        return {"fits": {mode: fit.state() for mode, fit in self.fits.items()}, "ceiling": ceiling}
+
+
+def own_share(env: Env) -> tuple[float, str]:
+    """Bytes that this rank may count on, and where they are: its GPU's, or its part of the machine's memory."""
+    if env.device.type == "cuda":
+        return float(torch.cuda.get_device_properties(env.device).total_memory), "the GPU's memory"
+    total = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    if CGROUP.is_file() and CGROUP.read_text().strip() != "max":
+        total = min(total, float(CGROUP.read_text()))
+    ranks = gather(socket.gethostname(), env).count(socket.gethostname())
+    return total / ranks, f"the machine's memory / {ranks} ranks"

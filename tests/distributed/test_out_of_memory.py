@@ -1,0 +1,135 @@
+"""Real allocation failures: the rank that has one takes its part of the step again; the result is the same."""
+
+from __future__ import annotations
+
+import json
+import resource
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ranks import run_ranks
+from toys import toy_config, toy_dataset
+
+from hpctrack.errors import MachineError
+from hpctrack.parallel.env import distributed
+from hpctrack.runtime.memory import Memory
+from hpctrack.runtime.step import train_step
+from hpctrack.runtime.trainer import Trainer
+
+MODEL = {"backbone": {"name": "transformer", "width": 64, "layers": 8, "heads": 2}}
+LOSS = {"repulsion_ui": 0.0, "repulsion_ii": 0.0}
+SIZES = (400, 30, 20, 10)  # one event is much larger: the rank that has it runs out of memory
+MIB = 2**20
+
+
+@contextmanager
+def at_most(more_mib: int | None):
+    """Let this process have only so much more address space."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    if more_mib is not None:
+        now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (now + more_mib * MIB, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def first_step(config, more_mib: int | None, rank: int) -> tuple[list[np.ndarray], float, list[dict]]:
+    """Gradients and loss of a run's first step, on predictions that are far too low; one rank has little memory."""
+    with distributed(config.parallel, 1) as env:
+        trainer = Trainer(config, env)
+        trainer.memory.fits = {mode: TooLow() for mode in trainer.memory.modes}
+        engine, found = trainer.engine, []
+        engine.step = lambda: found.extend(p.grad.numpy().copy() for p in engine.module.parameters())
+        batches, modes = next(trainer.batches())
+        with at_most(more_mib if env.rank == rank else None):
+            result = train_step(engine, trainer.loss, batches, None, modes, memory=trainer.memory)
+        assert trainer.memory.ceiling == (1000.0 if result.retreats else float("inf"))
+        return found, result.loss, [retreat.values() for retreat in result.retreats]
+
+
+class TooLow:
+    fitted = True
+
+    def predict(self, terms) -> float:
+        return 1000.0
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_step_that_runs_out_of_memory_is_taken_again(tmp_path, ranks):
+    data = toy_dataset(tmp_path / "data", sizes=SIZES)
+    config = toy_config(tmp_path / "run", data, model=MODEL, loss=LOSS, memory={"cap_gib": 1.0})
+    expected, value, none = run_ranks(1, first_step, config, None, 0)[0]
+    assert none == []
+    results = run_ranks(ranks, first_step, config, 60, 0)
+    for found, loss, retreats in results:
+        assert retreats == results[0][2]  # all ranks know
+        assert {r["rank"] for r in retreats} == {0} and 0 in retreats[-1]["events"] and len(retreats[-1]["events"]) == 1
+        steps = [(r["before"], r["after"]) for r in retreats]
+        assert ("plain", "in mode recompute") in steps, steps
+        assert "tried to allocate" in retreats[-1]["wanted"]
+        assert loss == pytest.approx(value, rel=1e-12)
+        for a, b in zip(found, expected, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12 * np.abs(b).max())
+
+
+def refused(config, more_mib: int) -> str:
+    try:
+        first_step(config, more_mib, 0)
+    except MachineError as error:
+        return str(error)
+    raise AssertionError("no error")
+
+
+def test_a_step_that_fails_in_the_hardest_mode_ends_all_ranks(tmp_path):
+    data = toy_dataset(tmp_path / "data", sizes=SIZES)
+    config = toy_config(tmp_path / "run", data, model=MODEL, loss=LOSS, memory={"cap_gib": 1.0})
+    for text in run_ranks(2, refused, config, 1):
+        assert "rank 0 ran out of memory in event 0 (2403 hits, mode chunks" in text
+        assert "tried to allocate" in text and "no harder mode is left" in text
+    fixed = toy_config(tmp_path / "run", data, model=MODEL, loss=LOSS)
+    [text] = run_ranks(1, plainly_refused, fixed)
+    assert "out of memory in mode plain, tried to allocate" in text and "memory.policy=auto tries harder modes" in text
+
+
+def plainly_refused(config) -> str:
+    with distributed(config.parallel, 1) as env:
+        trainer = Trainer(config, env)
+        batches, modes = next(trainer.batches())
+        with pytest.raises(MachineError) as refusal, at_most(10):
+            train_step(trainer.engine, trainer.loss, batches, None, modes)
+        return str(refusal.value)
+
+
+def whole_run(config, more_mib: int | None) -> None:
+    """Train; after the calibration, which is kept from seeing the large event, memory is little."""
+    from hpctrack.train import train
+
+    prepare = Trainer.prepare_memory
+
+    def then_little(trainer: Trainer) -> None:
+        prepare(trainer)
+        trainer.memory.fits = {mode: TooLow() for mode in trainer.memory.modes}
+        if more_mib is not None:
+            at_most(more_mib).__enter__()
+
+    Trainer.prepare_memory, Memory.collect, Memory.learn = then_little, lambda self: None, lambda self: []
+    Memory.state = lambda self: {}
+    with distributed(config.parallel, 1) as env:
+        train(config, env)
+
+
+def test_a_run_goes_on_and_says_what_happened(tmp_path):
+    data = toy_dataset(tmp_path / "data", sizes=SIZES)
+    curves, notes = [], []
+    for name, more in (("whole", None), ("short", 60)):
+        config = toy_config(tmp_path / name, data, model=MODEL, loss=LOSS, memory={"cap_gib": 1.0}, train={"steps": 3})
+        run_ranks(1, whole_run, config, more)
+        lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        curves.append([line["loss"] for line in lines if line["kind"] == "train"])
+        notes.append([line for line in lines if line["kind"] == "memory"])
+    assert curves[1] == pytest.approx(curves[0], rel=1e-9)
+    assert notes[0] == [] and {"step", "events", "before", "after", "wanted", "rank"} <= notes[1][0].keys()
