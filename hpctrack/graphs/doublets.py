@@ -1,0 +1,91 @@
+"""Doublets: pairs of hits on neighbouring layers that a stiff track from near the beam spot could have made.
+
+Cuts as in S. Farrell et al., arXiv:1810.06111, and the Exa.TrkX talks, on the chord from the inner to the outer hit:
+|dphi / dr| (for a track from the beam line about 0.15 B / pT per m: 0.3 /m at 1 GeV in 2 T) and the |z| at which its
+line in (r, z) meets the beam line.
+
+Legend: N hits, M edges, A and B hits of the inner and of the outer layer, c candidates of a chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar, Literal
+
+import numpy as np
+from pydantic import Field, field_validator
+
+from hpctrack.config import Section
+from hpctrack.data.schema import Event
+from hpctrack.data.truth import layer_number
+
+BARREL = ((8, 2), (8, 4), (8, 6), (8, 8), (13, 2), (13, 4), (13, 6), (13, 8), (17, 2), (17, 4))
+CHUNK = 1 << 20  # candidates at a time: bounds the memory
+ROUNDING = 1e-5  # rad, by which the search goes beyond the cut, which decides
+
+
+class Doublets:
+    """Edges from inner to outer hits of neighbouring layers, in the order of their ends."""
+
+    class Options(Section):
+        """The cuts, and which layers are neighbours."""
+
+        phi_slope_max_per_mm: float = Field(0.001, gt=0, description="cut on |dphi / dr|, rad per mm")
+        z0_max_mm: float = Field(200.0, gt=0, description="cut on |z| where the chord meets the beam line")
+        pairs: Literal["barrel"] | list[tuple[int, int, int, int]] = Field(
+            "barrel",
+            description="inner volume and layer, outer volume and layer; barrel: its ten layers, each with the next",
+        )
+        skips: int = Field(0, ge=0, description="barrel: layers between two hits, at most; tracks may miss a layer")
+
+        @field_validator("pairs", mode="before")
+        @classmethod
+        def _tuples(cls, pairs: object) -> object:
+            return [tuple(p) if isinstance(p, list) else p for p in pairs] if isinstance(pairs, list) else pairs
+
+    COLUMNS: ClassVar = ["hits.r", "hits.phi", "hits.z", "hits.volume_id", "hits.layer_id"]
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        ahead = [(*a, *b) for k, a in enumerate(BARREL) for b in BARREL[k + 1 : k + 2 + options.skips]]
+        found = ahead if options.pairs == "barrel" else options.pairs
+        self.pairs = [(a << 8 | b, c << 8 | d) for a, b, c, d in found]  # as data.truth.layer_number
+
+    def __call__(self, event: Event, rows: np.ndarray) -> np.ndarray:
+        """Edges int64 [2, M] among the hits `rows` [N] of an event, as numbers of these, 0..N-1."""
+        r, phi, z, volume, layer = (event.column(name)[rows] for name in self.COLUMNS)
+        number = layer_number(volume, layer)
+        by_layer = np.lexsort((phi, number))
+        sorted_numbers = number[by_layer]
+        keys = [np.zeros(0, np.int64)]
+        for inner, outer in self.pairs:
+            a, b = (by_layer[slice(*np.searchsorted(sorted_numbers, [n, n + 1]))] for n in (inner, outer))
+            for i, j in self.candidates(r, phi, a, b):
+                keep = self.accepts(r, phi, z, i, j)
+                keys.append(i[keep] * len(rows) + j[keep])
+        key = np.sort(np.concatenate(keys))
+        return np.stack(np.divmod(key, max(1, len(rows))))
+
+    def candidates(
+        self, r: np.ndarray, phi: np.ndarray, a: np.ndarray, b: np.ndarray
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Chunks of pairs (i, j) from hits `a` [A] and `b` [B], sorted by phi: among them all within the phi cut."""
+        if not len(a) or not len(b):
+            return
+        reach = self.options.phi_slope_max_per_mm * np.maximum(r[b].max() - r[a], 0) + ROUNDING
+        around = np.concatenate([phi[b] - 2 * np.pi, phi[b], phi[b] + 2 * np.pi])
+        first = np.searchsorted(around, phi[a] - reach)
+        size = np.minimum(np.searchsorted(around, phi[a] + reach, side="right") - first, len(b))
+        total = np.cumsum(size)
+        for part in np.split(np.arange(len(a)), np.searchsorted(total, np.arange(CHUNK, total[-1], CHUNK))):
+            own = np.repeat(part, size[part])
+            within = np.arange(len(own)) - np.repeat(np.cumsum(size[part]) - size[part], size[part])
+            yield a[own], b[(first[own] + within) % len(b)]
+
+    def accepts(self, r: np.ndarray, phi: np.ndarray, z: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+        """Which pairs pass the cuts, bool [c]; the outer hit lies further from the beam line."""
+        dr = r[j] - r[i]
+        turn = np.abs(phi[j] - phi[i])
+        turn = np.minimum(turn, np.float32(2 * np.pi) - turn)
+        z0_dr = np.abs(z[i] * dr - r[i] * (z[j] - z[i]))
+        return (dr > 0) & (turn < self.options.phi_slope_max_per_mm * dr) & (z0_dr < self.options.z0_max_mm * dr)
