@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hpctrack.config import Named
-from hpctrack.tracking.builders import BUILDERS, build_builder, choose, exclusive, tuning_counts
+from hpctrack.tracking.builders import BUILDERS, build_builder, choose, settings, tuning_counts
+from hpctrack.tracking.lists import exclusive, joined
 from hpctrack.tracking.matching import check_candidates
 
-CONFIG = Named(name="radius", radius=0.5)
+CONFIGS = {
+    "condensation": Named(name="condensation", radius=0.5, beta_min=0.1),
+    "greedy": Named(name="greedy", radius=0.5),
+    "radius": Named(name="radius", radius=0.5),
+}
+OPEN = {name: Named(name=name) for name in CONFIGS}
 
 
 def clusters(n_tracks=4, size=5, seed=0, spread=0.05):
@@ -17,41 +25,65 @@ def clusters(n_tracks=4, size=5, seed=0, spread=0.05):
     track = np.repeat(np.arange(n_tracks), size)
     centre = 3.0 * np.eye(n_tracks)[:, : max(n_tracks, 2)][track]
     user = centre + rng.normal(0, spread, centre.shape)
-    return {"user": user.astype(np.float32), "influencer": (centre + 0.01).astype(np.float32)}, track
+    outputs = {"user": user, "influencer": centre + 0.01, "embedding": user, "beta": rng.normal(0, 1, (len(user), 1))}
+    return {name: values.astype(np.float32) for name, values in outputs.items()}, track
 
 
-def test_clusters_become_candidates_and_tracks():
+def lists_of(found):
+    return np.split(found.hit_rows, found.hit_offsets[1:-1])
+
+
+@pytest.mark.parametrize("name", sorted(BUILDERS))
+def test_clusters_become_candidates_and_tracks(name):
     outputs, track = clusters()
     rows = np.arange(3, 3 + len(track)) * 2  # rows of a larger event
-    found = build_builder(CONFIG).build(outputs, rows, 60, event_id=9)
+    found = build_builder(CONFIGS[name]).build(outputs, rows, 60, event_id=9)
     check_candidates(found, 60)
-    assert found.event_id == 9 and len(found) == len(track)  # every influencer finds its track
-    for c in range(len(found)):
-        members = found.hit_rows[found.hit_offsets[c] : found.hit_offsets[c + 1]]
-        assert sorted(members) == sorted(rows[track == track[c]])
+    assert found.event_id == 9
+    assert len(found) == (len(track) if name == "radius" else 4)  # every influencer finds its track
+    wanted = {tuple(rows[track == t]) for t in range(4)}
+    assert {tuple(members) for members in lists_of(found)} == wanted
     assert len(set(found.track_ids[rows])) == 4 and (found.track_ids[rows] > 0).all()
     assert (np.delete(found.track_ids, rows) == 0).all()
 
 
-@pytest.mark.parametrize("name", sorted(BUILDERS))
+@pytest.mark.parametrize("name", ["condensation", "radius"])  # greedy draws its order by the rows of hits
 def test_order_of_hits_does_not_matter(name):
     outputs, track = clusters(spread=0.4, seed=2)
     order = np.random.default_rng(0).permutation(len(track))
-    builder = build_builder(Named(name=name, radius=0.6))
+    builder = build_builder(CONFIGS[name])
     straight = builder.build(outputs, np.arange(len(track)), len(track), 0)
     shuffled = builder.build({k: v[order] for k, v in outputs.items()}, np.arange(len(track)), len(track), 0)
-
-    def content(found, row):
-        bounds = zip(found.hit_offsets[:-1], found.hit_offsets[1:], strict=True)
-        return sorted(tuple(sorted(row[found.hit_rows[a:b]])) for a, b in bounds)
-
-    assert content(straight, np.arange(len(track))) == content(shuffled, order)
+    content = {tuple(members) for members in lists_of(straight)}
+    assert content == {tuple(sorted(order[members])) for members in lists_of(shuffled)} and content
 
 
+def test_greedy_draws_its_order_from_the_event():
+    outputs, track = clusters(n_tracks=8, spread=0.3, seed=2)
+    builder = build_builder(Named(name="greedy", radius=1.0))
+    a, b, other = (builder.build(outputs, np.arange(len(track)), len(track), event) for event in (1, 1, 2))
+    assert np.array_equal(a.track_ids, b.track_ids)
+    assert not np.array_equal(a.hit_rows, other.hit_rows)
+
+
+def test_neighbourhoods_are_those_of_the_formula():
+    outputs, track = clusters(n_tracks=6, spread=0.3, seed=4)
+    user, influencer = (outputs[name].astype(np.float64) for name in ("user", "influencer"))
+    found = build_builder(Named(name="radius", radius=0.7)).build(outputs, np.arange(len(track)), len(track), 0)
+    distance = np.linalg.norm(influencer[:, None] - user[None], axis=2)
+    wanted = [np.flatnonzero(row <= 0.7) for row in distance]
+    scores = [1 - row[row <= 0.7].mean() / 0.7 for row, near in zip(distance, wanted, strict=True) if len(near) >= 3]
+    for members, near in zip(lists_of(found), (near for near in wanted if len(near) >= 3), strict=True):
+        assert np.array_equal(members, near)
+    np.testing.assert_allclose(found.scores, scores, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(BUILDERS))
 @pytest.mark.parametrize("n", [0, 1, 2])
-def test_too_few_hits_give_no_candidate(n):
-    outputs = {name: np.zeros((n, 3), dtype=np.float32) for name in ("user", "influencer")}
-    found = build_builder(CONFIG).build(outputs, np.arange(n), 5, 1)
+def test_too_few_hits_give_no_candidate(name, n):
+    outputs = {key: np.zeros((n, 3), dtype=np.float32) for key in ("user", "influencer", "embedding")}
+    outputs["beta"] = np.zeros((n, 1), dtype=np.float32)
+    found = build_builder(CONFIGS[name]).build(outputs, np.arange(n), 5, 1)
     assert len(found) == 0 and found.hit_offsets.tolist() == [0] and found.track_ids.tolist() == [0] * 5
 
 
@@ -62,12 +94,46 @@ def test_exclusive_takes_the_best_and_needs_most_of_the_hits():
     assert ids.tolist() == [0, 0, 1, 1, 1, 1, 1, 2, 2, 2, 0]  # candidate 0 has only half of its hits left
 
 
-def test_tuning_finds_a_radius_that_separates():
-    config = Named(name="radius", radius=None)
-    assert build_builder(config).needs_tuning
+def one_after_the_other(offsets, rows, scores, n_hits, min_hits):
+    ids, next_id = np.zeros(n_hits, dtype=np.int32), 1
+    for c in np.lexsort((rows[offsets[:-1]], -np.diff(offsets), -scores)):
+        members = rows[offsets[c] : offsets[c + 1]]
+        free = members[ids[members] == 0]
+        if len(free) >= min_hits and 2 * len(free) > len(members):
+            ids[free] = next_id
+            next_id += 1
+    return ids
+
+
+CANDIDATE = st.tuples(st.sets(st.integers(0, 14), min_size=1, max_size=6), st.integers(0, 3))
+
+
+@given(st.lists(CANDIDATE, max_size=30), st.integers(1, 3), st.randoms())
+def test_rounds_decide_as_one_candidate_after_the_other_in_any_order(candidates, min_hits, random):
+    distinct = {(-score, -len(hits), min(hits)): (hits, score) for hits, score in candidates}  # no ties: order is told
+    results = []
+    for _ in range(2):
+        chosen = list(distinct.values())
+        random.shuffle(chosen)
+        offsets, rows, scores = joined([np.array(sorted(hits)) for hits, _ in chosen], [s for _, s in chosen])
+        results.append(exclusive(offsets, rows, scores, 15, min_hits))
+        assert np.array_equal(results[-1], one_after_the_other(offsets, rows, scores, 15, min_hits))
+    assert np.array_equal(*results)
+
+
+@pytest.mark.parametrize("name", sorted(BUILDERS))
+def test_tuning_finds_a_setting_that_separates(name):
+    config = OPEN[name]
+    assert build_builder(config).needs_tuning and not build_builder(CONFIGS[name]).needs_tuning
     counts = tuning_counts(config, [clusters(seed=s) for s in range(3)])
-    assert counts[:, 1].tolist() == [12] * 20  # particles, whatever the radius
-    radius = choose(config, counts)["radius"]
+    assert counts[:, 1].tolist() == [12] * len(settings(config))  # particles, whatever the setting
+    tuned = choose(config, counts)
     outputs, track = clusters(seed=9)
-    found = build_builder(config, radius=radius).build(outputs, np.arange(len(track)), len(track), 0)
-    assert len(found) == len(track) and len(found.hit_rows) == 5 * len(track)
+    found = build_builder(config, **tuned).build(outputs, np.arange(len(track)), len(track), 0)
+    own = [track[members] for members in lists_of(found)]
+    assert all(len(set(t)) == 1 for t in own) and {t[0] for t in own if len(t) > 2} == set(range(4))
+
+
+def test_tuning_leaves_alone_what_is_given():
+    tried = settings(Named(name="condensation", radius=0.33))
+    assert all(setting.keys() == {"beta_min"} for setting in tried) and len(tried) == 5
