@@ -11,7 +11,7 @@ Legend: M queries, N points, E dimensions, P pairs.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -29,11 +29,16 @@ REACH = 1 + 1e-5  # trees search a little further than the radius: rounding in f
 
 
 class Block(NamedTuple):
-    """Pairs of rows and columns: all of `rows` x `cols` if `whole`, else (rows[k], cols[k])."""
+    """Pairs of rows and columns: a `list` (rows[k], cols[k]), the `rectangle` of all, or its upper `triangle`."""
 
     rows: Tensor
     cols: Tensor
-    whole: bool
+    shape: Literal["list", "rectangle", "triangle"]
+
+    @property
+    def listed(self) -> bool:
+        """True for a list of pairs."""
+        return self.shape == "list"
 
 
 class Part(NamedTuple):
@@ -50,13 +55,12 @@ def radius_pairs(query_ME: Tensor, point_NE: Tensor | None, radius: float) -> It
     """
     other_NE = query_ME if point_NE is None else point_NE
     for block in near_blocks(query_ME, point_NE, radius):
-        square = block_square_distance(query_ME, other_NE, block)
-        if block.whole:
-            m, n = (square < radius * radius).nonzero(as_tuple=True)
-            yield block.rows[m], block.cols[n]
-        else:
-            near = square < radius * radius
+        near = block_square_distance(query_ME, other_NE, block) < radius * radius
+        if block.listed:
             yield block.rows[near], block.cols[near]
+        else:
+            m, n = (near.triu_(1) if block.shape == "triangle" else near).nonzero(as_tuple=True)
+            yield block.rows[m], block.cols[n]
 
 
 @torch.no_grad()
@@ -79,9 +83,11 @@ def near_blocks(query_ME: Tensor, point_NE: Tensor | None, radius: float) -> Ite
 
 
 def block_square_distance(query_ME: Tensor, point_NE: Tensor, block: Block) -> Tensor:
-    """Squared distances of a block's pairs, [rows, cols] if it is whole, else [P]."""
+    """Squared distances of a block's pairs: [P] for a list, else [rows, cols]."""
     a_ET, b_ET = query_ME[block.rows].T, point_NE[block.cols].T
-    return square_distance(a_ET.unsqueeze(2) if block.whole else a_ET, b_ET)
+    if block.listed:
+        return square_distance(a_ET, b_ET)
+    return square_distance(a_ET.contiguous().unsqueeze(2), b_ET.contiguous())
 
 
 def square_distance(a: Tensor, b: Tensor) -> Tensor:
@@ -124,7 +130,7 @@ def tree_blocks(a: Part, b: Part, reach: float) -> Iterator[Block]:
     else:
         found = a.tree.sparse_distance_matrix(b.tree, reach, output_type="ndarray")
         i, j = found["i"], found["j"]
-    yield Block(torch.from_numpy(a.rows[i]), torch.from_numpy(b.rows[j]), whole=False)
+    yield Block(torch.from_numpy(a.rows[i]), torch.from_numpy(b.rows[j]), "list")
 
 
 def share_in_reach(a: Part, b: Part, reach: float) -> float:
@@ -134,13 +140,12 @@ def share_in_reach(a: Part, b: Part, reach: float) -> float:
 
 
 def tiles(rows: Tensor, cols: Tensor | None) -> Iterator[Block]:
-    """All pairs of rows and columns, or all unordered pairs of different rows, a tile at a time."""
+    """All pairs of rows and columns, or without columns all unordered pairs of different rows, a tile at a time."""
     height, width = TILE[rows.device.type]
     for start in range(0, len(rows), height):
         part = rows[start : start + height]
         if cols is None:
-            i, j = torch.triu_indices(len(part), len(part), 1, device=rows.device)
-            yield Block(part[i], part[j], whole=False)
+            yield Block(part, part, "triangle")
         rest = rows[start + height :] if cols is None else cols
         for left in range(0, len(rest), width):
-            yield Block(part, rest[left : left + width], whole=True)
+            yield Block(part, rest[left : left + width], "rectangle")

@@ -7,10 +7,18 @@ from typing import Any
 from torch import nn
 
 from hpctrack.config import Named, lookup, parse
+from hpctrack.losses.condensation import CondensationLoss
+from hpctrack.losses.contrastive import ContrastiveLoss
+from hpctrack.losses.edges import EdgeLoss
 from hpctrack.losses.influencer import InfluencerLoss
 from hpctrack.losses.term import LossTerm
 
-LOSSES: dict[str, Any] = {"influencer": InfluencerLoss}
+LOSSES: dict[str, Any] = {
+    "condensation": CondensationLoss,
+    "contrastive": ContrastiveLoss,
+    "edges": EdgeLoss,
+    "influencer": InfluencerLoss,
+}
 
 __all__ = ["LOSSES", "LossTerm", "build_loss"]
 

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from torch_geometric.data import Batch
 
 from hpctrack.config import Section
+from hpctrack.losses.influencer_reference import attraction_loop, attraction_scatter
 from hpctrack.losses.neighbours import neighbours
-from hpctrack.losses.pairs import hinge_sum
+from hpctrack.losses.pairs import Points, hinge_sum
+from hpctrack.losses.parameters import parameters
 from hpctrack.losses.term import LossTerm, at_least_fp32
-from hpctrack.losses.tracks import Tracks
+from hpctrack.losses.tracks import Tracks, own_groups
 
 
 class InfluencerLoss(nn.Module):
@@ -28,7 +30,8 @@ class InfluencerLoss(nn.Module):
     - `repulsion_ui`  max(0, 1 - |U_i - I_j|) over pairs of different tracks within radius 1;
     - `repulsion_ii`  max(0, margin - |I_i - I_j|) over pairs i != j within the margin;
     - `compactness`  mean squared distance of a track's users from their mean, mean over tracks (not in the paper);
-    - `neighbours`  trains the spaces in which a backbone looks for neighbours (losses/neighbours.py; not in the paper).
+    - `neighbours`  trains the spaces in which a backbone looks for neighbours (losses/neighbours.py; not in the paper);
+    - `parameters`  likelihood of the track parameters, mean over tracks (losses/parameters.py; not in the paper).
     Noise hits belong to no track: they only repel. Memory is O(N E), however many pairs repel each other.
     """
 
@@ -40,6 +43,12 @@ class InfluencerLoss(nn.Module):
         repulsion_ii: float = Field(1.0, ge=0, description="weight b: efficiency against duplicates")
         compactness: float = Field(0.0, ge=0, description="weight of the users' variance")
         neighbours: float = Field(0.0, ge=0, description="weight of the loss on the backbone's `space_0`, `space_1`, …")
+        parameters: float = Field(
+            0.0, ge=0, description="weight of the track parameters' likelihood (model.parameters)"
+        )
+        attraction_form: Literal["closed", "scatter", "loop"] = Field(
+            "closed", description="how L+ is computed: the same value at other costs; the paper's is scatter"
+        )
         influencer_margin: float = Field(1.0, gt=0)
         squared_hinge_ui: bool = Field(False, description="square the user-influencer hinge")
         influencer_pairs: Literal["all", "other_tracks"] = "all"
@@ -61,7 +70,8 @@ class InfluencerLoss(nn.Module):
     def forward(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, LossTerm]:
         """The terms for `outputs` user and influencer [N, E] on `batch` (track [N], n_tracks [B], ptr [B + 1]).
 
-        `neighbours` takes the outputs `space_0`, `space_1`, … [N, D]; InputError if there is none.
+        `neighbours` takes the outputs `space_0`, `space_1`, … [N, D], `parameters` the output of that name [N, 20] and the
+        batch's truth of that name [T, 5]; InputError if an output is missing.
         """
         user, influencer = (at_least_fp32(outputs[name]) for name in ("user", "influencer"))
         count = self.counts(batch)
@@ -69,10 +79,15 @@ class InfluencerLoss(nn.Module):
         sums = {}
         if {"attraction", "compactness"} & count.keys():
             sums["attraction"], sums["compactness"] = attraction(user, influencer, batch, self.options.log_floor)
+        if self.options.attraction_form in REFERENCE and "attraction" in count:
+            form = REFERENCE[self.options.attraction_form]
+            sums["attraction"] = form(user, influencer, batch, self.options.log_floor)
         if {"repulsion_ui", "repulsion_ii"} & count.keys():
             sums["repulsion_ui"], sums["repulsion_ii"] = self.repulsion(user, influencer, batch)
         if "neighbours" in count:
             sums["neighbours"] = neighbours(outputs, batch)
+        if "parameters" in count:
+            sums["parameters"] = parameters(outputs, batch)
         return {name: LossTerm(zero + sums[name], count[name]) for name in count}
 
     def repulsion(self, user: Tensor, influencer: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -82,14 +97,14 @@ class InfluencerLoss(nn.Module):
         bounds = batch.ptr.tolist()
         for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
             u, v, track = user[start:stop], influencer[start:stop], batch.track[start:stop]
-            hit = torch.arange(stop - start, device=track.device)
-            own = torch.where(track < 0, -1 - hit, track)  # a hit of no track is a group of its own
+            own = own_groups(track)
             if options.repulsion_ui:
-                other = torch.where(track < 0, own - len(hit), own)  # and repels its own influencer
-                ui = ui + self.average(*hinge_sum(u, own, v, other, 1.0, options.squared_hinge_ui), len(hit))
+                other = torch.where(track < 0, own - len(own), own)  # a hit of no track repels its own influencer, too
+                sum_and_pairs = hinge_sum(Points(u, own), Points(v, other), 1.0, options.squared_hinge_ui)
+                ui = ui + self.average(*sum_and_pairs, len(own))
             if options.repulsion_ii:
-                group = own if options.influencer_pairs == "other_tracks" else hit
-                ii = ii + self.average(*hinge_sum(v, group, None, None, options.influencer_margin), len(hit))
+                group = own if options.influencer_pairs == "other_tracks" else torch.arange(len(own), device=own.device)
+                ii = ii + self.average(*hinge_sum(Points(v, group), None, options.influencer_margin), len(own))
         return ui, ii
 
     def average(self, total: Tensor, n_pairs: int, n_hits: int) -> Tensor:
@@ -97,7 +112,8 @@ class InfluencerLoss(nn.Module):
         return total / max(1, n_hits if self.options.per == "hit" else n_pairs)
 
 
-TERMS = ("attraction", "repulsion_ui", "repulsion_ii", "compactness", "neighbours")
+REFERENCE = {"scatter": attraction_scatter, "loop": attraction_loop}
+TERMS = ("attraction", "repulsion_ui", "repulsion_ii", "compactness", "neighbours", "parameters")
 
 
 def attraction(user: Tensor, influencer: Tensor, batch: Batch, log_floor: float) -> tuple[Tensor, Tensor]:

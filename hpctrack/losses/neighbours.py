@@ -9,7 +9,7 @@ from torch import Tensor
 from torch_geometric.data import Batch
 
 from hpctrack.errors import InputError
-from hpctrack.losses.pairs import hinge_sum
+from hpctrack.losses.pairs import Points, hinge_sum
 from hpctrack.losses.term import at_least_fp32
 from hpctrack.losses.tracks import Tracks
 
@@ -48,6 +48,6 @@ def push_others(space_ND: Tensor, batch: Batch) -> Tensor:
     for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
         x_nD, track = space_ND[start:stop], batch.track[start:stop]
         member = track >= 0
-        push, _ = hinge_sum(x_nD[member], track[member], x_nD, track, 1.0, squared=True)
+        push, _ = hinge_sum(Points(x_nD[member], track[member]), Points(x_nD, track), 1.0, squared=True)
         total = total + push / max(1, int(member.sum()))
     return total

@@ -1,14 +1,14 @@
 """Sums of hinges over the pairs of points within a margin, with memory that does not grow with the number of pairs.
 
 The sum is a scalar, so its gradient is known as soon as its pairs are: one pass over chunks of pairs adds up both, and
-only the gradient [N, E] waits for the backward pass.
+only the gradients [N, E] wait for the backward pass.
 
-Legend: M and N points, E dimensions.
+Legend: M and N points, E dimensions, P pairs.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,79 +19,113 @@ from hpctrack.graphs.radius import Block, block_square_distance, near_blocks
 TINY = 1e-12  # inside square roots, whose slope at 0 is infinite
 
 
-def hinge_sum(
-    a_ME: Tensor, group_M: Tensor, b_NE: Tensor | None, group_N: Tensor | None, margin: float, squared: bool = False
-) -> tuple[Tensor, int]:
-    """Sum of max(0, margin - |a_m - b_n|), or its square, over pairs of different groups, and the number of its pairs.
+class Points(NamedTuple):
+    """Points `x` [M, E], their groups [M], of which only different ones meet, and weights [M] or None for 1."""
 
-    Without b: over ordered pairs m != n of a. Exact, O(M + N) memory; differentiable once.
+    x: Tensor
+    group: Tensor
+    weight: Tensor | None = None
+
+
+def hinge_sum(a: Points, b: Points | None, margin: float, squared: bool = False) -> tuple[Tensor, int]:
+    """Sum of weight_m weight_n max(0, margin - |a_m - b_n|), or its square, over pairs, and the pairs in reach.
+
+    Pairs are of different groups. Without b: ordered pairs m != n of a, which has no weights. Exact, in O(M + N)
+    memory; differentiable once.
     """
-    wanted = torch.is_grad_enabled() and (a_ME.requires_grad or (b_NE is not None and b_NE.requires_grad))
-    total, count = HingeSum.apply(a_ME, b_NE, group_M, group_N, margin, squared, wanted)
+    other = b or Points(a.x, a.group)
+    tensors = (a.x, other.x, a.weight, other.weight)
+    wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    total, count = HingeSum.apply(*tensors, a.group, other.group, b is None, margin, squared, wanted)
     return total, int(count)
 
 
 class HingeSum(torch.autograd.Function):
-    """Value, number of pairs and gradients in one pass."""
+    """Value, number of pairs and gradients in one pass; if `symmetric`, over one order of the pairs, counted twice."""
 
     @staticmethod
     def forward(
         ctx: Any,
         a_ME: Tensor,
-        b_NE: Tensor | None,
+        b_NE: Tensor,
+        weight_M: Tensor | None,
+        weight_N: Tensor | None,
         group_M: Tensor,
-        group_N: Tensor | None,
+        group_N: Tensor,
+        symmetric: bool,
         margin: float,
         squared: bool,
         wanted: bool,
     ) -> tuple[Tensor, Tensor]:
-        symmetric = b_NE is None
-        other_NE, other_group = (a_ME, group_M) if symmetric else (b_NE, group_N)
-        slope_a = torch.zeros_like(a_ME) if wanted else None
-        slope_b = slope_a if symmetric or not wanted else torch.zeros_like(b_NE)
-        total = a_ME.new_zeros((), dtype=torch.float64)
-        count = torch.zeros((), dtype=torch.long, device=a_ME.device)
-        for candidates in near_blocks(a_ME, b_NE, margin):
-            block = different(candidates, group_M, other_group)
-            distance = (block_square_distance(a_ME, other_NE, block) + TINY).sqrt_()
+        a, b = Points(a_ME, group_M, weight_M), Points(b_NE, group_N, weight_N)
+        slopes = (
+            [None if t is None else torch.zeros_like(t) for t in (a_ME, b_NE, weight_M, weight_N)] if wanted else []
+        )
+        total, count = (a_ME.new_zeros((), dtype=torch.float64) for _ in range(2))
+        for candidates in near_blocks(a_ME, None if symmetric else b_NE, margin):
+            block = different(candidates, group_M, group_N)
+            distance = (block_square_distance(a_ME, b_NE, block) + TINY).sqrt_()
             hinge = (margin - distance).clamp_(min=0)
-            if block.whole:
-                hinge.masked_fill_(group_M[block.rows, None] == other_group[block.cols], 0)
-            count += torch.count_nonzero(hinge)
-            total += (hinge.square() if squared else hinge).sum(dtype=torch.float64)
+            if not block.listed:
+                hinge.masked_fill_(group_M[block.rows, None] == group_N[block.cols], 0)
+            if block.shape == "triangle":
+                hinge.triu_(1)
+            active = hinge.sign()
+            count += exact_sum(active)
+            value, slope = (hinge.square(), 2 * hinge) if squared else (hinge, active)
+            weights = None if weight_M is None else block_weights(weight_M, weight_N, block)
+            total += exact_sum(value if weights is None else value * weights)
             if wanted:
-                pull = (2 * hinge if squared else (hinge > 0).to(hinge.dtype)).div_(distance)
-                add_slopes(slope_a, slope_b, a_ME, other_NE, block, pull)
-        twice = 2 if symmetric else 1
-        if wanted:
-            ctx.save_for_backward(slope_a.mul_(twice), *([] if symmetric else [slope_b]))
+                pull = slope.div_(distance)
+                add_slopes(slopes, a, b, block, pull if weights is None else pull.mul_(weights), value)
+        times = 2 if symmetric else 1
+        ctx.save_for_backward(*slopes)
+        ctx.times = times
         ctx.mark_non_differentiable(count)
-        return (total * twice).to(a_ME.dtype), count * twice
+        return (total * times).to(a_ME.dtype), count * times
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        slopes = [grad * slope for slope in ctx.saved_tensors]
-        return *(slopes if len(slopes) == 2 else (slopes[0], None)), None, None, None, None, None
+        slopes = [None if slope is None else grad * ctx.times * slope for slope in ctx.saved_tensors]
+        return *slopes, None, None, None, None, None, None
 
 
 def different(block: Block, group_M: Tensor, group_N: Tensor) -> Block:
-    """A list of pairs without those of one group; a whole block is left as it is."""
-    if block.whole:
+    """A list of pairs without those of one group; another block is left as it is."""
+    if not block.listed:
         return block
     keep = group_M[block.rows] != group_N[block.cols]
-    return Block(block.rows[keep], block.cols[keep], whole=False)
+    return Block(block.rows[keep], block.cols[keep], "list")
 
 
-def add_slopes(slope_a: Tensor, slope_b: Tensor, a_ME: Tensor, b_NE: Tensor, block: Block, pull: Tensor) -> None:
-    """Add -pull (a - b) to the rows' slope and its negative to the columns', for every pair of a block."""
-    a, b = a_ME[block.rows], b_NE[block.cols]
-    if block.whole:
-        centre = b.mean(0)  # keeps the products small whose difference is the sum of pull (a - b)
-        a, b = a - centre, b - centre
-        slope_a.index_add_(0, block.rows, torch.addmm(pull.sum(1, keepdim=True) * a, pull, b, beta=-1))
-        slope_b.index_add_(0, block.cols, torch.addmm(pull.sum(0).unsqueeze(1) * b, pull.T, a, beta=-1))
-    else:
-        push = (a - b).mul_(pull.unsqueeze(1))
+def block_weights(weight_M: Tensor, weight_N: Tensor, block: Block) -> Tensor:
+    """Products of the weights of a block's pairs, [P] for a list, else [rows, cols]."""
+    of_rows = weight_M[block.rows]
+    return (of_rows if block.listed else of_rows.unsqueeze(1)) * weight_N[block.cols]
+
+
+def exact_sum(values: Tensor) -> Tensor:
+    """Sum in fp64 of short sums in the values' own type, which is faster and still exact for counts."""
+    return (values.sum(-1) if values.dim() > 1 else values).sum(dtype=torch.float64)
+
+
+def add_slopes(slopes: list[Tensor | None], a: Points, b: Points, block: Block, pull: Tensor, value: Tensor) -> None:
+    """Add a block's part to the slopes of points and weights: -pull (a - b) for a, its negative for b."""
+    slope_a, slope_b, slope_weight_a, slope_weight_b = slopes
+    x, y = a.x[block.rows], b.x[block.cols]
+    if block.listed:
+        push = (x - y).mul_(pull.unsqueeze(1))
         slope_a.index_add_(0, block.rows, push, alpha=-1)
         slope_b.index_add_(0, block.cols, push)
+        if a.weight is not None:
+            slope_weight_a.index_add_(0, block.rows, value * b.weight[block.cols])
+            slope_weight_b.index_add_(0, block.cols, value * a.weight[block.rows])
+    else:
+        centre = y.mean(0)  # keeps the products small whose difference is the sum of pull (a - b)
+        x, y = x - centre, y - centre
+        slope_a.index_add_(0, block.rows, torch.addmm(pull.sum(1, keepdim=True) * x, pull, y, beta=-1))
+        slope_b.index_add_(0, block.cols, torch.addmm(pull.sum(0).unsqueeze(1) * y, pull.T, x, beta=-1))
+        if a.weight is not None:
+            slope_weight_a.index_add_(0, block.rows, value @ b.weight[block.cols])
+            slope_weight_b.index_add_(0, block.cols, value.T @ a.weight[block.rows])

@@ -10,12 +10,15 @@ from torch import nn
 from hpctrack.config import Named, lookup, parse
 from hpctrack.models.attention import AttentionNetwork
 from hpctrack.models.convolution import ConvolutionNetwork
+from hpctrack.models.embedding import CondensationModel, EmbeddingModel
 from hpctrack.models.influencer import InfluencerModel
 from hpctrack.models.interaction import InteractionNetwork
 
 MODELS: dict[str, Any] = {
     "attention": AttentionNetwork,
+    "condensation": CondensationModel,
     "convolution": ConvolutionNetwork,
+    "embedding": EmbeddingModel,
     "influencer": InfluencerModel,
     "interaction": InteractionNetwork,
 }

@@ -12,13 +12,21 @@ from hpctrack.errors import InputError
 from hpctrack.losses import LOSSES, build_loss
 
 VARIANTS = {
+    "condensation": [{}, {"q_min": 0.1, "neighbours": 0.5}],
+    "contrastive": [{}, {"per": "hit", "squared_hinge": True, "margin": 0.6, "neighbours": 0.5}],
     "influencer": [
         {"compactness": 1.0},
         {"compactness": 1.0, "per": "hit", "squared_hinge_ui": True, "influencer_pairs": "other_tracks"},
         {"influencer_margin": 0.3, "log_floor": 1e-4, "neighbours": 0.5},
-    ]
+        {"attraction_form": "scatter"},
+        {"parameters": 0.1},
+    ],
 }
-OUTPUTS = {"influencer": {"user": 3, "influencer": 3}}  # of a model for this loss: dimensions
+OUTPUTS = {  # of a model for this loss: dimensions
+    "condensation": {"embedding": 3, "beta": 1},
+    "contrastive": {"embedding": 3},
+    "influencer": {"user": 3, "influencer": 3},
+}
 SPACES = {"space_0": 3, "space_1": 2}  # in addition, where neighbours are trained
 CASES = [(name, options) for name in sorted(LOSSES) for options in VARIANTS.get(name, [{}])]
 
@@ -28,6 +36,7 @@ def loss(request):
     name, options = request.param
     loss = build_loss(Named(name=name, **options))
     loss.outputs = OUTPUTS[name] | (SPACES if "neighbours" in options else {})
+    loss.outputs |= {"parameters": 20} if "parameters" in options else {}
     return loss
 
 
@@ -69,6 +78,7 @@ def test_order_of_hits_and_numbering_of_tracks_do_not_matter(loss):
     order = torch.randperm(batch.num_nodes, generator=torch.Generator().manual_seed(1))
     renumbered = torch.tensor([3, 0, 4, 1, 2])
     batch.track = torch.where(batch.track >= 0, renumbered[batch.track], batch.track)[order]
+    batch.parameters = batch.parameters[renumbered.argsort()]
     for name, term in loss({k: v[order] for k, v in outputs.items()}, batch).items():
         torch.testing.assert_close(term.sum, expected[name].sum, rtol=1e-12, atol=1e-14)
 

@@ -15,8 +15,11 @@ NEIGHBOURS = {"name": "neighbours", "width": 8, "stages": 2, "steps": 2, "neighb
 TRANSFORMER = {"name": "transformer", "width": 8, "layers": 2, "heads": 2}
 CONFIGS = {  # the model's name, and what sets this configuration of it apart
     "attention": {"width": 8, "iterations": 3, "chunk": 7},
+    "condensation": {"embedding": 3, "backbone": TRANSFORMER},
     "convolution": {"width": 8, "iterations": 3, "chunk": 7},
+    "embedding": {"embedding": 3, "backbone": NEIGHBOURS},
     "influencer neighbours": {"embedding": 3, "backbone": NEIGHBOURS},
+    "influencer parameters": {"embedding": 3, "backbone": NEIGHBOURS, "parameters": True},
     "influencer transformer": {"embedding": 3, "backbone": TRANSFORMER},
     "interaction": {"width": 8, "iterations": 3, "chunk": 7},
 }

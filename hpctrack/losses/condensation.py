@@ -1,0 +1,103 @@
+"""Object condensation (J. Kieseler, "Object condensation", arXiv 2002.03329, 2020).
+
+Legend: N hits in the batch, n hits of one event, E embedding dimensions, K tracks of one event.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch_geometric.data import Batch
+
+from hpctrack.config import Section
+from hpctrack.losses.neighbours import neighbours
+from hpctrack.losses.pairs import Points, hinge_sum
+from hpctrack.losses.term import LossTerm, at_least_fp32
+
+TERMS = ("attraction", "repulsion", "beta", "noise", "neighbours")
+
+
+class CondensationLoss(nn.Module):
+    """Charges from beta; each track's largest charge, its condensation point, attracts its hits and repels the others.
+
+    With q = arctanh(beta)^2 + q_min and alpha the hit with the largest charge of a track, terms, each the mean over the
+    events that have it:
+    - `attraction`  (1/n) sum_j q_j q_alpha |x_j - x_alpha|^2 over hits j and their track's alpha (equations 4, 6);
+    - `repulsion`  (1/n) sum_j q_j q_alpha max(0, 1 - |x_j - x_alpha|) over hits j and all other tracks' alphas (5, 6);
+    - `beta`  1 - beta_alpha, mean over tracks (first part of 8);
+    - `noise`  beta of hits of no track, mean over them (second part of 8, there weighted by s_B);
+    - `neighbours`  trains the spaces in which a backbone looks for neighbours (losses/neighbours.py; not in the paper).
+    """
+
+    class Options(Section):
+        """Weights; all 1 and noise s_B is the paper's loss without a payload."""
+
+        attraction: float = Field(1.0, ge=0)
+        repulsion: float = Field(1.0, ge=0)
+        beta: float = Field(1.0, ge=0)
+        noise: float = Field(1.0, ge=0, description="s_B")
+        neighbours: float = Field(0.0, ge=0, description="weight of the loss on the backbone's `space_0`, `space_1`, …")
+        q_min: float = Field(0.5, gt=0, description="charge of a hit with beta 0")
+
+    def __init__(self, options: Options) -> None:
+        super().__init__()
+        self.options = options
+        weights = {name: getattr(options, name) for name in TERMS}
+        self.weights = {name: weight for name, weight in weights.items() if weight > 0}
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """Events that have each term, known before the forward pass: with a track, or for `noise` a hit of none."""
+        with_track = int((batch.n_tracks > 0).sum())
+        with_noise = len(torch.unique(batch.batch[batch.track < 0]))
+        return {name: with_noise if name == "noise" else with_track for name in self.weights}
+
+    def forward(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, LossTerm]:
+        """The terms for `outputs` embedding [N, E] and beta [N, 1], a logit, on `batch` (track [N], n_tracks, ptr)."""
+        x_NE, logit_N = at_least_fp32(outputs["embedding"]), at_least_fp32(outputs["beta"]).squeeze(1)
+        count = self.counts(batch)
+        zero = sum(output.sum() for output in outputs.values()) * 0  # no output goes without a gradient
+        sums = dict.fromkeys(("attraction", "repulsion", "beta", "noise"), zero)
+        bounds = batch.ptr.tolist()
+        for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+            for name, value in self.event(x_NE[start:stop], logit_N[start:stop], batch.track[start:stop]).items():
+                sums[name] = sums[name] + value
+        if "neighbours" in count:
+            sums["neighbours"] = zero + neighbours(outputs, batch)
+        return {name: LossTerm(sums[name], count[name]) for name in count}
+
+    def event(self, x_nE: Tensor, logit_n: Tensor, track_n: Tensor) -> dict[str, Tensor]:
+        """The terms of one event; those it has."""
+        found = {}
+        member = track_n >= 0
+        if not bool(member.all()):
+            found["noise"] = logit_n[~member].sigmoid().mean()
+        if bool(member.any()):
+            q_n = charge(logit_n, self.options.q_min)
+            alpha_K = condensation_points(logit_n.detach(), track_n)
+            at_K, q_K = x_nE[alpha_K], q_n[alpha_K]
+            own = track_n[member]
+            square = (x_nE[member] - at_K[own]).square().sum(1)
+            found["attraction"] = (q_n[member] * q_K[own] * square).sum() / len(x_nE)
+            points, alphas = Points(x_nE, track_n, q_n), Points(at_K, track_n[alpha_K], q_K)
+            found["repulsion"] = hinge_sum(alphas, points, 1.0)[0] / len(x_nE)
+            found["beta"] = (1 - logit_n[alpha_K].sigmoid()).mean()
+        return found
+
+
+def charge(logit: Tensor, q_min: float) -> Tensor:
+    """arctanh(beta)^2 + q_min for beta = sigmoid(logit), finite for all: arctanh(beta) = ln(1 + 2 e^logit) / 2."""
+    return (0.5 * F.softplus(logit + math.log(2))).square() + q_min
+
+
+def condensation_points(logit_n: Tensor, track_n: Tensor) -> Tensor:
+    """Row [K] of the largest logit of each track 0 … K - 1; of equals the first."""
+    by_logit = torch.argsort(logit_n, descending=True, stable=True)
+    order = by_logit[torch.argsort(track_n[by_logit], stable=True)]
+    _, size = torch.unique_consecutive(track_n[order], return_counts=True)
+    first = size.cumsum(0) - size
+    rows = order[first]
+    return rows[track_n[rows] >= 0]
