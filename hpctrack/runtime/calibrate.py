@@ -60,6 +60,8 @@ def measure(engine: Engine, loss: nn.Module, batch: Batch, mode: str) -> float:
 def cut_down(event: Data, hits: int, edges: int) -> Data:
     """The event's first hits, and edges with their ends put among them: as many as asked for, whatever they connect."""
     out = Data(num_nodes=hits)
+    tracks, number = event.track[:hits].unique(return_inverse=True)
+    noise = int((tracks < 0).sum())
     for key, value in event:
         if key == "edge_index":
             out[key] = value[:, :edges] % hits
@@ -67,9 +69,9 @@ def cut_down(event: Data, hits: int, edges: int) -> Data:
             out[key] = value[:edges]
         elif torch.is_tensor(value) and event.is_node_attr(key):
             out[key] = value[:hits]
+        elif torch.is_tensor(value) and len(value) == int(event.n_tracks):
+            out[key] = value[tracks[noise:]]
         elif key != "num_nodes":
             out[key] = value
-    tracks, number = out.track.unique(return_inverse=True)
-    noise = int((tracks < 0).sum())
     out.track, out.n_tracks = number - noise, torch.tensor([len(tracks) - noise])
     return out

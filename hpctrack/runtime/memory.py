@@ -45,7 +45,7 @@ class Memory:
             )
         if config.policy == "auto" and not engine.rehearses:
             raise InputError(
-                "memory.policy=auto works with parallel.strategy ddp and fsdp; with deepspeed, name a mode"
+                "memory.policy=auto works with parallel.strategy ddp and fsdp; for deepspeed name a mode"
             )
         self.policy = config.policy
         self.modes = [mode for mode in modes if mode != "offload" or self.env.device.type == "cuda"]

@@ -1,0 +1,99 @@
+"""Precisions: bf16 and fp16 training come to fp32's loss, overflowing fp16 steps are left out by all ranks alike."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from toys import FEATURES, toy_batch, toy_config
+
+from hpctrack.config import Named
+from hpctrack.errors import MachineError
+from hpctrack.losses import build_loss
+from hpctrack.models import build_model
+from hpctrack.parallel.ddp import DDPEngine
+from hpctrack.parallel.env import Env
+from hpctrack.parallel.precision import FIRST_SCALE, GROWTH_STEPS, Precision
+from hpctrack.runtime.step import train_step
+
+CPU = torch.device("cpu")
+STEPS = 150
+TOLERANCE = 0.1  # of fp32's loss, mean over the last steps
+
+
+def make_engine(precision: str, lr: float = 1e-2) -> DDPEngine:
+    torch.manual_seed(0)
+    backbone = {"name": "transformer", "width": 16, "layers": 1, "heads": 2}
+    model = build_model(Named(name="influencer", embedding=3, backbone=backbone), FEATURES)
+    env, config = Env(0, 1, 0, CPU, None, "test"), toy_config("run", "data").parallel
+    return DDPEngine(model, lambda m: torch.optim.AdamW(m.parameters(), lr), env, Precision(precision, CPU), config)
+
+
+def train(precision: str) -> float:
+    engine, losses = make_engine(precision), []
+    loss = build_loss(Named(name="influencer", compactness=1.0))
+    batches = [toy_batch(seed=seed, dtype=torch.float32) for seed in range(3)]
+    for step in range(STEPS):
+        losses.append(train_step(engine, loss, [batches[step % 3]], 1.0).loss)
+    assert engine.precision.skipped_steps < 20
+    assert sum(losses[-15:]) < 0.7 * sum(losses[:15])
+    return sum(losses[-15:]) / 15
+
+
+def test_mixed_precision_reaches_the_loss_of_fp32():
+    expected = train("fp32")
+    for precision in ("bf16", "fp16"):
+        assert train(precision) == pytest.approx(expected, rel=TOLERANCE), precision
+
+
+def test_weights_and_losses_stay_in_fp32():
+    for precision in ("bf16", "fp16"):
+        engine, batch = make_engine(precision), toy_batch(dtype=torch.float32)
+        outputs = engine.forward(batch, True)
+        assert outputs["user"].dtype != torch.float32
+        loss = build_loss(Named(name="influencer"))
+        assert all(term.sum.dtype == torch.float32 for term in loss(outputs, batch).values())
+        assert {p.dtype for p in engine.module.parameters()} == {torch.float32}
+    assert make_engine("fp64").precision.weights_dtype == torch.float64
+
+
+def test_an_overflowing_step_is_left_out_and_counted():
+    engine = make_engine("fp16")
+    before = [parameter.detach().clone() for parameter in engine.module.parameters()]
+    engine.precision.loss_scale = 2.0**126  # the scaled gradient is beyond float32
+    loss, batch = build_loss(Named(name="influencer")), toy_batch(dtype=torch.float32)
+    result = train_step(engine, loss, [batch], 1.0)
+    assert result.skipped and result.grad_norm == 0 and engine.precision.skipped_steps == 1
+    assert engine.precision.loss_scale == 2.0**125
+    for a, b in zip(engine.module.parameters(), before, strict=True):
+        assert torch.equal(a, b) and a.grad is None
+    engine.precision.loss_scale = 2.0**8
+    assert not train_step(engine, loss, [batch], 1.0).skipped
+    assert not torch.equal(next(engine.module.parameters()), before[0])
+
+
+def test_the_scale_goes_up_and_down():
+    precision = Precision("fp16", CPU)
+    for _ in range(GROWTH_STEPS):
+        assert precision.accept(1.0)
+    assert precision.loss_scale == 2 * FIRST_SCALE
+    assert not precision.accept(float("nan")) and precision.loss_scale == FIRST_SCALE
+    other = Precision("fp16", CPU)
+    other.load(precision.state())
+    assert other.state() == precision.state() and other.skipped_steps == 1
+    precision.loss_scale = 1.0
+    with pytest.raises(MachineError, match="at any loss scale; train with bf16 or fp32"):
+        precision.accept(float("inf"))
+    gradient = torch.full((3,), 8.0)
+    other.loss_scale = 4.0
+    other.unscale([gradient])
+    assert gradient.tolist() == [2.0] * 3 and other.scale(torch.tensor(1.0)) == 4
+    for name in ("fp32", "bf16", "fp64"):
+        assert Precision(name, CPU).accept(1.0) and not Precision(name, CPU).accept(float("inf"))
+        assert Precision(name, CPU).loss_scale == 1
+
+
+def test_tf32_is_off_unless_asked_for():
+    Precision("fp32", CPU, tf32=True)
+    assert torch.get_float32_matmul_precision() == "high"
+    Precision("fp32", CPU)
+    assert torch.get_float32_matmul_precision() == "highest"
