@@ -77,7 +77,7 @@ class GraphNetwork(MemoryModes, nn.Module):
         place_N4 = self.geometry(batch.x) if self.edge_start is not None else batch.x
         x_NH = self.start(batch.x).to(batch.x.dtype)
         if not torch.is_grad_enabled():
-            score_M1 = NodeStates(self, graph, place_N4).forward(x_NH)
+            score_M1, _ = NodeStates(self, graph, place_N4).forward(x_NH)
         elif self.memory in ("chunks", "offload"):
             score_M1 = KeepNodeStates.apply(NodeStates(self, graph, place_N4), x_NH, *self.edge_parameters())
         else:
@@ -132,43 +132,47 @@ def sweep(layer: EdgeLayer, graph: Graph, x_NH: Tensor, e_MH: Tensor | None) -> 
 
 
 class NodeStates:
-    """A pass through a network that keeps the node states of every iteration, and of the edge states only the last.
+    """A pass through a network that keeps the node states of every iteration, and two edge states whatever T is.
 
     An edge's state follows from its own start and the node states at its ends, so it can be brought back from these.
-    Forward, there is one edge state, updated in place; backward, it and its gradient. The sums that updated the nodes
-    in iteration t - 1 are made again on the way to e_t, just before the backward pass gets there.
+    Forward, there is one edge state, updated in place, and a copy half-way, the anchor. Backward, each iteration's is
+    made again from the anchor, or from the start when the anchor is passed; then a new one is left half-way. The sums
+    that updated the nodes in iteration t - 1 are made on the way to e_t, just before the backward pass gets there.
+    For T = 8 this computes edges 10 times more than keeping all their states and computing each iteration again.
     """
 
     def __init__(self, network: GraphNetwork, graph: Graph, place_N4: Tensor) -> None:
         self.net, self.steps = network, network.steps
         self.graph, self.place_N4 = graph, place_N4
         self.degree_N1 = graph.degree(place_N4.dtype)
-        self.kept: list[Tensor | None] = []
+        self.anchor_at = 0  # iteration; 0: none
+        self.anchor: OnEdges = (None, None, None)  # its edge state, and the sums of the iteration before it
 
-    def forward(self, x_NH: Tensor) -> Tensor:
-        """Scores [M, 1]; `kept` is what `backward` needs."""
-        states, inward, outward = [], None, None
-        e_MH = self.start_edges()
-        for step in self.steps:
-            states.append(self.graph.shelve(x_NH))
-            e_MH, inward, outward = forward_edges(step, self.graph, x_NH, e_MH, into=e_MH)
-            x_NH = forward_rows(step.update, self.graph.chunk, x_NH, inward, outward, self.degree_N1)[0]
-        self.kept = [e_MH, inward, outward, *states, self.graph.shelve(x_NH)]
-        return forward_edges(self.net.head, self.graph, x_NH, e_MH, totals=False)[0].to(x_NH.device)
+    def forward(self, x_NH: Tensor, backward: bool = False) -> tuple[Tensor, list[Tensor | None]]:
+        """Scores [M, 1], and what to keep for a `backward` pass."""
+        states, on_edges = [], (self.start_edges(), None, None)
+        anchor_at = len(self.steps) // 2 if backward and on_edges[0] is not None else 0
+        for t, step in enumerate(self.steps):
+            if anchor_at and t == anchor_at:
+                self.leave_anchor(t, on_edges)
+            states.append(self.graph.shelve(x_NH) if backward else x_NH.new_empty(0))
+            on_edges = forward_edges(step, self.graph, x_NH, on_edges[0], into=on_edges[0])
+            x_NH = forward_rows(step.update, self.graph.chunk, x_NH, *on_edges[1:], self.degree_N1)[0]
+        score_M1 = forward_edges(self.net.head, self.graph, x_NH, on_edges[0], totals=False)[0]
+        anchor, self.anchor = self.anchor, (None, None, None)
+        return score_M1.to(x_NH.device), [*anchor, *on_edges, *states, self.graph.shelve(x_NH)]
 
-    def backward(self, g_score_M1: Tensor) -> tuple[Tensor, list[Tensor | None]]:
-        """Gradients of x_0 and of the network's edge parameters; `kept` is used up."""
-        (e_MH, inward, outward, *states), self.kept = self.kept, []
+    def backward(self, kept: Sequence[Tensor | None], g_score_M1: Tensor) -> tuple[Tensor, list[Tensor | None]]:
+        """Gradients of x_0 and of the network's edge parameters."""
+        self.anchor, (e_MH, inward, outward), states = tuple(kept[:3]), kept[3:6], list(kept[6:])
         graph, tally = self.graph, Tally(self.net.edge_parameters())
-        g_x, g_e = backward_edges(
-            self.net.head, graph, states.pop().to(graph.device), e_MH, (g_score_M1, None, None), tally
-        )
+        x_NH = states.pop().to(graph.device)
+        g_x, g_e = backward_edges(self.net.head, graph, x_NH, e_MH, (g_score_M1, None, None), tally)
         for t in reversed(range(len(states))):
             step, x_NH = self.steps[t], states[t].to(graph.device)
-            g_x, *g_sums = backward_rows(
-                step.update, step, graph.chunk, [x_NH, inward, outward], [g_x], tally, fixed=[self.degree_N1]
-            )
-            inward = outward = None
+            inputs = [x_NH, inward, outward]
+            g_x, *g_sums = backward_rows(step.update, step, graph.chunk, inputs, [g_x], tally, fixed=[self.degree_N1])
+            del inputs, inward, outward
             e_MH, inward, outward = self.restore(t, states, e_MH)
             g_x_edges, g_e = backward_edges(step, graph, x_NH, e_MH, (g_e, *g_sums), tally, into=g_e)
             g_x += g_x_edges
@@ -183,15 +187,26 @@ class NodeStates:
             return None
         return forward_edges(self.net.edge_start, self.graph, self.place_N4, None, into, totals=False)[0]
 
+    def leave_anchor(self, t: int, on_edges: OnEdges) -> None:
+        """Keep e_t and the sums before it, in the place of the old anchor."""
+        e_MH, inward, outward = on_edges
+        place = self.graph.empty_edges(e_MH) if self.anchor[0] is None else self.anchor[0]
+        self.anchor_at, self.anchor = t, (place.copy_(e_MH), inward, outward)
+
     def restore(self, t: int, states: Sequence[Tensor], e_MH: Tensor | None) -> OnEdges:
         """e_t, written over `e_MH`, and the sums of iteration t - 1."""
-        inward = outward = None
-        first = 0 if e_MH is not None else max(t - 1, 0)  # without edge states there is only the sum to make
-        e_MH = self.start_edges(into=e_MH)
+        if e_MH is None:  # without edge states there are only the sums to make
+            first, on_edges, anchor_at = max(t - 1, 0), (None, None, None), 0
+        elif 0 < self.anchor_at <= t:
+            first, on_edges, anchor_at = self.anchor_at, (e_MH.copy_(self.anchor[0]), *self.anchor[1:]), 0
+        else:
+            first, on_edges, anchor_at = 0, (self.start_edges(into=e_MH), None, None), t // 2
         for s in range(first, t):
-            x_NH = states[s].to(self.graph.device)
-            e_MH, inward, outward = forward_edges(self.steps[s], self.graph, x_NH, e_MH, e_MH, totals=s == t - 1)
-        return e_MH, inward, outward
+            x_NH, wanted = states[s].to(self.graph.device), s + 1 in (t, anchor_at)
+            on_edges = forward_edges(self.steps[s], self.graph, x_NH, on_edges[0], on_edges[0], totals=wanted)
+            if s + 1 == anchor_at:
+                self.leave_anchor(s + 1, on_edges)
+        return on_edges
 
 
 class KeepNodeStates(torch.autograd.Function):
@@ -202,16 +217,14 @@ class KeepNodeStates(torch.autograd.Function):
         """Scores [M, 1]; `parameters` are the network's `edge_parameters`."""
         ctx.run, ctx.autocast = run, Autocast(x_NH.device)
         with ctx.autocast.again():
-            score_M1 = run.forward(x_NH)
-        ctx.save_for_backward(*run.kept)
-        run.kept = []
+            score_M1, kept = run.forward(x_NH, backward=True)
+        ctx.save_for_backward(*kept)
         return score_M1
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, g_score_M1: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x_0 and the parameters."""
-        ctx.run.kept = list(ctx.saved_tensors)
         with ctx.autocast.again():
-            g_x, gradients = ctx.run.backward(g_score_M1)
+            g_x, gradients = ctx.run.backward(ctx.saved_tensors, g_score_M1)
         return (None, g_x, *gradients)
