@@ -5,6 +5,13 @@ A `run(quick, data=None)` also takes a dataset (`--data FOLDER`).
 
 from __future__ import annotations
 
-from hpctrack.benchmarks import io, layout, loss, model, plan
+from hpctrack.benchmarks import io, layout, loss, memory, model, plan
 
-BENCHES = {"io": io.run, "layout": layout.run, "loss": loss.run, "model": model.run, "plan": plan.run}
+BENCHES = {
+    "io": io.run,
+    "layout": layout.run,
+    "loss": loss.run,
+    "memory": memory.run,
+    "model": model.run,
+    "plan": plan.run,
+}
