@@ -1,7 +1,8 @@
 """Peak memory and seconds of the memory modes on a full event: the interaction network and the influencer model.
 
 Each pass (forward and backward) has a process of its own, `memory_pass`. Plain fits on a part of the event only: a
-sector in phi, whose passes also say beforehand which modes the whole event has room for.
+sector in phi, whose passes also say beforehand which modes the whole event has room for. How well the memory model
+foretells such peaks is in `memory_model`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from hpctrack.benchmarks.measure import Figure, Page
+from hpctrack.benchmarks.memory_model import predictions
 from hpctrack.benchmarks.model import FEATURES, event
 from hpctrack.config import Named
 from hpctrack.errors import MachineError
@@ -30,6 +32,7 @@ EDGES, PART_EDGES = 1_600_000, 200_000
 NEAR = 24  # candidates for edges at each hit
 STEP_M = 0.005  # an edge goes outward by at least this
 CAP_GIB = 16.0
+MODEL_GIB = 6.0  # room of the passes that the memory model foretells
 ROOM = 0.9  # of the memory that is available
 INTERACTION = {"name": "interaction", "width": 128, "iterations": 8}
 INFLUENCER = {"name": "influencer", "backbone": {"name": "neighbours"}}
@@ -64,6 +67,8 @@ def run(quick: bool, data: Path | None = None) -> Page:
         influencer = climb(INFLUENCER, whole, part, whole.hits / part.hits)
         hardest = list(interaction)[-1]
         short = measure(whole, INTERACTION | {"iterations": 2}, hardest)
+    models = {"interaction": INTERACTION, "influencer": INFLUENCER}
+    foretold = predictions(models, FEATURES, x_NF, edge_2M, MODEL_GIB, quick)
     source = f"the largest event of {data}" if data else "a helix event made for this run"
     text = "\n".join(
         [
@@ -73,9 +78,11 @@ def run(quick: bool, data: Path | None = None) -> Page:
             "Seconds: CPU time of one thread, forward and backward. Predicted: from the part, in proportion; not run.",
             table("Interaction network, width 128, 8 iterations", interaction),
             table("Influencer model, backbone neighbours with its defaults, without the loss", influencer),
+            "",
+            foretold.text,
         ]
     )
-    return Page(figures(interaction, hardest, short), text)
+    return Page(figures(interaction, hardest, short) + foretold.figures, text)
 
 
 def climb(model: dict[str, Any], whole: Event, part: Event, ratio: float) -> dict[str, tuple[Pass, Pass]]:
