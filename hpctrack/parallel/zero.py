@@ -88,15 +88,16 @@ class ZeroEngine(Engine):
         share = next(iter(self.optimizer.state.values()), {})
         if share:
             self.link_state()
-        scalars = {key: whole(value) for key, value in share.items() if not is_spread(value)}
-        spread = [key for key, value in share.items() if is_spread(value)]
-        state = {
-            index: scalars | {key: whole(safe_get_full_optimizer_state(parameter, key)) for key in spread}
-            for index, parameter in enumerate(self.parameters)
-        }
+        state: dict[int, dict[str, Any]] = {index: {} for index in range(len(self.parameters) if share else 0)}
+        for key, value in share.items():
+            for index, parameter in enumerate(self.parameters):
+                if is_spread(value):
+                    state[index][key] = whole(safe_get_full_optimizer_state(parameter, key))
+                else:  # one tensor each: optimizers count steps in place
+                    state[index][key] = value.detach().cpu().clone() if torch.is_tensor(value) else value
         rates = {"lr": self.optimizer.param_groups[0]["lr"]}
         groups = [group | rates for group in self.groups]
-        return {"model": model, "optimizer": {"state": state if share else {}, "param_groups": groups}}
+        return {"model": model, "optimizer": {"state": state, "param_groups": groups}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Inverse of `state_dict`, of any strategy's; RuntimeError if it is of another model."""

@@ -1,4 +1,4 @@
-"""Training started by the real launchers: torchrun, and DeepSpeed's own, which adds an argument."""
+"""Training started by the real launchers: torchrun, srun, and DeepSpeed's own, which adds an argument."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,20 @@ def test_torchrun(tmp_path):
     done = start(tmp_path, str(BIN / "torchrun"), "--standalone", "--nproc-per-node", "2", "-m", "hpctrack.train")
     assert done.returncode == 0, done.stderr
     assert "ranks: 2 from torchrun on 1 node, gloo; " in done.stdout
+    assert len(losses(tmp_path / "run")) == 6
+
+
+SLURM = [shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") for name in ("slurmctld", "munged")]
+
+
+@pytest.mark.skipif(not all(SLURM), reason="needs Slurm: apt-get install slurm-wlm munge")
+def test_srun_alone(tmp_path, monkeypatch):
+    folder = tempfile.mkdtemp(prefix="sl-", dir="/tmp")  # paths of sockets must be short
+    monkeypatch.setenv("HPCTRACK_SLURM_DIR", folder)
+    srun = ["srun", "-N", "2", "-n", "2", "--ntasks-per-node", "1", sys.executable, "-m", "hpctrack.train"]
+    done = start(tmp_path, "bash", str(ROOT / "launch/slurm_local.sh"), "run", *srun)
+    assert done.returncode == 0, done.stderr
+    assert "ranks: 2 from Slurm on " in done.stdout
     assert len(losses(tmp_path / "run")) == 6
 
 
