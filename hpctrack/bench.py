@@ -28,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--markdown", type=Path, help="write the same as a page for docs/benchmarks/")
     parser.add_argument("--quick", action="store_true", help="the same figures on less work")
     parser.add_argument("--data", type=Path, help="dataset folder to measure on, where the benchmark uses events")
+    parser.add_argument("--runs", type=Path, help="folder of runs made elsewhere, e.g. by slurm/scaling.sh")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
@@ -52,9 +53,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(bench: Callable[..., list[Figure] | Page], args: argparse.Namespace) -> Page:
     """Run a benchmark on what was asked for; InputError if it takes no dataset."""
-    options = {"data": args.data} if args.data else {}
-    if args.data and "data" not in inspect.signature(bench).parameters:
-        raise InputError(f"--data {args.data}: benchmark '{args.name}' uses no dataset; leave it out")
+    options = {name: path for name in ("data", "runs") if (path := getattr(args, name))}
+    for name, path in options.items():
+        if name not in inspect.signature(bench).parameters:
+            what = "dataset" if name == "data" else "runs"
+            raise InputError(f"--{name} {path}: benchmark '{args.name}' uses no {what}; leave it out")
     found = bench(args.quick, **options)
     return found if isinstance(found, Page) else Page(found)
 

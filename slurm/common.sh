@@ -21,6 +21,7 @@ say() { echo "slurm: $* ($(date '+%F %T'), job $SLURM_JOB_ID, restart ${SLURM_RE
 run() { # a job step; returns its exit code. Launchers that are left 60 s after the first one ended are ended, too
   srun --kill-on-bad-exit=0 --wait=60 "$@" &
   step=$!
+  [ -z "$told" ] || kill -USR1 $step # told while the step was being prepared
   while kill -0 $step 2>/dev/null; do wait $step || true; done # a signal to this shell ends a wait early
   wait $step
 }

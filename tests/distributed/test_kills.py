@@ -23,4 +23,6 @@ def test_ten_kills(what):
 
 
 def test_three_kills_under_torchruns_restarts(tmp_path):
-    assert "3 kills, 1 runs: no hang, every ledger exact, every curve bit-equal" in ranks_killed.campaign(tmp_path, 3, 2)
+    assert "3 kills, 1 runs: no hang, every ledger exact, every curve bit-equal" in ranks_killed.campaign(
+        tmp_path, 3, 2
+    )
