@@ -30,9 +30,8 @@ class FSDPEngine(Engine):
         super().__init__(model, env, precision)
         mesh = init_device_mesh(env.device.type, (env.world,))
         policy = MixedPrecisionPolicy(reduce_dtype=torch.bfloat16 if config.compress == "bf16" else None)
-        for unit in units(model):
-            fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=config.reshard_after_forward)
-        fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=config.reshard_after_forward)
+        for part in dict.fromkeys([*units(model), model]):
+            fully_shard(part, mesh=mesh, mp_policy=policy, reshard_after_forward=config.reshard_after_forward)
         self.optimizer = make_optimizer(model)  # of the shards
 
     def sync(self, last: bool) -> None:

@@ -6,13 +6,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from ranks import run_ranks
-from strategies import needs_deepspeed
-from toys import toy_config, toy_dataset
+from strategies import VARIANTS as VARIANTS_OF_STRATEGY
+from strategies import needs_deepspeed, variants
+from toys import FEATURES, toy_batch, toy_config, toy_dataset
+from unit.test_models_contract import CONFIGS
 
+from hpctrack.config import Named, ParallelConfig
 from hpctrack.losses import LOSSES
+from hpctrack.models import build_model
 from hpctrack.parallel.engine import Engine, whole
 from hpctrack.parallel.env import distributed
+from hpctrack.parallel.precision import Precision
+from hpctrack.parallel.strategy import STRATEGIES
 from hpctrack.parallel.zero import ZeroEngine
 from hpctrack.runtime.step import train_step
 from hpctrack.runtime.trainer import Trainer
@@ -143,3 +150,43 @@ def test_ranks_without_an_event_take_part(tmp_path, strategy):
     assert sorted(rank[0][2] for rank in results) == [0, 0, 1]
     for rank in results:
         assert_same(rank[0][0], expected, tolerance)
+
+
+def gradients_of_models(parallel: dict[str, Any], precision: str) -> dict[str, list[np.ndarray]]:
+    """Whole gradients of every model in every memory mode, from one batch a rank; the clip is none."""
+    found: dict[str, list[np.ndarray]] = {}
+    config = ParallelConfig(**parallel)
+    with distributed(config, 1) as env:
+        number = Precision(precision, env.device)
+        for name, options in CONFIGS.items():
+            torch.manual_seed(0)
+            model = build_model(Named(name=name.split()[0], **options), FEATURES).to(number.weights_dtype)
+            engine = STRATEGIES[config.strategy](model, lambda m: torch.optim.SGD(m.parameters()), env, number, config)
+            for mode in model.memory_modes:
+                values: list[np.ndarray] = []
+                keep_gradients(engine, values)
+                batches = [toy_batch(seed=seed, dtype=number.weights_dtype, edges=3) for seed in range(2)]
+                mine = batches[env.rank :: env.world]
+                for i, batch in enumerate(mine):
+                    outputs = engine.forward(batch, last=i == len(mine) - 1, mode=mode)
+                    engine.backward(sum(value.square().sum() for value in outputs.values()))
+                engine.gradient_norm(None)
+                engine.step()
+                engine.module.zero_grad(set_to_none=True)
+                found[f"{name}, {mode}"] = values[: len(list(engine.module.parameters()))]
+            if isinstance(engine, ZeroEngine):
+                engine.parallel.destroy()
+    return found
+
+
+@pytest.mark.parametrize("name", variants("fsdp", "zero 3"))
+def test_every_model_is_shared_out_in_every_memory_mode(name, monkeypatch):
+    monkeypatch.setattr("hpctrack.parallel.zero.PERSISTENT", 10)
+    precision, tolerance = ("fp64", 1e-10) if name == "fsdp" else ("fp32", 2e-4)
+    [expected] = run_ranks(1, gradients_of_models, {}, precision)
+    for found in run_ranks(2, gradients_of_models, VARIANTS_OF_STRATEGY[name], precision, timeout=300):
+        assert found.keys() == expected.keys()
+        for case, values in found.items():
+            for a, b in zip(values, expected[case], strict=True):
+                near = tolerance * max(np.abs(b).max(), 1e-3)
+                np.testing.assert_allclose(a, b, rtol=tolerance, atol=near, err_msg=case)

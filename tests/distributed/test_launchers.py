@@ -49,7 +49,7 @@ SLURM = [shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 @pytest.mark.skipif(not all(SLURM), reason="needs Slurm: apt-get install slurm-wlm munge")
 def test_srun_alone(tmp_path, monkeypatch):
     folder = tempfile.mkdtemp(prefix="sl-", dir="/tmp")  # paths of sockets must be short
-    monkeypatch.setenv("HPCTRACK_SLURM_DIR", folder)
+    monkeypatch.setenv("HPCTRACK_SLURM_DIR", f"{folder}/c")
     srun = ["srun", "-N", "2", "-n", "2", "--ntasks-per-node", "1", sys.executable, "-m", "hpctrack.train"]
     done = start(tmp_path, "bash", str(ROOT / "launch/slurm_local.sh"), "run", *srun)
     assert done.returncode == 0, done.stderr
