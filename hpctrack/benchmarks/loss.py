@@ -1,27 +1,59 @@
-"""The influencer loss's attraction, forward and backward: closed form against the track loop and the pair scatter."""
+"""The influencer loss: its attraction's three forms, a training step against the baseline's, a full event."""
 
 from __future__ import annotations
 
+import json
+import resource
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 
 import torch
+from torch import Tensor, nn
 from torch_geometric.data import Batch, Data
 
-from hpctrack.benchmarks.measure import Figure, ratio, time_in_turn
+from hpctrack.benchmarks.embeddings import FEATURES, embeddings, straight_tracks, tracks
+from hpctrack.benchmarks.measure import Figure, Page, ratio, time_in_turn
+from hpctrack.benchmarks.searches import search_table
+from hpctrack.config import Named
+from hpctrack.losses import build_loss
 from hpctrack.losses.influencer import attraction
 from hpctrack.losses.influencer_reference import attraction_loop, attraction_scatter
+from hpctrack.models import build_model
 
+TRACKS = 500
 FORMS: dict[str, Callable] = {
     "closed": lambda *args: attraction(*args)[0],
     "scatter": attraction_scatter,
     "loop": attraction_loop,
 }
+WEIGHTS = {"attraction": 4.0, "neighbours": 1.0, "per": "hit"}
+INFLUENCER = {"repulsion_ii": 0.5, "compactness": 8.0, "squared_hinge_ui": True, "log_floor": 1e-4, **WEIGHTS}
+SYSTEMS = {  # model and loss, as in configs/influencer-500.yaml and configs/greedy.yaml
+    "influencer": (Named(name="influencer"), Named(name="influencer", **INFLUENCER)),
+    "baseline": (Named(name="embedding"), Named(name="contrastive", squared_hinge=True, **WEIGHTS)),
+}
+STATES = {
+    "trained": 1.0,
+    "collapsed": 0.02,
+}  # scale of the embeddings: clusters far apart, or all hits within the margin
 
 
-def run(quick: bool) -> list[Figure]:
-    """Ratios at 500 tracks of 12 hits, 8 dimensions, one event."""
-    tracks, repeats = (500, 3) if quick else (500, 15)
-    batch = synthetic_event(tracks, hits_per_track=12)
+def run(quick: bool) -> Page:
+    """Forms and steps at 500 tracks of 12 hits, 8 dimensions, one event; the whole loss at 100,000 hits."""
+    hits = 10_000 if quick else 100_000
+    figures = [*forms(3 if quick else 15), *steps(3 if quick else 9)]
+    for state, name in (("trained", "loss_100k"), ("collapsed", "loss_100k_collapsed")):
+        seconds, gib = full_event(state, hits)
+        at = f"whole loss of {hits} hits, {state} embeddings, forward + backward"
+        figures += [Figure(f"{name}_s", [seconds], "s", at), Figure(f"{name}_peak_gib", [gib], "GiB", f"peak of {at}")]
+    return Page(figures, search_table(quick))
+
+
+def forms(repeats: int) -> list[Figure]:
+    """The attraction in closed form against loop and scatter, forward and backward."""
+    batch = straight_tracks(TRACKS)
 
     def work(form: Callable) -> Callable[[], None]:
         def call() -> None:
@@ -34,21 +66,95 @@ def run(quick: bool) -> list[Figure]:
         return call
 
     seconds = time_in_turn({name: work(form) for name, form in FORMS.items()}, repeats)
-    at = f"{tracks} tracks, forward + backward"
+    at = f"{TRACKS} tracks, forward + backward"
+    over = {name: ratio(seconds[name], seconds["closed"]) for name in ("loop", "scatter")}
     return [
-        Figure("closed_over_loop", ratio(seconds["loop"], seconds["closed"]), "x", f"loop s / closed-form s, {at}"),
-        Figure(
-            "closed_over_scatter",
-            ratio(seconds["scatter"], seconds["closed"]),
-            "x",
-            f"pair-scatter s / closed-form s, {at}",
-        ),
+        Figure("closed_over_loop", over["loop"], "x", f"loop s / closed-form s, {at}"),
+        Figure("closed_over_scatter", over["scatter"], "x", f"pair-scatter s / closed-form s, {at}"),
         Figure("closed_seconds", seconds["closed"], "s", f"closed form, {at}"),
     ]
 
 
-def synthetic_event(tracks: int, hits_per_track: int) -> Batch:
-    """One event of equal tracks, hits in random order."""
-    track = torch.arange(tracks).repeat_interleave(hits_per_track)
-    track = track[torch.randperm(len(track), generator=torch.Generator().manual_seed(0))]
-    return Batch.from_data_list([Data(track=track, n_tracks=torch.tensor([tracks]), num_nodes=len(track))])
+def steps(repeats: int) -> list[Figure]:
+    """Whole training steps of the influencer system over the baseline's, and the loss's share of the first."""
+    batch = straight_tracks(TRACKS)
+    work: dict[str, Callable[[], None]] = {}
+    for name, (model_config, loss_config) in SYSTEMS.items():
+        torch.manual_seed(0)
+        model, loss = build_model(model_config, FEATURES), build_loss(loss_config)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)  # the state stays what it is
+        with torch.no_grad():
+            outputs = model(batch)
+        trained = as_trained(outputs, batch)
+        work[f"{name}, trained"] = lambda m=model, x=loss, o=optimizer, t=trained: step(m, x, o, batch, t)
+        work[f"{name}, initial"] = lambda m=model, x=loss, o=optimizer: step(m, x, o, batch, None)
+        leaves = {key: value.requires_grad_() for key, value in trained.items()}
+        work[f"{name}, loss"] = lambda x=loss, t=leaves: weighted(x, t, batch).backward()
+    seconds = time_in_turn(work, repeats)
+    at = f"{TRACKS} tracks, default backbone, forward + backward + optimizer"
+    trained, initial, alone = (
+        ratio(seconds[f"influencer, {k}"], seconds[f"baseline, {k}"]) for k in ("trained", "initial", "loss")
+    )
+    share = ratio(seconds["influencer, loss"], seconds["influencer, trained"])
+    return [
+        Figure("step_over_baseline", trained, "x", f"influencer step s / contrastive step s, {at}, outputs as trained"),
+        Figure("step_over_baseline_initial", initial, "x", "the same, outputs of the model as initialised"),
+        Figure("step_seconds", seconds["influencer, trained"], "s", f"influencer step, {at}, outputs as trained"),
+        Figure("loss_over_baseline", alone, "x", "influencer loss s / contrastive loss s, outputs as trained"),
+        Figure("loss_share", share, "of the step", "influencer loss alone, outputs as trained"),
+    ]
+
+
+def step(
+    model: nn.Module, loss: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, values: dict[str, Tensor] | None
+) -> None:
+    """A training step; `values` are what the loss sees in place of the model's outputs, with the slopes of these."""
+    optimizer.zero_grad()
+    outputs = model(batch)
+    if values is not None:
+        outputs = {name: output + (values[name].detach() - output.detach()) for name, output in outputs.items()}
+    weighted(loss, outputs, batch).backward()
+    optimizer.step()
+
+
+def weighted(loss: nn.Module, outputs: dict[str, Tensor], batch: Batch) -> Tensor:
+    """The sum of a loss's weighted terms."""
+    return sum(loss.weights[name] * term.sum for name, term in loss(outputs, batch).items())
+
+
+def as_trained(outputs: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+    """Values of the same shapes with the geometry of a trained model's: user and influencer about common centres."""
+    track = batch.track.numpy()
+    pair = embeddings(track, 8, copies=2)
+    values = {"user": pair[0], "influencer": pair[1], "embedding": pair[0]}
+    spaces = {name: embeddings(track, value.shape[1])[0] for name, value in outputs.items() if name.startswith("space")}
+    return {name: torch.from_numpy((values | spaces)[name]) for name in outputs}
+
+
+def full_event(state: str, hits: int) -> tuple[float, float]:
+    """Seconds and peak GiB, beyond what was there before, of the influencer loss in a process of its own."""
+    command = [sys.executable, "-m", "hpctrack.benchmarks.loss", state, str(hits)]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    return tuple(json.loads(found.stdout))
+
+
+def one_loss(state: str, hits: int) -> tuple[float, float]:
+    """What `full_event` measures: the loss with all its terms on noise and tracks, forward and backward."""
+    torch.set_num_threads(1)
+    track = tracks(hits)
+    names = {"user": 8, "influencer": 8, "space_0": 4, "space_1": 4}
+    pair = embeddings(track, 8, copies=2, scale=STATES[state])
+    spaces = embeddings(track, 4, copies=2, scale=STATES[state])
+    outputs = {name: torch.from_numpy(v).requires_grad_() for name, v in zip(names, pair + spaces, strict=True)}
+    n_tracks = torch.tensor([track.max() + 1])
+    batch = Batch.from_data_list([Data(track=torch.from_numpy(track), n_tracks=n_tracks, num_nodes=hits)])
+    loss = build_loss(SYSTEMS["influencer"][1])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    begin = time.perf_counter()
+    weighted(loss, outputs, batch).backward()
+    seconds = time.perf_counter() - begin
+    return seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
+
+
+if __name__ == "__main__":
+    print(json.dumps(one_loss(sys.argv[1], int(sys.argv[2]))))

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -58,6 +60,11 @@ def time_in_turn(work: Mapping[str, Callable[[], Any]], repeats: int, warm_up: i
 def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> list[float]:
     """Ratios round by round."""
     return [a / b for a, b in zip(numerator, denominator, strict=True)]
+
+
+def slopes(rows: Sequence[Sequence[float]], sizes: Sequence[int]) -> list[float]:
+    """Exponent of the power law seconds(size) fitted to each round."""
+    return [float(np.polyfit(np.log(sizes), np.log(row), 1)[0]) for row in rows]
 
 
 def machine() -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hpctrack.benchmarks.io import command, simulate
-from hpctrack.benchmarks.measure import Figure, Page, time_in_turn
+from hpctrack.benchmarks.measure import Figure, Page, slopes, time_in_turn
 from hpctrack.config import AugmentConfig, SelectionConfig
 from hpctrack.data.loader import EventLoader
 from hpctrack.data.store import Dataset
@@ -83,11 +83,6 @@ def measure(name: str, x_NF: Tensor, sizes: Sequence[int], rounds: int) -> Secon
         seconds = time_in_turn({str(n): work(n) for n in sizes}, rounds)
         out[kind] = [list(row) for row in zip(*seconds.values(), strict=True)]
     return out
-
-
-def slopes(rows: Sequence[Sequence[float]], sizes: Sequence[int]) -> list[float]:
-    """Exponent of the power law fitted to each round."""
-    return [float(np.polyfit(np.log(sizes), np.log(row), 1)[0]) for row in rows]
 
 
 def table(sizes: Sequence[int], default: Seconds, dense: Seconds) -> str:
