@@ -23,6 +23,7 @@ setup(
         "h5py>=3.10",
         "numpy>=1.26",
         "scipy>=1.11",
+        "scikit-learn>=1.4",
         "pandas>=2.1",
         "pydantic>=2.7",
         "pyyaml>=6",
@@ -32,7 +33,7 @@ setup(
     ],
     extras_require={
         "sim": ["pyacts>=48", "pythia8mc>=8.312"],
-        "reference": ["pyacts>=48", "scikit-learn>=1.4"],
+        "reference": ["pyacts>=48"],
         "mpi": ["mpi4py>=4"],
         "deepspeed": ["deepspeed>=0.19.8", "ninja"],
         "optim": ["pytorch-optimizer>=4"],

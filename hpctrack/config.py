@@ -45,6 +45,7 @@ class SelectionConfig(Section):
     noise: bool = Field(True, description="keep noise hits")
     other_hits: bool = Field(True, description="keep hits of particles that are no targets, as hits of no track")
     tracks: int | None = Field(None, ge=1, description="number of target tracks drawn per event; null: all")
+    volumes: list[int] | None = Field(None, min_length=1, description="hits of these volumes alone; null: all")
 
 
 class CurriculumStage(Section):
@@ -69,6 +70,7 @@ class DataConfig(Section):
     selection: SelectionConfig = SelectionConfig()
     curriculum: list[CurriculumStage] = Field([], description="training on fewer tracks first; then as selection says")
     features: list[str] = Field(["x", "y", "z"], min_length=1, description="model inputs: names in data/features.py")
+    graph: Named | None = Field(None, description="edges between an event's hits: an entry of graphs/__init__.py")
     augment: AugmentConfig = AugmentConfig()
     workers: int = Field(0, ge=0, description="reader processes per rank; 0 reads in the training process")
     prefetch_factor: int = Field(2, ge=1, description="micro-batches each reader process is ahead")
@@ -165,6 +167,7 @@ class TrainConfig(Section):
 
     steps: int = Field(ge=1, description="optimizer steps in all; epochs follow from the data")
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
+    compile: bool = Field(False, description="torch.compile the model, with sizes of events as variables")
     tf32: bool = Field(False, description="GPUs may round the inputs of fp32 matrix products to TF32")
     checkpoint_every: int = Field(200, ge=1, description="steps")
     keep_checkpoints: int = Field(2, ge=1)

@@ -2,7 +2,8 @@
 
 Each event goes to exactly one rank, by cost, and is committed when it is done. The same command again finishes what a
 kill left; the result does not depend on the number of ranks. With `--part 3/16`, sixteen jobs each do a share, in any
-order and side by side; the last one to end joins them.
+order and side by side; the last one to end joins them. `--method ckf` and `--method dbscan` need no checkpoint: they
+are what models are compared with (tracking/methods.py).
 """
 
 from __future__ import annotations
@@ -33,9 +34,10 @@ from hpctrack.parallel.collectives import barrier, broadcast
 from hpctrack.parallel.env import Env, distributed, launcher_argument
 from hpctrack.parallel.mpi import launched, mpi_world
 from hpctrack.runtime import checkpoint
-from hpctrack.runtime.inference import InferConfig, Part, Task, everyones, load_model, say
+from hpctrack.runtime.inference import INFER, ByModel, InferConfig, Part, Reconstruction, Task, everyones, say
 from hpctrack.runtime.watchdog import Watchdog
 from hpctrack.tracking.builders import build_builder
+from hpctrack.tracking.methods import METHODS, ByMethod, MethodConfig
 
 WAIT_S = 86400.0  # for ranks that have more to do; those that are lost, or hang at an event, are noticed at once
 
@@ -44,7 +46,9 @@ WAIT_S = 86400.0  # for ranks that have more to do; those that are lost, or hang
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line of the verb."""
     parser = argparse.ArgumentParser(prog="hpctrack infer", description=__doc__)
-    parser.add_argument("--checkpoint", required=True, type=Path, help="run folder, or one of its checkpoints")
+    how = parser.add_mutually_exclusive_group(required=True)
+    how.add_argument("--checkpoint", type=Path, help="run folder, or one of its checkpoints")
+    how.add_argument("--method", metavar="NAME", help=f"instead of a model: {', '.join(METHODS)}")
     parser.add_argument("--data", required=True, help="dataset folder")
     parser.add_argument("--out", required=True, type=Path, help="folder for the candidates")
     parser.add_argument("--part", type=Part.parse, metavar="I/N", help="share I, from 0, of N jobs that do it together")
@@ -58,18 +62,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         "overrides",
         nargs="*",
         metavar="key=value",
-        help="selection.* (default: every hit) and builder.* of this inference",
+        help="selection.* (default: every hit), builder.* (with --checkpoint), method.* (with --method)",
     )
     launcher_argument(parser)
     args = parser.parse_args(argv)
-    path = checkpoint.find(args.checkpoint)
-    meta = checkpoint.read_meta(path)
-    config = infer_config(meta, args.overrides, path)
+    if args.method:
+        config = method_config(args.method, args.overrides)
+    else:
+        path = checkpoint.find(args.checkpoint)
+        config = infer_config(checkpoint.read_meta(path), args.overrides, path)
     if args.part and args.submission:
         raise InputError("--submission: is written from all events; give it to a last call without --part")
     parallel = ParallelConfig(device=args.device, timeout_s=WAIT_S)
     with distributed(parallel, args.threads) as env, Watchdog(args.timeout_s, env, "--timeout-s") as watchdog:
-        code = infer(config, path, Dataset(args.data, verify=True), args.out, env, args.part, watchdog)
+        data = Dataset(args.data, verify=True)
+        how = ByMethod(config, data, INFER) if args.method else ByModel(config, path, data, env.device)
+        code = infer(how, data, args.out, env, args.part, watchdog)
         if args.submission and env.is_main and code == 0:
             write_submission(args.submission, submission_blocks(Dataset(args.data), args.out))
             print(f"submission: {args.submission}")
@@ -86,6 +94,7 @@ def infer_config(meta: dict[str, Any], overrides: Sequence[str], path: Path) -> 
         "seed": run.seed,
         "features": run.data.features,
         "selection": {},
+        "graph": run.data.graph and run.data.graph.model_dump(),
         "model": run.model.model_dump(),
         "builder": run.builder.model_dump() | meta["tuned"],
         "precision": run.train.precision,
@@ -96,9 +105,17 @@ def infer_config(meta: dict[str, Any], overrides: Sequence[str], path: Path) -> 
     return config
 
 
+def method_config(name: str, overrides: Sequence[str]) -> MethodConfig:
+    """Settings of a method: its defaults, then the overrides."""
+    for override in overrides:
+        if not override.startswith(("selection.", "method.")):
+            raise InputError(f"override '{override}': --method takes selection.key=value and method.key=value")
+    values = {"selection": {}, "method": {"name": name}}
+    return parse(MethodConfig, apply_overrides(values, overrides, "--method"), "--method with overrides")
+
+
 def infer(
-    config: InferConfig,
-    path: Path,
+    how: Reconstruction,
     data: Dataset,
     out: Path,
     env: Env,
@@ -109,13 +126,8 @@ def infer(
 
     With `part`, of its share; whoever does the last one joins all. The verb's exit code.
     """
-    model = load_model(config, path, env.device)
-    attributes = {
-        "dataset_fingerprint": data.fingerprint,
-        "model_digest": checkpoint.digest(model),
-        **config.model_dump(mode="json"),
-    }
-    task = Task(config, model, data, out, env, part, watchdog)
+    attributes = {"dataset_fingerprint": data.fingerprint, **how.recipe}
+    task = Task(how, data, out, env, part, watchdog)
     if part is None:
         with on_main(lambda: only_writer(out), env):
             if run_on_main(lambda: prepare(out, attributes), env):

@@ -125,7 +125,7 @@ def toy_batch(
 ) -> Batch:
     """A batch of events with so many tracks each (0: only noise), random features and hits in random order.
 
-    `edges`: a graph with so many random edges per hit; the last hits of an event have none.
+    `edges`: a graph with so many random edges per hit, some of them true; the last hits of an event have none.
     """
     rng = np.random.default_rng(seed)
     events = []
@@ -136,6 +136,7 @@ def toy_batch(
         if edges:
             ends = np.random.default_rng([seed, event_id]).integers(0, max(1, len(track) - 2), (2, edges * len(track)))
             events[-1].edge_index = torch.from_numpy(ends)
+            events[-1].edge_truth = torch.from_numpy((track[ends[0]] == track[ends[1]]) | (ends.sum(0) % 3 == 0))
     return Batch.from_data_list(events)
 
 

@@ -5,7 +5,9 @@ Every random choice is drawn from (stream, epoch, event id): the same on any ran
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +15,7 @@ from torch.utils.data import DataLoader, get_worker_info
 from torch_geometric.data import Batch, Data
 
 from hpctrack.config import AugmentConfig, CurriculumStage, DataConfig, SelectionConfig
+from hpctrack.data import perigee, truth
 from hpctrack.data import selection as selecting
 from hpctrack.data.features import augment, compute_features, feature_columns
 from hpctrack.data.packing import pack, unpack
@@ -20,26 +23,32 @@ from hpctrack.data.schema import Event
 from hpctrack.data.staging import stage
 from hpctrack.data.store import Dataset
 from hpctrack.errors import InputError, MachineError
+from hpctrack.graphs import graph_columns
 
 
-def open_events(config: DataConfig, folder: str, local_rank: int = 0) -> Dataset:
+def open_events(config: DataConfig, folder: str, local_rank: int = 0, parameters: bool = False) -> Dataset:
     """The dataset `folder`, staged, held in memory and verified as section `data` asks; InputError if it is damaged."""
     dataset = Dataset(stage(folder, config.stage_to, local_rank) if config.stage_to else folder, config.verify)
     if config.in_memory:
-        dataset.keep_in_memory(columns_read(config.features))
+        dataset.keep_in_memory(columns_read(config.features, parameters, graph_columns(config.graph)))
     return dataset
 
 
-def columns_read(features: list[str]) -> list[str]:
-    """The columns of an event that the features and the selection of hits need."""
-    return list(dict.fromkeys(feature_columns(features) + selecting.COLUMNS))
+def columns_read(features: list[str], parameters: bool = False, graph: list[str] | None = None) -> list[str]:
+    """The columns of an event that features and selection need and, if wanted, track parameters and a `graph`.
+
+    `graph`: the columns that this kind of graph needs; its truth needs some besides.
+    """
+    of_graph = graph + truth.COLUMNS if graph else []
+    return list(dict.fromkeys(feature_columns(features) + selecting.COLUMNS + perigee.COLUMNS * parameters + of_graph))
 
 
 class EventLoader:
     """`loader(row, epoch)` -> PyG Data of one event.
 
     Data: `x` [N, F] features; `track` [N] target number 0..n_tracks-1, or -1; `n_tracks` [1]; `hit_row` [N] rows in the
-    event; `event_id` [1].
+    event; `event_id` [1]; if wanted, `parameters` [n_tracks, 5] at the perigee (data/perigee.py). With a graph:
+    `edge_index` [2, M] and `edge_truth` [M], whether an edge is in the graph truth (data/truth.py).
     """
 
     def __init__(
@@ -51,6 +60,8 @@ class EventLoader:
         stream: tuple[int, ...],
         dtype: torch.dtype = torch.float32,
         curriculum: Sequence[CurriculumStage] = (),
+        parameters: bool = False,
+        graph: Any = None,
     ) -> None:
         self.dataset = dataset
         self.features = features
@@ -60,15 +71,27 @@ class EventLoader:
         self.dtype = dtype
         self.curriculum = curriculum
         self.feature_columns = feature_columns(features)
-        self.columns = columns_read(features)
+        self.parameters = parameters
+        self.graph = graph
+        self.columns = columns_read(features, parameters, graph.COLUMNS if graph else None)
 
     def __call__(self, row: int, epoch: int) -> Data:
         event = self.dataset.read(row, self.columns)
         rng = np.random.default_rng([*self.stream, epoch, event.event_id])
         chosen = selecting.select(event, selecting.in_epoch(self.selection, self.curriculum, epoch), rng)
         columns = {name: event.column(name)[chosen.rows] for name in self.feature_columns}
+        if self.parameters:
+            columns |= {name: event.column(name)[chosen.particles].astype(np.float64) for name in perigee.COLUMNS}
         columns = augment(columns, self.augmentation.rotate, self.augmentation.mirror, rng)
-        return to_data(event, compute_features(columns, self.features), chosen, self.dtype)
+        data = to_data(event, compute_features(columns, self.features), chosen, self.dtype)
+        if self.parameters:
+            data.parameters = torch.from_numpy(perigee.perigee(columns)).to(self.dtype)
+        if self.graph:
+            edge_2M = self.graph(event, chosen.rows)
+            true_2T = truth.graph_truth(event, chosen.rows)
+            data.edge_index = torch.from_numpy(edge_2M)
+            data.edge_truth = torch.from_numpy(truth.is_true(edge_2M, true_2T, len(chosen.rows)))
+        return data
 
 
 def to_data(event: Event, x: np.ndarray, chosen: selecting.Selected, dtype: torch.dtype) -> Data:
@@ -110,6 +133,12 @@ class MicroBatches(torch.utils.data.Dataset):
         return pack(batch) if get_worker_info() else batch
 
 
+def leave_signals(_: int) -> None:
+    """In a reader process: a batch system signals it with its rank, which still needs it to end in good order."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def iterate(
     load: EventLoader,
     specifications: Iterable[tuple[int, np.ndarray]],
@@ -130,6 +159,7 @@ def iterate(
         pin_memory=pin,
         persistent_workers=workers > 0,
         prefetch_factor=prefetch_factor if workers else None,
+        worker_init_fn=leave_signals,
     )
     try:
         for batch in loader:

@@ -10,16 +10,24 @@ import numpy as np
 from hpctrack.config import CurriculumStage, SelectionConfig
 from hpctrack.data.schema import Event
 
-COLUMNS = ["truth.particle_row", "particles.px", "particles.py"]  # what `select` reads
+COLUMNS = ["truth.particle_row", "particles.px", "particles.py", "hits.volume_id"]  # what `select` reads
 
 
 @dataclass(frozen=True)
 class Selected:
-    """What a model sees: `rows` [N] of the event's hit tables, ascending; `track` [N] = 0..T-1, or -1: no target."""
+    """What a model sees: `rows` [N] of the event's hit tables, ascending; `track` [N] = 0..T-1, or -1: no target.
+
+    `particles` [T]: row of each track in the event's `particles`.
+    """
 
     rows: np.ndarray
     track: np.ndarray
-    n_tracks: int
+    particles: np.ndarray
+
+    @property
+    def n_tracks(self) -> int:
+        """Tracks to be found."""
+        return len(self.particles)
 
 
 def in_epoch(selection: SelectionConfig, curriculum: Sequence[CurriculumStage], epoch: int) -> SelectionConfig:
@@ -28,10 +36,16 @@ def in_epoch(selection: SelectionConfig, curriculum: Sequence[CurriculumStage], 
     return selection.model_copy(update={"tracks": tracks}) if tracks is not None else selection
 
 
-def target_particles(event: Event, pt_min_gev: float = 0.0, min_hits: int = 3) -> np.ndarray:
-    """Particles to be found, bool [n_particles]: pT >= the cut (GeV) and >= `min_hits` hits in the event."""
+def target_particles(
+    event: Event, pt_min_gev: float = 0.0, min_hits: int = 3, seen: np.ndarray | None = None
+) -> np.ndarray:
+    """Particles to be found, bool [n_particles]: pT >= the cut (GeV) and >= `min_hits` hits in the event.
+
+    `seen` [N]: hits that count, default all.
+    """
     px, py = event.column("particles.px"), event.column("particles.py")
     row = event.column("truth.particle_row")
+    row = row if seen is None else row[seen]
     hits = np.bincount(row[row >= 0], minlength=len(px))
     return (np.hypot(px.astype(np.float64), py) >= pt_min_gev) & (hits >= min_hits)
 
@@ -51,10 +65,11 @@ def select(event: Event, selection: SelectionConfig, rng: np.random.Generator) -
     """Apply `selection` to one event.
 
     Drawing fewer tracks than the event has thins the background (noise, and hits of other particles where these are
-    kept) by the same fraction, so that the densities keep their ratio.
+    kept) by the same fraction, so that the densities keep their ratio. Hits outside of the chosen volumes do not exist.
     """
     row = event.column("truth.particle_row")
-    target = target_particles(event, selection.pt_min_gev, selection.min_hits)
+    seen = None if selection.volumes is None else np.isin(event.column("hits.volume_id"), selection.volumes)
+    target = target_particles(event, selection.pt_min_gev, selection.min_hits, seen)
     drawn, fraction = target, 1.0
     if selection.tracks is not None and selection.tracks < target.sum():
         chosen = rng.choice(np.flatnonzero(target), selection.tracks, replace=False)
@@ -68,10 +83,11 @@ def select(event: Event, selection: SelectionConfig, rng: np.random.Generator) -
     if selection.other_hits and len(target):
         background |= ~noise & ~target[row]
     if not len(target):
-        rows = np.flatnonzero(background)
-        return Selected(rows, np.full(len(rows), -1), 0)
+        rows = np.flatnonzero(background if seen is None else background & seen)
+        return Selected(rows, np.full(len(rows), -1), np.zeros(0, dtype=np.int64))
     rows = draw_rows(event, drawn, background, fraction, rng)
+    rows = rows if seen is None else rows[seen[rows]]
     number = np.full(len(target), -1)
     number[drawn] = np.arange(drawn.sum())
     track = np.where(row[rows] >= 0, number[row[rows]], -1)
-    return Selected(rows, track, int(drawn.sum()))
+    return Selected(rows, track, np.flatnonzero(drawn))

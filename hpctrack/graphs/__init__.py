@@ -1,0 +1,28 @@
+"""Graphs: edges between an event's hits. One file a kind, one line here.
+
+`graph(event, rows) -> edges int64 [2, M]` among the hits `rows` [N] of an event, as numbers of these; `COLUMNS` is what
+it reads; `n_edges` [n_events], if it knows them beforehand, else None.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hpctrack.config import Named, lookup, parse
+from hpctrack.graphs.doublets import Doublets
+
+GRAPHS: dict[str, Any] = {"doublets": Doublets}
+
+
+def build_graph(config: Named | None, folder: str | Path) -> Any:
+    """What makes the graphs that section `data.graph` names, of the dataset in `folder`; None if it names none."""
+    if config is None:
+        return None
+    kind = lookup(GRAPHS, config.name, "data.graph")
+    return kind(parse(kind.Options, config.options, "data.graph", "data.graph"), Path(folder))
+
+
+def graph_columns(config: Named | None) -> list[str]:
+    """The columns of an event that its graph needs."""
+    return lookup(GRAPHS, config.name, "data.graph").COLUMNS if config else []

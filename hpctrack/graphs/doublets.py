@@ -10,6 +10,7 @@ Legend: N hits, M edges, A and B hits of the inner and of the outer layer, c can
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -43,9 +44,10 @@ class Doublets:
         def _tuples(cls, pairs: object) -> object:
             return [tuple(p) if isinstance(p, list) else p for p in pairs] if isinstance(pairs, list) else pairs
 
+    n_edges = None
     COLUMNS: ClassVar = ["hits.r", "hits.phi", "hits.z", "hits.volume_id", "hits.layer_id"]
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, folder: Path | None = None) -> None:
         self.options = options
         ahead = [(*a, *b) for k, a in enumerate(BARREL) for b in BARREL[k + 1 : k + 2 + options.skips]]
         found = ahead if options.pairs == "barrel" else options.pairs

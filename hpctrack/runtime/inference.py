@@ -8,7 +8,7 @@ import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from hpctrack.data.loader import EventLoader, expected_hits
 from hpctrack.data.partition import longest_first
 from hpctrack.data.schema import Candidates
 from hpctrack.data.store import Dataset
+from hpctrack.graphs import build_graph
 from hpctrack.models import build_model
 from hpctrack.parallel.collectives import all_sum, gather
 from hpctrack.parallel.env import Env
@@ -29,6 +30,7 @@ from hpctrack.runtime import checkpoint
 from hpctrack.runtime.preempt import Preemption
 from hpctrack.runtime.watchdog import Watchdog
 from hpctrack.tracking.builders import build_builder
+from hpctrack.tracking.parameters import with_parameters
 
 INFER = 2  # random stream of draws in inference
 
@@ -39,6 +41,7 @@ class InferConfig(Section):
     seed: int
     features: list[str]
     selection: SelectionConfig = SelectionConfig()
+    graph: Named | None = None
     model: Named
     builder: Named
     precision: str
@@ -70,33 +73,67 @@ class Part:
         return len(list((out / candidates.PARTS).glob(f"part-*-of-{self.of:05d}.done")))
 
 
+class Reconstruction(Protocol):
+    """From an event to its candidates; `recipe` is all that these depend on beside the dataset."""
+
+    selection: SelectionConfig
+    recipe: dict[str, Any]
+
+    def __call__(self, row: int) -> tuple[Candidates, dict[str, float]]:
+        """Candidates of event `row`; `n_hits` seen and seconds of the parts (`read_s`, `model_s`, `build_s`, …)."""
+
+
+class ByModel:
+    """A checkpoint's model, and a builder on what it puts out."""
+
+    def __init__(self, config: InferConfig, path: Path, data: Dataset, device: torch.device) -> None:
+        self.selection, self._data, self._device = config.selection, data, device
+        self._model = load_model(config, path, device)
+        self._load = EventLoader(
+            data,
+            config.features,
+            config.selection,
+            AugmentConfig(),
+            (config.seed, INFER),
+            WEIGHTS[config.precision],
+            graph=build_graph(config.graph, data.folder),
+        )
+        self._builder = build_builder(config.builder)
+        self._precision = Precision(config.precision, device)
+        self.recipe = {"model_digest": checkpoint.digest(self._model), **config.model_dump(mode="json")}
+
+    def __call__(self, row: int) -> tuple[Candidates, dict[str, float]]:
+        """Read the event, predict, build."""
+        times = [time.perf_counter()]
+        batch = Batch.from_data_list([self._load(row, 0)]).to(self._device)
+        times.append(time.perf_counter())
+        with torch.inference_mode(), self._precision.autocast():
+            outputs = to_numpy(self._model(batch), batch)
+        times.append(time.perf_counter())
+        n_hits = int(self._data.n_hits[row])
+        hit_rows = batch.hit_row.cpu().numpy()
+        found = self._builder.build(outputs, hit_rows, n_hits, int(batch.event_id))
+        found = with_parameters(found, outputs, hit_rows)
+        times.append(time.perf_counter())
+        seconds = zip(("read_s", "model_s", "build_s"), np.diff(times).tolist(), strict=True)
+        return found, {"n_hits": batch.num_nodes} | dict(seconds)
+
+
 class Task:
     """The events of this call, spread over its ranks."""
 
     def __init__(
-        self,
-        config: InferConfig,
-        model: torch.nn.Module,
-        data: Dataset,
-        out: Path,
-        env: Env,
-        part: Part | None,
-        watchdog: Watchdog | None,
+        self, how: Reconstruction, data: Dataset, out: Path, env: Env, part: Part | None, watchdog: Watchdog | None
     ) -> None:
-        self.config, self.model, self.data, self.out, self.env = config, model, data, out, env
+        self.how, self.data, self.out, self.env = how, data, out, env
         self.part, self.watchdog = part, watchdog
-        self.load = EventLoader(
-            data, config.features, config.selection, AugmentConfig(), (config.seed, INFER), WEIGHTS[config.precision]
-        )
-        self.builder = build_builder(config.builder)
-        self.precision = Precision(config.precision, env.device)
         self.writer = f"{part.name + '-' if part else ''}rank-{env.rank:05d}"
         self.sources: dict[int, Any] = {}  # where each event's record is, of all ranks
 
     def rows(self) -> np.ndarray:
         """Rows of this rank's events: an equal share, by cost, of those that have no record yet."""
         env, part = self.env, self.part
-        cost = expected_hits(self.data, self.config.selection)
+        cost = expected_hits(self.data, self.how.selection)
         chosen = longest_first(cost, part.of)[0] == part.number if part else np.ones(len(cost), dtype=bool)
         writers = f"{part.name}-*" if part else "*"
         self.sources = done = everyones(candidates.committed(self.out, env.rank, env.world, writers), env)
@@ -107,7 +144,7 @@ class Task:
         return todo[longest_first(cost[todo], env.world)[0] == env.rank]
 
     def build(self) -> bool:
-        """Read, predict, build and commit this rank's events; False if the ranks were told to end before the last."""
+        """Reconstruct and commit this rank's events; False if the ranks were told to end before the last."""
         rows, done, places = self.rows(), 0, {}
         journal = candidates.Journal(self.out, self.writer)
         path = self.out / candidates.PARTS / f"{self.writer}.timings"
@@ -115,7 +152,8 @@ class Task:
             while done < len(rows) and not preemption.noticed:
                 if self.watchdog:
                     self.watchdog.feed(f"event {self.data.event_ids[rows[done]]}")
-                found, entry = self.event(int(rows[done]))
+                found, took = self.how(int(rows[done]))
+                entry = {"event_id": found.event_id, "n_candidates": len(found), "rank": self.env.rank} | took
                 timings.write(json.dumps(entry) + "\n")
                 timings.flush()
                 places[found.event_id] = journal.append(found)
@@ -132,20 +170,11 @@ class Task:
                 say(self.env, f"{preemption.said()}: {left} events are left, the same command goes on with them")
         return not left
 
-    def event(self, row: int) -> tuple[Candidates, dict[str, Any]]:
-        """Candidates of one event, and what they took."""
-        times = [time.perf_counter()]
-        batch = Batch.from_data_list([self.load(row, 0)]).to(self.env.device)
-        times.append(time.perf_counter())
-        with torch.inference_mode(), self.precision.autocast():
-            outputs = {name: value.float().cpu().numpy() for name, value in self.model(batch).items()}
-        times.append(time.perf_counter())
-        n_hits = int(self.data.n_hits[row])
-        found = self.builder.build(outputs, batch.hit_row.cpu().numpy(), n_hits, int(batch.event_id))
-        times.append(time.perf_counter())
-        sizes = {"event_id": found.event_id, "n_hits": batch.num_nodes, "n_candidates": len(found)}
-        seconds = zip(("read_s", "model_s", "build_s"), np.diff(times).tolist(), strict=True)
-        return found, sizes | {"rank": self.env.rank} | dict(seconds)
+
+def to_numpy(outputs: dict[str, torch.Tensor], batch: Batch) -> dict[str, np.ndarray]:
+    """A model's outputs on a batch of one event, as builders take them; with the edges, if the event has a graph."""
+    arrays = {name: value.float().cpu().numpy() for name, value in outputs.items()}
+    return arrays if batch.edge_index is None else arrays | {"edge_index": batch.edge_index.cpu().numpy()}
 
 
 def load_model(config: InferConfig, path: Path, device: torch.device) -> torch.nn.Module:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import BaseModel
-from torch_geometric.data import Batch
+from torch_geometric.data import Batch, Data
 
 from hpctrack import __version__
 from hpctrack.config import AugmentConfig, RunConfig, dump_yaml
@@ -18,6 +18,7 @@ from hpctrack.data.files import write_json, write_text
 from hpctrack.data.loader import EventLoader, expected_hits, iterate, open_events
 from hpctrack.data.partition import longest_first
 from hpctrack.errors import InputError
+from hpctrack.graphs import build_graph
 from hpctrack.losses import build_loss
 from hpctrack.models import build_model
 from hpctrack.parallel.collectives import all_max, all_sum, barrier, broadcast
@@ -26,7 +27,9 @@ from hpctrack.parallel.precision import Precision
 from hpctrack.parallel.strategy import STRATEGIES
 from hpctrack.runtime import checkpoint
 from hpctrack.runtime.calibrate import calibrate
+from hpctrack.runtime.compiled import compile_model, try_compiled
 from hpctrack.runtime.cost import CostModel
+from hpctrack.runtime.inference import to_numpy
 from hpctrack.runtime.ledger import Ledger
 from hpctrack.runtime.memory import GIB, Memory
 from hpctrack.runtime.optim import build_optimizer
@@ -86,6 +89,8 @@ class Trainer:
         torch.manual_seed(config.seed)  # the same weights on every rank
         model = build_model(config.model, config.data.features)
         model = model.to(env.device, self.dtype)
+        if config.train.compile:
+            compile_model(model, config.memory.policy == "auto", env.device.type)
         self.planner = Planner(config, self.data, model, env)
         optimizer = partial(build_optimizer, config=config.optim)
         strategy = STRATEGIES[config.parallel.strategy]
@@ -119,7 +124,8 @@ class Trainer:
     def loader(self) -> EventLoader:
         """What reads training events."""
         data, stream = self.config.data, (self.config.seed, TRAIN)
-        about = (stream, self.dtype, data.curriculum, self.parameters)
+        graph = build_graph(data.graph, data.train)
+        about = (stream, self.dtype, data.curriculum, self.parameters, graph)
         return EventLoader(self.data, data.features, data.selection, data.augment, *about)
 
     def valid_batches(self) -> Iterator[Batch]:
@@ -127,7 +133,8 @@ class Trainer:
         data = self.config.data
         assert self.valid is not None
         stream = (self.config.seed, VALID)
-        about = (stream, self.dtype, (), self.parameters)
+        graph = build_graph(data.graph, data.valid)
+        about = (stream, self.dtype, (), self.parameters, graph)
         load = EventLoader(self.valid, data.features, data.selection, AugmentConfig(), *about)
         rank, _ = longest_first(expected_hits(self.valid, data.selection), self.env.world)
         for row in np.flatnonzero(rank == self.env.rank):
@@ -165,15 +172,25 @@ class Trainer:
         if self.step < self.config.train.steps:
             for line in self.planner.certificate(self.step):
                 self.say(line)
-            if self.memory.auto:
-                self.prepare_memory()
+            self.rehearse()
+
+    def rehearse(self) -> None:
+        """Passes before the first step, whose gradients are discarded: to compile, and to learn what passes need."""
+        if self.config.train.compile and self.engine.rehearses:
+            self.alive("compilation")
+            self.say(try_compiled(self.engine, self.loss, self.middle_event()))
+        if self.memory.auto:
+            self.prepare_memory()
+
+    def middle_event(self) -> Data:
+        """The event of median size."""
+        return self.loader()(int(np.argsort(self.planner.hits, kind="stable")[len(self.data) // 2]), 0)
 
     def prepare_memory(self) -> None:
         """Let the memory policy know what passes need, if no checkpoint says so, and say what it goes by."""
         if not self.memory.fitted:
             self.alive("the calibration of memory")
-            middle = np.argsort(self.planner.hits, kind="stable")[len(self.data) // 2]
-            for line in calibrate(self.engine, self.loss, self.memory, self.loader()(int(middle), 0)):
+            for line in calibrate(self.engine, self.loss, self.memory, self.middle_event()):
                 self.say(line)
         self.say(
             f"memory: at most {self.memory.cap / GIB:.3g} GiB a rank ({self.memory.source}), of which a pass may be "
@@ -319,7 +336,7 @@ class Trainer:
         if not build_builder(config).needs_tuning:
             return
         outputs = (
-            ({k: v.float().cpu().numpy() for k, v in self.engine.predict(b).items()}, b.track.cpu().numpy())
+            (to_numpy(self.engine.predict(b), b), b.track.cpu().numpy())
             for b in until_all_end(self.engine, self.valid_batches())
         )
         counts = tuning_counts(config, outputs)

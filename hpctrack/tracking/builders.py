@@ -14,15 +14,21 @@ import numpy as np
 
 from hpctrack.config import Named, lookup, parse
 from hpctrack.tracking import metrics
+from hpctrack.tracking.components import ComponentsBuilder, WalkBuilder
 from hpctrack.tracking.condensing import CondensationBuilder, GreedyBuilder
+from hpctrack.tracking.density import DbscanBuilder, HdbscanBuilder
 from hpctrack.tracking.lists import exclusive, from_lists
 from hpctrack.tracking.matching import match
 from hpctrack.tracking.radius import Outputs, RadiusBuilder
 
 BUILDERS: dict[str, Any] = {
+    "components": ComponentsBuilder,
     "condensation": CondensationBuilder,
+    "dbscan": DbscanBuilder,
     "greedy": GreedyBuilder,
+    "hdbscan": HdbscanBuilder,
     "radius": RadiusBuilder,
+    "walk": WalkBuilder,
 }
 
 __all__ = ["BUILDERS", "build_builder", "choose", "exclusive", "from_lists", "tuning_counts"]

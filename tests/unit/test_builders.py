@@ -11,12 +11,14 @@ from hpctrack.config import Named
 from hpctrack.tracking.builders import BUILDERS, build_builder, choose, settings, tuning_counts
 from hpctrack.tracking.lists import exclusive, joined
 from hpctrack.tracking.matching import check_candidates
+from hpctrack.tracking.radius import nearest_track
 
 CONFIGS = {
     "condensation": Named(name="condensation", radius=0.5, beta_min=0.1),
     "greedy": Named(name="greedy", radius=0.5),
     "radius": Named(name="radius", radius=0.5),
 }
+ON_EDGES = {"components", "dbscan", "hdbscan", "walk"}  # in test_edge_builders.py
 OPEN = {name: Named(name=name) for name in CONFIGS}
 
 
@@ -33,7 +35,11 @@ def lists_of(found):
     return np.split(found.hit_rows, found.hit_offsets[1:-1])
 
 
-@pytest.mark.parametrize("name", sorted(BUILDERS))
+def test_every_builder_is_here():
+    assert set(CONFIGS) | ON_EDGES == set(BUILDERS)
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
 def test_clusters_become_candidates_and_tracks(name):
     outputs, track = clusters()
     rows = np.arange(3, 3 + len(track)) * 2  # rows of a larger event
@@ -78,7 +84,27 @@ def test_neighbourhoods_are_those_of_the_formula():
     np.testing.assert_allclose(found.scores, scores, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", sorted(BUILDERS))
+def test_hits_go_to_the_nearest_track():
+    user = np.array([[0.0], [0.1], [0.2], [0.6], [0.7], [0.8], [0.39], [3.0], [1.9], [2.0]])
+    given = np.array([1, 1, 1, 2, 2, 2, 2, 0, 3, 3], dtype=np.int32)
+    assert nearest_track(user, given, 0.5, min_hits=3).tolist() == [1, 1, 1, 2, 2, 2, 2, 0, 0, 0]
+    user[6] = 0.3
+    assert nearest_track(user, given, 0.5, min_hits=3).tolist() == [1, 1, 1, 2, 2, 2, 1, 0, 0, 0]
+    assert nearest_track(user, given, 0.5, min_hits=2).tolist() == [1, 1, 1, 2, 2, 2, 1, 0, 3, 3]
+    assert nearest_track(user, 0 * given, 0.5, min_hits=2).tolist() == [0] * 10
+
+
+@pytest.mark.parametrize("assign", ["nearest", "best"])
+def test_each_way_to_assign_hits_gives_whole_tracks(assign):
+    outputs, track = clusters(n_tracks=5)
+    builder = build_builder(Named(name="radius", radius=0.5, assign=assign))
+    ids = builder.build(outputs, np.arange(len(track)), len(track), 0).track_ids
+    assert {tuple(np.flatnonzero(ids == k)) for k in range(1, 6)} == {
+        tuple(np.flatnonzero(track == t)) for t in range(5)
+    }
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
 @pytest.mark.parametrize("n", [0, 1, 2])
 def test_too_few_hits_give_no_candidate(name, n):
     outputs = {key: np.zeros((n, 3), dtype=np.float32) for key in ("user", "influencer", "embedding")}
@@ -121,7 +147,7 @@ def test_rounds_decide_as_one_candidate_after_the_other_in_any_order(candidates,
     assert np.array_equal(*results)
 
 
-@pytest.mark.parametrize("name", sorted(BUILDERS))
+@pytest.mark.parametrize("name", sorted(CONFIGS))
 def test_tuning_finds_a_setting_that_separates(name):
     config = OPEN[name]
     assert build_builder(config).needs_tuning and not build_builder(CONFIGS[name]).needs_tuning

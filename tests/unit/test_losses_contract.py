@@ -14,6 +14,7 @@ from hpctrack.losses import LOSSES, build_loss
 VARIANTS = {
     "condensation": [{}, {"q_min": 0.1, "neighbours": 0.5}],
     "contrastive": [{}, {"per": "hit", "squared_hinge": True, "margin": 0.6, "neighbours": 0.5}],
+    "edges": [{}, {"balance": True, "others": "true"}, {"true_weight": 3.0, "others": "false"}],
     "influencer": [
         {"compactness": 1.0},
         {"compactness": 1.0, "per": "hit", "squared_hinge_ui": True, "influencer_pairs": "other_tracks"},
@@ -25,6 +26,7 @@ VARIANTS = {
 OUTPUTS = {  # of a model for this loss: dimensions
     "condensation": {"embedding": 3, "beta": 1},
     "contrastive": {"embedding": 3},
+    "edges": {"edge_score": None},  # one a row, of the rows that are edges
     "influencer": {"user": 3, "influencer": 3},
 }
 SPACES = {"space_0": 3, "space_1": 2}  # in addition, where neighbours are trained
@@ -43,28 +45,40 @@ def loss(request):
 def outputs_for(loss, batch: Batch, dtype=torch.float64) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(3)
     return {
-        name: (0.5 * torch.randn(batch.num_nodes, width, generator=generator, dtype=torch.float64))
+        name: (0.5 * torch.randn(shape(name, width, batch), generator=generator, dtype=torch.float64))
         .to(dtype)
         .requires_grad_()
         for name, width in loss.outputs.items()
     }
 
 
+def shape(name: str, width: int | None, batch: Batch) -> tuple[int, ...]:
+    """Shape of an output: a row stands for a hit, in `edge_…` for an edge."""
+    rows = batch.num_edges if name.startswith("edge_") else batch.num_nodes
+    return (rows,) if width is None else (rows, width)
+
+
+def graphs(**options) -> Batch:
+    """A toy batch with edges."""
+    return toy_batch(edges=2, **options)
+
+
 def test_a_batch_is_the_sum_of_its_events(loss):
-    batch = toy_batch(sizes=(4, 0, 3, 1))
+    batch = graphs(sizes=(4, 0, 3, 1))
     outputs = outputs_for(loss, batch)
     together = loss(outputs, batch)
     alone = []
     for i, event in enumerate(batch.to_data_list()):
-        rows = slice(batch.ptr[i], batch.ptr[i + 1])
-        alone.append(loss({k: v[rows] for k, v in outputs.items()}, Batch.from_data_list([event])))
+        of_edge = batch.batch[batch.edge_index[0]] == i
+        own = {k: v[of_edge if k.startswith("edge_") else batch.batch == i] for k, v in outputs.items()}
+        alone.append(loss(own, Batch.from_data_list([event])))
     for name, term in together.items():
         torch.testing.assert_close(term.sum, sum(a[name].sum for a in alone), rtol=1e-12, atol=1e-14)
         assert term.count == sum(a[name].count for a in alone)
 
 
 def test_counts_are_known_before_the_forward_pass(loss):
-    batch = toy_batch(sizes=(4, 0, 3), n_noise=0)
+    batch = graphs(sizes=(4, 0, 3), n_noise=0)
     counts = loss.counts(batch)
     terms = loss(outputs_for(loss, batch), batch)
     assert {name: term.count for name, term in terms.items()} == counts
@@ -72,20 +86,23 @@ def test_counts_are_known_before_the_forward_pass(loss):
 
 
 def test_order_of_hits_and_numbering_of_tracks_do_not_matter(loss):
-    batch = toy_batch(sizes=(5,))
+    batch = graphs(sizes=(5,))
     outputs = outputs_for(loss, batch)
     expected = loss(outputs, batch)
     order = torch.randperm(batch.num_nodes, generator=torch.Generator().manual_seed(1))
     renumbered = torch.tensor([3, 0, 4, 1, 2])
     batch.track = torch.where(batch.track >= 0, renumbered[batch.track], batch.track)[order]
     batch.parameters = batch.parameters[renumbered.argsort()]
-    for name, term in loss({k: v[order] for k, v in outputs.items()}, batch).items():
+    edges = torch.randperm(batch.num_edges, generator=torch.Generator().manual_seed(2))
+    batch.edge_index, batch.edge_truth = order.argsort()[batch.edge_index][:, edges], batch.edge_truth[edges]
+    shuffled = {k: v[edges if k.startswith("edge_") else order] for k, v in outputs.items()}
+    for name, term in loss(shuffled, batch).items():
         torch.testing.assert_close(term.sum, expected[name].sum, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize(("sizes", "noise"), [((0,), 0), ((0,), 1), ((0,), 6), ((1,), 0), ((0, 0), 0)])
 def test_empty_terms_are_graph_connected_zeros(loss, sizes, noise):
-    batch = toy_batch(sizes=sizes, n_noise=noise)
+    batch = graphs(sizes=sizes, n_noise=noise)
     outputs = outputs_for(loss, batch)
     terms = loss(outputs, batch)
     sum(term.sum for term in terms.values()).backward()
@@ -96,9 +113,9 @@ def test_empty_terms_are_graph_connected_zeros(loss, sizes, noise):
 
 
 def test_coinciding_points_have_a_finite_slope(loss):
-    batch = toy_batch()
+    batch = graphs()
     outputs = {
-        name: torch.zeros(batch.num_nodes, width, dtype=torch.float64, requires_grad=True)
+        name: torch.zeros(shape(name, width, batch), dtype=torch.float64, requires_grad=True)
         for name, width in loss.outputs.items()
     }
     sum(term.sum for term in loss(outputs, batch).values()).backward()
@@ -106,7 +123,7 @@ def test_coinciding_points_have_a_finite_slope(loss):
 
 
 def test_gradient_is_that_of_finite_differences(loss):
-    batch = toy_batch(sizes=(2, 1), n_noise=2)
+    batch = graphs(sizes=(2, 1), n_noise=2)
     outputs = outputs_for(loss, batch)
     names = list(outputs)
     assert torch.autograd.gradcheck(
@@ -116,7 +133,7 @@ def test_gradient_is_that_of_finite_differences(loss):
 
 
 def test_low_precision_outputs_are_computed_in_fp32(loss):
-    batch = toy_batch()
+    batch = graphs()
     exact = loss({k: v.bfloat16().double() for k, v in outputs_for(loss, batch).items()}, batch)
     for name, term in loss(outputs_for(loss, batch, torch.bfloat16), batch).items():
         assert term.sum.dtype == torch.float32

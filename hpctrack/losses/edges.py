@@ -1,0 +1,89 @@
+"""Binary cross-entropy of edge scores against graph truth: for filters and edge classifiers.
+
+Legend: M edges in the batch, B events.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch_geometric.data import Batch
+
+from hpctrack.config import Section
+from hpctrack.errors import InputError
+from hpctrack.losses.term import LossTerm, at_least_fp32
+
+
+class EdgeLoss(nn.Module):
+    """Term `edges`: weighted mean of the cross-entropy over an event's edges, mean over the events that have edges.
+
+    An edge is true if graph truth has it (data/truth.py). True edges of particles that are no targets count as
+    `others` says; an event with no other edge contributes 0.
+    """
+
+    class Options(Section):
+        """How edges count beside each other."""
+
+        edges: float = Field(1.0, ge=0, description="weight of the term")
+        balance: bool = Field(False, description="true and false edges of an event have the same weight in all")
+        true_weight: float = Field(1.0, gt=0, description="weight of a true edge, of a false one 1; after balance")
+        others: Literal["ignore", "true", "false"] = Field(
+            "ignore", description="true edges of particles that are no targets: left out, or of one class"
+        )
+
+    def __init__(self, options: Options) -> None:
+        super().__init__()
+        self.options = options
+        self.weights = {"edges": options.edges} if options.edges > 0 else {}
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """Events that have an edge, known before the forward pass."""
+        return {name: int((edges_per_event(batch) > 0).sum()) for name in self.weights}
+
+    def forward(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, LossTerm]:
+        """The term for `edge_score` [M], logits of the batch's edges with `edge_truth` [M] and `track` [N]."""
+        score_M = at_least_fp32(outputs["edge_score"])
+        zero = sum(output.sum() for output in outputs.values()) * 0  # no output goes without a gradient
+        count = self.counts(batch)
+        if not count.get("edges"):
+            return {name: LossTerm(zero, 0) for name in count}
+        event_M = batch.batch[batch.edge_index[0]]
+        true_M, weight_M = self.classes(batch, score_M.dtype)
+        if self.options.balance:
+            weight_M = balanced(weight_M, 2 * event_M + true_M.long())
+        weight_M = torch.where(true_M, self.options.true_weight * weight_M, weight_M)
+        loss_M = weight_M * F.binary_cross_entropy_with_logits(score_M, true_M.to(score_M.dtype), reduction="none")
+        total_B, norm_B = (sums(values, event_M, batch.num_graphs) for values in (loss_M, weight_M))
+        mean_B = total_B / torch.where(norm_B > 0, norm_B, 1)
+        return {"edges": LossTerm(zero + mean_B.sum(), count["edges"])}
+
+    def classes(self, batch: Batch, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Which edges are to be scored high, bool [M], and weights 0 or 1 [M]."""
+        other_M = batch.edge_truth & (batch.track[batch.edge_index[0]] < 0)
+        true_M = batch.edge_truth & ~other_M if self.options.others == "false" else batch.edge_truth
+        counts_M = ~other_M if self.options.others == "ignore" else torch.ones_like(other_M)
+        return true_M, counts_M.to(dtype)
+
+
+def edges_per_event(batch: Batch) -> Tensor:
+    """Number of edges of each event, [B]; InputError if hits have no graph."""
+    if batch.edge_index is None:
+        if batch.num_nodes:
+            raise InputError("section 'loss': this loss is for edges, and the events have none; give data.graph")
+        return batch.ptr.new_zeros(batch.num_graphs)
+    return torch.bincount(batch.batch[batch.edge_index[0]], minlength=batch.num_graphs)
+
+
+def balanced(weight_M: Tensor, group_M: Tensor) -> Tensor:
+    """Weights divided by their group's sum."""
+    total = sums(weight_M, group_M, int(group_M.max()) + 1)[group_M]
+    return weight_M / torch.where(total > 0, total, 1)
+
+
+def sums(values_M: Tensor, group_M: Tensor, n_groups: int) -> Tensor:
+    """Sum of the values of each group."""
+    return values_M.new_zeros(n_groups).index_add(0, group_M, values_M)
