@@ -13,7 +13,7 @@ from hpctrack.tracking.lists import exclusive, joined
 from hpctrack.tracking.matching import check_candidates
 from hpctrack.tracking.radius import nearest_track
 
-CONFIGS = {
+CONFIGS = {  # of the builders on embeddings
     "condensation": Named(name="condensation", radius=0.5, beta_min=0.1),
     "greedy": Named(name="greedy", radius=0.5),
     "radius": Named(name="radius", radius=0.5),
