@@ -21,6 +21,7 @@ from hpctrack.parallel.mpi import mpi_end, mpi_meeting
 
 ALONE = Place("no launcher", 0, 1, 0)
 NODES_SHOWN = 4
+WATCHDOG_FIRST_S = 10.0  # the watchdog, which shows where each rank stands, comes before the backend's own timeout
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def start_group(env: Env, config: ParallelConfig) -> None:
             init_method=method if env.world > 1 else None,
             rank=env.rank,
             world_size=env.world,
-            timeout=timedelta(seconds=config.timeout_s),
+            timeout=timedelta(seconds=config.timeout_s + WATCHDOG_FIRST_S),
             device_id=env.device if env.device.type == "cuda" else None,
         )
     except (dist.DistError, RuntimeError, ValueError) as error:

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
+from campaigns.ranks_killed import children
 from ranks import run_ranks, start_ranks
 from toys import toy_config, toy_dataset
 
@@ -100,6 +101,18 @@ def digest(config: RunConfig) -> list:
     path = checkpoint.find(Path(config.run))
     state = checkpoint.read_state(path)["model"]
     return [checkpoint.read_meta(path)["tuned"], {name: value.tolist() for name, value in state.items()}]
+
+
+def test_reader_processes_leave_the_signals_to_their_rank(tmp_path):
+    data = toy_dataset(tmp_path / "data", sizes=SIZES)
+    config = toy_config(tmp_path / "run", data, train={"steps": 100_000}, reading={"workers": 2})
+    [process], [pipe] = start_ranks(1, run, config)
+    wait_for_steps(config, 3)
+    for number in (signal.SIGUSR1, signal.SIGTERM):
+        for pid in (*children(process.pid), process.pid):
+            os.kill(pid, number)
+    assert pipe.recv() == (True, EXIT_PREEMPTED)
+    assert saved_step(config) == ledger_lines(config) - 1 and problems(Path(config.run)) == []
 
 
 # ------------------------------------------------------------------------------------------------ hangs
@@ -207,8 +220,10 @@ def test_a_lost_node_leaves_the_other_to_go_on(tmp_path):
         try:
             wait_for_steps(config, 30, 120)
             assert "ranks: 2 from torchrun" in (tmp_path / "log").read_text()
+            ranks = children(second.pid)
             os.killpg(second.pid, signal.SIGKILL)
-            kill_children(second.pid)
+            for pid in ranks:  # they have sessions of their own
+                os.kill(pid, signal.SIGKILL)
             assert first.wait(150) == 0, (tmp_path / "log").read_text()[-3000:]
         finally:
             for process in (first, second):
@@ -224,14 +239,6 @@ def free_port() -> int:
     with socket.socket() as one:
         one.bind(("localhost", 0))
         return one.getsockname()[1]
-
-
-def kill_children(parent: int) -> None:
-    """torchrun's ranks have sessions of their own."""
-    for status in Path("/proc").glob("[0-9]*/status"):
-        with contextlib.suppress(OSError):
-            if f"PPid:\t{parent}\n" in status.read_text():
-                os.kill(int(status.parent.name), signal.SIGKILL)
 
 
 # ------------------------------------------------------------------------------------------------ inference
