@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -75,7 +76,8 @@ class GraphNetwork(MemoryModes, nn.Module):
         """`edge_score` [M], logits of `batch.edge_index` [2, M], from `batch.x` [N, F]."""
         graph = self.graph(batch)
         place_N4 = self.geometry(batch.x) if self.edge_start is not None else batch.x
-        x_NH = self.start(batch.x).to(batch.x.dtype)
+        start = self.start if self.memory == "plain" else partial(again, self.start)
+        x_NH = start(batch.x).to(batch.x.dtype)
         if not torch.is_grad_enabled():
             score_M1, _ = NodeStates(self, graph, place_N4).forward(x_NH)
         elif self.memory in ("chunks", "offload"):
@@ -106,7 +108,7 @@ class GraphNetwork(MemoryModes, nn.Module):
         def iterate(steps: Sequence[Iteration], x_NH: Tensor, e_MH: Tensor | None) -> tuple[Tensor, Tensor | None]:
             for step in steps:
                 e_MH, inward, outward = run(step, graph, x_NH, e_MH)
-                update = step.update if self.memory == "plain" else lambda *args, step=step: again(step.update, *args)
+                update = step.update if self.memory == "plain" else partial(again, step.update)
                 x_NH = update(x_NH, inward, outward, degree_N1)
             return x_NH, e_MH
 
