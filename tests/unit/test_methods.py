@@ -1,0 +1,131 @@
+"""Methods without a checkpoint: ACTS' Kalman filter on simulated events, clustering of directions, refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hpctrack import convert, evaluate, infer, simulate
+from hpctrack.config import Named
+from hpctrack.data.candidates import CandidateStore
+from hpctrack.data.schema import Event
+from hpctrack.data.store import Dataset
+from hpctrack.errors import InputError
+from hpctrack.tracking import methods
+from hpctrack.tracking.matching import check_candidates
+from hpctrack.tracking.methods import METHODS, ByMethod, Entry, MethodConfig
+
+HARD = ("selection.pt_min_gev=1", "selection.noise=false", "selection.other_hits=false")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Path:
+    for package in ("acts", "pythia8mc", "sklearn"):
+        pytest.importorskip(package, reason=f"{package} is not installed (extras `sim`, `reference`)")
+    folder = tmp_path_factory.mktemp("mu")
+    simulated = ["--events", "6", "--mu", "8", "--seed", "5", "--jobs", "1"]
+    assert simulate.main([str(folder / "csv"), *simulated]) == 0
+    assert convert.main([str(folder / "csv"), str(folder / "data"), "--jobs", "1"]) == 0
+    return folder / "data"
+
+
+def run(dataset: Path, out: Path, method: str, *overrides: str) -> CandidateStore:
+    assert infer.main(["--method", method, "--data", str(dataset), "--out", str(out), *overrides]) == 0
+    return CandidateStore(out)
+
+
+def figures(dataset: Path, out: Path, *cuts: str) -> dict[str, float]:
+    assert evaluate.main([str(out), "--data", str(dataset), "--out", str(out / "r.json"), "--jobs", "1", *cuts]) == 0
+    metrics = json.loads((out / "r.json").read_text())["candidates"]["metrics"]
+    return {name: number["value"] for name, number in metrics.items()}
+
+
+def test_kalman_filter_finds_the_tracks(dataset, tmp_path):
+    store = run(dataset, tmp_path / "ckf", "ckf")
+    found = figures(dataset, tmp_path / "ckf", "--eta-max", "2.5")
+    assert found["efficiency"] > 0.9 and found["double_majority_efficiency"] > 0.9
+    assert found["fake_rate"] < 0.01 and found["duplicate_rate"] < 0.01
+    assert store.attributes["method"]["min_measurements"] == 7 and store.attributes["versions"]["pyacts"]
+    lines = [json.loads(line) for line in (tmp_path / "ckf" / "timings.jsonl").read_text().splitlines()]
+    assert len(lines) == 6 and all(0 < line["ckf_s"] < line["model_s"] for line in lines)
+
+    everything = run(dataset, tmp_path / "all", "ckf", "method.resolve=false")
+    assert sum(len(everything.read(i)) for i in range(6)) > sum(len(store.read(i)) for i in range(6))
+    assert run(dataset, tmp_path / "again", "ckf").digest == store.digest
+
+
+def test_it_sees_the_selected_hits_only(dataset, tmp_path):
+    store, data = run(dataset, tmp_path / "hard", "ckf", *HARD), Dataset(dataset)
+    for i in range(len(store)):
+        event = data.read(i)
+        momentum = np.hypot(event.column("particles.px"), event.column("particles.py"))
+        owner = event.column("truth.particle_row")[store.read(i).hit_rows]
+        assert (owner >= 0).all() and (momentum[owner] >= 1).all()
+    assert figures(dataset, tmp_path / "hard", "--eta-max", "2.5")["efficiency"] > 0.9
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 3])
+def test_hardly_any_hits(dataset, n):
+    event = some_hits(dataset, n)
+    for name in METHODS:
+        found, seconds = method(name, dataset).reconstruct(event, np.arange(n))
+        check_candidates(found, n)
+        assert len(found) == 0 and min(seconds.values()) >= 0
+
+
+@pytest.mark.parametrize("column, value", [("x", 5000.0), ("x", np.nan), ("layer_id", 3), ("module_id", 60000)])
+def test_hits_off_the_detector_are_refused(dataset, column, value):
+    event = some_hits(dataset, 50)
+    event.tables["hits"][column][7] = value
+    with pytest.raises(InputError, match=rf"event {event.event_id}: hit row 7 at .* TrackML's detector"):
+        method("ckf", dataset).reconstruct(event, np.arange(50))
+
+
+def test_no_method_reads_the_truth(dataset):
+    assert all(column.startswith("hits.") for name in METHODS for column in method(name, dataset).COLUMNS)
+
+
+def test_clusters_of_straight_tracks_are_found():
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    cls = methods.load("dbscan", METHODS["dbscan"])[1]
+    track = np.repeat(np.arange(40), 8)
+    rng = np.random.default_rng(1)
+    phi, eta = rng.uniform(-3, 3, 40)[track], (np.arange(40) / 10 - 2)[track]
+    event = Event(4, {"hits": {"phi": phi + rng.normal(0, 1e-4, 320), "eta": eta}})
+    found, _ = cls(cls.Options(eps=0.01)).reconstruct(event, np.arange(320))
+    check_candidates(found, 320)
+    assert len(found) == 40 and (found.scores == 8).all()
+    for a, b in zip(found.hit_offsets[:-1], found.hit_offsets[1:], strict=True):
+        assert len(set(track[found.hit_rows[a:b]])) == 1
+
+
+def test_refusals(dataset, tmp_path, capsys, monkeypatch):
+    def refused(*arguments: str) -> str:
+        assert infer.main(["--data", str(dataset), "--out", str(tmp_path / "no"), *arguments]) == 2
+        error = capsys.readouterr().err.strip()
+        assert "\n" not in error
+        return error
+
+    assert "unknown 'kalman'; one of: ckf, dbscan" in refused("--method", "kalman")
+    assert "unknown key 'method.pt_min'; did you mean 'pt_min_gev'?" in refused("--method", "ckf", "method.pt_min=2")
+    assert "key 'method.branches': " in refused("--method", "ckf", "method.branches=0")
+    assert "takes selection.key=value and method.key=value" in refused("--method", "ckf", "builder.radius=1")
+    missing = {"ckf": Entry("hpctrack.tracking.ckf:Ckf", "no-such-acts")}
+    broken = {"ckf": Entry("hpctrack.tracking.no_such_file:Ckf", "numpy")}
+    monkeypatch.setattr(methods, "METHODS", missing)
+    assert "needs no-such-acts, which is not installed: pip install 'hpctrack[reference]'" in refused("--method", "ckf")
+    monkeypatch.setattr(methods, "METHODS", broken)
+    assert "method 'ckf' needs numpy, which does not load" in refused("--method", "ckf")
+    assert not (tmp_path / "no").exists()
+
+
+def some_hits(dataset: Path, n: int) -> Event:
+    event = Dataset(dataset).read(0)
+    return Event(event.event_id, {"hits": {name: values[:n].copy() for name, values in event.tables["hits"].items()}})
+
+
+def method(name: str, dataset: Path):
+    return ByMethod(MethodConfig(method=Named(name=name)), Dataset(dataset), 0)._method
