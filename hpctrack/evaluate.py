@@ -20,8 +20,10 @@ from hpctrack.data.candidates import CandidateStore
 from hpctrack.data.files import write_json
 from hpctrack.data.store import Dataset
 from hpctrack.errors import InputError, verb
+from hpctrack.reporting import resolutions
 from hpctrack.reporting.sources import RESULTS_FORMAT, RESULTS_VERSION
-from hpctrack.reporting.tally import COLUMNS, Cuts, EventTally, add_up, event_row, tally_event
+from hpctrack.reporting.tally import COLUMNS as TALLY_COLUMNS
+from hpctrack.reporting.tally import Cuts, EventTally, add_up, event_row, tally_event
 from hpctrack.reporting.text import table
 
 
@@ -38,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     results = evaluation.results(tallies, command)
     write_json(args.out, results)
     print(table(results))
+    if results["resolutions"]:
+        print("\n".join(resolutions.lines(results["resolutions"])))
     print(f"\nwritten: {args.out}")
     return None
 
@@ -66,6 +70,9 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number >= 1")
     return value
+
+
+COLUMNS = list(dict.fromkeys([*TALLY_COLUMNS, *resolutions.COLUMNS]))
 
 
 class Evaluation:
@@ -101,7 +108,10 @@ class Evaluation:
     def tally(self, i: int) -> EventTally:
         """Counts of the i-th event that has candidates."""
         event = self.dataset.read(int(self.position[i]), COLUMNS)
-        return tally_event(event, self.store.read(i), self.cuts)
+        found = self.store.read(i)
+        tally = tally_event(event, found, self.cuts)
+        tally.deviations = resolutions.deviations(event, found, self.cuts)
+        return tally
 
     def tallies(self, jobs: int = 1) -> Iterator[EventTally]:
         """Counts of all events in the order of the candidates folder, computed by `jobs` processes."""
@@ -131,6 +141,7 @@ class Evaluation:
             "noise_hits": sum(tally.n_noise for tally in tallies),
             "target_particles": sum(tally.n_targets for tally in tallies),
             **add_up(tallies, self.cuts),
+            "resolutions": resolutions.summary([tally.deviations for tally in tallies], self.cuts),
             "per_event": [event_row(tally) for tally in tallies],
             "timings": read_timings(self.store.folder / "timings.jsonl"),
         }

@@ -20,14 +20,14 @@ import numpy as np
 import xxhash
 
 from hpctrack.data.files import publish
-from hpctrack.data.journal import COLUMNS, PARTS, Place, read_lengths, read_record
+from hpctrack.data.journal import COLUMNS, PARAMETERS, PARTS, Place, read_lengths, read_record
 from hpctrack.data.journal import HEADER as HEADER  # what concerns journals is found here, too
 from hpctrack.data.journal import Journal as Journal
 from hpctrack.data.journal import committed as committed
 from hpctrack.data.journal import decode as decode
 from hpctrack.data.journal import encode as encode
 from hpctrack.data.journal import records as records
-from hpctrack.data.schema import Candidates
+from hpctrack.data.schema import ESTIMATE, Candidates
 from hpctrack.data.store import atomic_h5
 from hpctrack.errors import InputError
 
@@ -38,6 +38,7 @@ MAX_OPEN = 16  # files one process keeps open
 BLOCK = 1 << 20  # rows at a time for a digest
 AGAIN = "write the candidates again"
 INDEX_COLUMNS = ("event_id", "row", "shard", "shards", "digests")
+WIDTH = {"parameters": (len(ESTIMATE),)}  # of columns that are tables; this one is there if the model has estimates
 _AXES = {"offsets/candidates": "scores", "offsets/candidate_hits": "hit_rows", "offsets/hits": "track_ids"}
 
 
@@ -58,8 +59,13 @@ def write_shard(
     writes of parallel HDF5; the content is the same.
     """
     places = [sources[int(event)] for event in event_ids]
-    lengths_N4 = np.array([read_lengths(folder, place) for place in places], dtype=np.int64).reshape(-1, len(COLUMNS))
-    first = {column: bounds(lengths_N4[:, k]) for k, column in enumerate(COLUMNS)}
+    columns = COLUMNS | {"parameters": PARAMETERS.base}
+    lengths_N5 = np.array([read_lengths(folder, place) for place in places], dtype=np.int64).reshape(-1, len(columns))
+    first = {column: bounds(lengths_N5[:, k]) for k, column in enumerate(columns)}
+    if not first["parameters"][-1]:
+        del columns["parameters"]
+    elif not np.array_equal(first["parameters"], first["scores"]):
+        raise InputError(f"{folder}: some candidates have track parameters, others not; {AGAIN} in another folder")
     rank, size = (world.rank, world.size) if world is not None else (0, 1)
     begin, end = (len(places) * r // size for r in (rank, rank + 1))
     rounds = -(-len(places) // size)  # the same on each rank, for collective writes
@@ -70,12 +76,16 @@ def write_shard(
             dataset = file.create_dataset(key, values.shape, values.dtype)
             _write(dataset, 0, values if rank == 0 else values[:0], world)
         datasets = {
-            column: file.create_dataset(column, (int(first[column][-1]),), COLUMNS[column]) for column in COLUMNS
+            column: file.create_dataset(column, (int(first[column][-1]), *WIDTH.get(column, ())), dtype)
+            for column, dtype in columns.items()
         }
+        if "parameters" in datasets:
+            datasets["parameters"].attrs["columns"] = list(ESTIMATE)
         for i in range(begin, begin + rounds):
             event = read_record(folder, int(event_ids[i]), places[i]) if i < end else None
             for column, dataset in datasets.items():
-                values = getattr(event, column) if event is not None else np.zeros(0, COLUMNS[column])
+                values = getattr(event, column) if event is not None else None
+                values = np.zeros((0, *dataset.shape[1:]), dataset.dtype) if values is None else values
                 _write(dataset, int(first[column][i]) if event is not None else 0, values, world)
         if world is None:
             file.attrs["digest"] = digest = content_digest(file)
@@ -86,16 +96,17 @@ def _write(dataset: h5py.Dataset, start: int, values: np.ndarray, world: Any) ->
     """Write the rows from `start` on; every rank of `world` must call it, with nothing if need be."""
     if not dataset.shape[0]:
         return
-    memory, place = h5py.h5s.create_simple((max(len(values), 1),)), dataset.id.get_space()
+    rest = dataset.shape[1:]
+    memory, place = h5py.h5s.create_simple((max(len(values), 1), *rest)), dataset.id.get_space()
     if len(values):
-        place.select_hyperslab((start,), (len(values),))
+        place.select_hyperslab((start, *[0] * len(rest)), values.shape)
     else:
         memory.select_none()
         place.select_none()
     transfer = h5py.h5p.create(h5py.h5p.DATASET_XFER)
     if world is not None:
         transfer.set_dxpl_mpio(h5py.h5fd.MPIO_COLLECTIVE)
-    data = np.ascontiguousarray(values) if len(values) else np.zeros(1, dataset.dtype)
+    data = np.ascontiguousarray(values) if len(values) else np.zeros((1, *rest), dataset.dtype)
     dataset.id.write(memory, place, data, dxpl=transfer)
 
 
@@ -119,11 +130,22 @@ def _publish_together(path: Path, world: Any) -> str:
     return world.bcast(digest)
 
 
-def write_index(folder: Path, shards: Sequence[tuple[str, Sequence[int], str]], attributes: dict[str, Any]) -> None:
-    """Write `index.h5`, last: of `shards` (file name, event ids, digest), and what the candidates were made with."""
+def write_index(
+    folder: Path,
+    shards: Sequence[tuple[str, Sequence[int], str]],
+    attributes: dict[str, Any],
+    kind: str = FORMAT,
+    also: Mapping[str, np.ndarray] | None = None,
+) -> None:
+    """Write `index.h5`, last: of `shards` (file name, event ids, digest), and what the candidates were made with.
+
+    `also`: further columns, a value an event.
+    """
     counts = [len(events) for _, events, _ in shards]
     with atomic_h5(folder / INDEX) as file:
-        file.attrs["format"], file.attrs["version"] = FORMAT, VERSION
+        file.attrs["format"], file.attrs["version"] = kind, VERSION
+        for key, values in (also or {}).items():
+            file[key] = values
         file.attrs["attributes"] = json.dumps(attributes, sort_keys=True)
         file["shards"] = np.array([name for name, _, _ in shards], dtype="S")
         file["digests"] = np.array([digest for _, _, digest in shards], dtype="S")
@@ -177,20 +199,30 @@ class CandidateStore:
     InputError for a folder that is no candidates folder, an unknown version, or a missing or damaged file.
     """
 
+    FORMAT, WHAT = FORMAT, "a candidates folder"
+
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         path = self.folder / INDEX
         if not path.is_file():
             unfinished = " (inference has not finished: run it again)" if (self.folder / PARTS).is_dir() else ""
-            raise InputError(f"{self.folder}: not a candidates folder, {INDEX} is missing{unfinished}")
-        with open_checked(path) as file, _damage(path):
+            raise InputError(f"{self.folder}: not {self.WHAT}, {INDEX} is missing{unfinished}")
+        with open_checked(path, self.FORMAT) as file, damage(path):
             if file.attrs.get("checksum") != _index_checksum(file):
                 raise InputError(f"{path}: fails its checksum; {AGAIN}")
             self.attributes: dict[str, Any] = json.loads(file.attrs["attributes"])
             self.event_ids, self.row, self.shard, shards, digests = (file[name][()] for name in INDEX_COLUMNS)
+            self._read_more(file)
             self.shards = [name.decode() for name in shards]
             self.digests = [digest.decode() for digest in digests]
         self._reset()
+
+    def _read_more(self, index: h5py.File) -> None:
+        """What an index of another kind has besides."""
+
+    @staticmethod
+    def _file(path: Path, event_ids: np.ndarray) -> CandidatesFile:
+        return CandidatesFile(path, event_ids)
 
     def __len__(self) -> int:
         return len(self.event_ids)
@@ -215,16 +247,16 @@ class CandidateStore:
 
     def _reset(self) -> None:
         self._pid = os.getpid()
-        self._files: OrderedDict[int, _File] = OrderedDict()
+        self._files: OrderedDict[int, CandidatesFile] = OrderedDict()
 
-    def _open(self, number: int) -> _File:
+    def _open(self, number: int) -> CandidatesFile:
         if self._pid != os.getpid():  # after a fork: the parent's handles are not ours
             inherited = list(self._files.values())
             self._reset()
             for one in inherited:  # or HDF5 would hand out the inherited descriptor for the same file again
                 one.file.close()
         if number not in self._files:
-            self._files[number] = _File(self.folder / self.shards[number], self.event_ids[self.shard == number])
+            self._files[number] = self._file(self.folder / self.shards[number], self.event_ids[self.shard == number])
             if len(self._files) > MAX_OPEN:
                 self._files.popitem(last=False)[1].file.close()
         self._files.move_to_end(number)
@@ -238,14 +270,16 @@ class CandidateStore:
         self._reset()
 
 
-class _File:
+class CandidatesFile:
     """An open candidates file with its offsets."""
+
+    FORMAT = FORMAT
 
     def __init__(self, path: Path, event_ids: np.ndarray) -> None:
         """InputError unless the file holds `event_ids`, in rows that its offsets and columns agree on."""
-        self.path, self.file = path, open_checked(path)
+        self.path, self.file = path, open_checked(path, self.FORMAT)
         try:
-            with _damage(path):
+            with damage(path):
                 self._check(event_ids)
         except InputError:
             self.file.close()
@@ -257,12 +291,16 @@ class _File:
         if not np.array_equal(self.event_ids, event_ids):
             raise InputError(f"{self.path}: does not hold the events that {INDEX} says; {AGAIN}")
         self.columns = {name: self._column(name, dtype) for name, dtype in COLUMNS.items()}
+        if "parameters" in self.file:
+            n_candidates = len(self.columns["scores"])
+            self.columns["parameters"] = self._column("parameters", PARAMETERS.base, n_candidates)
         self.offsets = {}
         for name, column in _AXES.items():
             offsets, rows = self._column(name, "<i8", n + 1)[:], len(self.columns[column])
             if offsets[0] != 0 or (np.diff(offsets) < 0).any() or offsets[-1] != rows:
                 raise InputError(f"{self.path}: {name} must rise from 0 to the {rows} rows of {column}; {AGAIN}")
             self.offsets[column] = offsets
+        self.offsets["parameters"] = self.offsets["scores"]
         self.offsets["hit_offsets"] = self.offsets["scores"] + np.arange(n + 1)  # one more than candidates an event
         if len(self.columns["hit_offsets"]) != self.offsets["hit_offsets"][-1]:
             raise InputError(
@@ -272,10 +310,11 @@ class _File:
 
     def _column(self, name: str, dtype: Any, length: int | None = None) -> h5py.Dataset:
         dataset = self.file[name]
-        if dataset.dtype != np.dtype(dtype) or dataset.shape != (dataset.size if length is None else length,):
+        shape = (dataset.size if length is None else length, *WIDTH.get(name, ()))
+        if dataset.dtype != np.dtype(dtype) or dataset.shape != shape:
+            expected = "(n,)" if length is None else shape
             raise InputError(
-                f"{self.path}: {name} is {dataset.dtype} {dataset.shape}, must be {np.dtype(dtype)} "
-                f"({'n' if length is None else length},); {AGAIN}"
+                f"{self.path}: {name} is {dataset.dtype} {dataset.shape}, must be {np.dtype(dtype)} {expected}; {AGAIN}"
             )
         if dataset.nbytes > os.path.getsize(self.path):
             raise InputError(f"{self.path}: {name} claims {dataset.nbytes} bytes, more than the file has; {AGAIN}")
@@ -284,8 +323,8 @@ class _File:
     def read(self, event_id: int, row: int) -> Candidates:
         if not 0 <= row < len(self.event_ids) or self.event_ids[row] != event_id:
             raise InputError(f"{self.path}: event {event_id} is not in row {row}, where {INDEX} says; {AGAIN}")
-        with _damage(self.path):
-            parts = {name: self.columns[name][slice(*self.offsets[name][row : row + 2])] for name in COLUMNS}
+        with damage(self.path):
+            parts = {name: self.columns[name][slice(*self.offsets[name][row : row + 2])] for name in self.columns}
         starts, rows = parts["hit_offsets"], parts["hit_rows"]
         if starts[0] != 0 or (np.diff(starts) < 0).any() or starts[-1] != len(rows):
             raise InputError(
@@ -299,7 +338,7 @@ class _File:
         return Candidates(event_id, **parts)
 
 
-def open_checked(path: Path) -> h5py.File:
+def open_checked(path: Path, expected: str = FORMAT) -> h5py.File:
     """Open an HDF5 file of this format, or say in one line why not."""
     if not path.is_file():
         raise InputError(f"{path}: missing; {AGAIN}")
@@ -307,16 +346,16 @@ def open_checked(path: Path) -> h5py.File:
         file = h5py.File(path, "r", locking=False)
     except OSError as error:
         raise InputError(f"{path}: not a readable HDF5 file ({error})") from None
-    with _damage(path):
+    with damage(path):
         kind, version = file.attrs.get("format"), file.attrs.get("version")
-    if str(kind) != FORMAT or str(version) != str(VERSION):
+    if str(kind) != expected or str(version) != str(VERSION):
         file.close()
-        raise InputError(f"{path}: format {kind!r} version {version!r}, expected {FORMAT!r} version {VERSION}")
+        raise InputError(f"{path}: format {kind!r} version {version!r}, expected {expected!r} version {VERSION}")
     return file
 
 
 @contextlib.contextmanager
-def _damage(path: Path) -> Iterator[None]:
+def damage(path: Path) -> Iterator[None]:
     """Turn what h5py says of missing or unreadable parts of a file into an InputError."""
     try:
         yield

@@ -65,10 +65,10 @@ def compute_features(columns: Columns, names: Sequence[str]) -> np.ndarray:
 
 
 def augment(columns: Columns, rotate: bool, mirror: bool, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """The event turned by a random angle about the beam line and reflected at random in y and in z.
+    """Hits and particles turned by a random angle about the beam line and reflected at random in y and in z.
 
-    Symmetries of the detector and of the physics (a reflection in y turns charges round). Directions in a module's own
-    frame (`local_*`) stay as they are.
+    Symmetries of the detector and of the physics (a reflection in y turns charges round, since the field is along z).
+    Directions in a module's own frame (`local_*`) stay as they are.
     """
     out = dict(columns)
     angle = np.float32(rng.uniform(-np.pi, np.pi)) if rotate else np.float32(0)
@@ -76,13 +76,16 @@ def augment(columns: Columns, rotate: bool, mirror: bool, rng: np.random.Generat
     for name in ("hits.phi", "cells.global_phi"):
         if name in out:
             out[name] = wrap(flip_y * out[name] + angle)
-    if "hits.x" in out and "hits.y" in out:
-        x, y = out["hits.x"], flip_y * out["hits.y"]
-        cos, sin = np.cos(angle), np.sin(angle)
-        out["hits.x"], out["hits.y"] = cos * x - sin * y, sin * x + cos * y
-    for name in ("hits.z", "hits.eta", "cells.global_eta"):
+    cos, sin = np.cos(angle), np.sin(angle)
+    for vector in ("hits.", "particles.v", "particles.p"):
+        if f"{vector}x" in out and f"{vector}y" in out:
+            x, y = out[f"{vector}x"], flip_y * out[f"{vector}y"]
+            out[f"{vector}x"], out[f"{vector}y"] = cos * x - sin * y, sin * x + cos * y
+    for name in ("hits.z", "hits.eta", "cells.global_eta", "particles.vz", "particles.pz"):
         if name in out:
             out[name] = flip_z * out[name]
+    if "particles.q" in out:
+        out["particles.q"] = flip_y * out["particles.q"]
     return out
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import xxhash
 
 from hpctrack.data.files import naming, sync
-from hpctrack.data.schema import Candidates
+from hpctrack.data.schema import ESTIMATE, Candidates
 from hpctrack.errors import InputError
 
 PARTS = ".parts"
@@ -29,6 +29,7 @@ COLUMNS = {  # payload and file layout: name -> type
     "scores": np.dtype("<f4"),
     "track_ids": np.dtype("<i4"),
 }
+PARAMETERS = np.dtype(("<f4", (len(ESTIMATE),)))  # of each candidate: follow the columns where a model estimates them
 Place = tuple[str, int]  # a journal's name, and where in it a payload begins
 
 
@@ -50,8 +51,11 @@ class Journal:
 
     def append(self, candidates: Candidates) -> Place:
         """Commit one event; where its payload stands."""
-        payload = encode(candidates)
-        header = HEADER.pack(MAGIC, candidates.event_id, len(payload), checksum(candidates.event_id, payload))
+        return self.append_payload(candidates.event_id, encode(candidates))
+
+    def append_payload(self, event_id: int, payload: bytes) -> Place:
+        """Commit one event that was encoded already; its bytes begin with LENGTHS."""
+        header = HEADER.pack(MAGIC, event_id, len(payload), checksum(event_id, payload))
         with naming(self.path):
             self.file.write(header + payload)
             self.file.flush()
@@ -96,9 +100,11 @@ def checksum(event_id: int, payload: bytes) -> int:
 
 
 def encode(candidates: Candidates) -> bytes:
-    """One event as bytes: the columns' lengths, then the columns."""
+    """One event as bytes: the columns' lengths, the columns, and what there is of track parameters."""
     columns = [np.ascontiguousarray(getattr(candidates, name), dtype) for name, dtype in COLUMNS.items()]
-    return LENGTHS.pack(*map(len, columns)) + b"".join(column.tobytes() for column in columns)
+    parameters = candidates.parameters
+    last = b"" if parameters is None else np.ascontiguousarray(parameters, PARAMETERS.base).tobytes()
+    return LENGTHS.pack(*map(len, columns)) + b"".join(column.tobytes() for column in columns) + last
 
 
 def decode(event_id: int, payload: bytes) -> Candidates:
@@ -107,18 +113,27 @@ def decode(event_id: int, payload: bytes) -> Candidates:
     for (name, dtype), length in zip(COLUMNS.items(), lengths, strict=True):
         columns[name] = np.frombuffer(payload, dtype, length, position)
         position += length * dtype.itemsize
-    return Candidates(event_id, **columns)
+    parameters = np.frombuffer(payload, PARAMETERS, offset=position) if position < len(payload) else None
+    return Candidates(event_id, **columns, parameters=parameters)
 
 
 def read_lengths(folder: Path, place: Place) -> tuple[int, ...]:
-    """The lengths of a record's columns, as in `COLUMNS`."""
+    """The lengths of a record's columns, as in `COLUMNS`, and the number of candidates with track parameters."""
     with open(folder / PARTS / place[0], "rb") as file:
-        file.seek(place[1])
-        return LENGTHS.unpack(file.read(LENGTHS.size))
+        file.seek(place[1] - HEADER.size)
+        payload = HEADER.unpack(file.read(HEADER.size))[2]
+        lengths = LENGTHS.unpack(file.read(LENGTHS.size))
+    columns = sum(length * dtype.itemsize for length, dtype in zip(lengths, COLUMNS.values(), strict=True))
+    return *lengths, (payload - LENGTHS.size - columns) // PARAMETERS.itemsize
 
 
 def read_record(folder: Path, event_id: int, place: Place) -> Candidates:
     """The candidates of a record that `committed` found; InputError if it has changed since."""
+    return decode(event_id, read_payload(folder, event_id, place))
+
+
+def read_payload(folder: Path, event_id: int, place: Place) -> bytes:
+    """The payload of a record that `committed` found; InputError if it has changed since."""
     path = folder / PARTS / place[0]
     with open(path, "rb") as file:
         file.seek(place[1] - HEADER.size)
@@ -127,4 +142,4 @@ def read_record(folder: Path, event_id: int, place: Place) -> Candidates:
         payload = file.read(length) if whole else b""
     if checksum(event_id, payload) != stored:
         raise InputError(f"{path}: the record of event {event_id} is damaged; run the inference again to redo it")
-    return decode(event_id, payload)
+    return payload

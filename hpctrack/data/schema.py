@@ -59,6 +59,9 @@ PARTICLES = {
     "q": np.int8,
     "nhits": np.int32,
 }
+PARAMETERS = ("q_over_pt", "phi", "theta", "d0", "z0")  # of a track at the perigee (data/perigee.py); 1/GeV, rad, mm
+COVARIANCE = tuple(f"cov_{a}_{b}" for i, a in enumerate(PARAMETERS) for b in PARAMETERS[: i + 1])  # lower triangle
+ESTIMATE = PARAMETERS + COVARIANCE
 TABLES: dict[str, dict[str, type]] = {"hits": HITS, "truth": TRUTH, "cells": CELLS, "particles": PARTICLES}
 HIT_TABLES = ("hits", "truth", "cells")  # one row a hit
 
@@ -92,7 +95,7 @@ class Candidates:
 
     Candidate c has the hits `hit_rows[hit_offsets[c]:hit_offsets[c + 1]]` (rows of the hit tables, ascending) and
     `scores[c]` (higher is better); candidates may overlap. `track_ids` is the exclusive reading: one track per hit,
-    numbered from 1, 0 = none.
+    numbered from 1, 0 = none. `parameters`, if the model estimates them, has the columns ESTIMATE for each candidate.
     """
 
     event_id: int
@@ -100,6 +103,7 @@ class Candidates:
     hit_rows: np.ndarray  # int32 [hit_offsets[-1]]
     scores: np.ndarray  # float32 [n_candidates]
     track_ids: np.ndarray  # int32 [n_hits]
+    parameters: np.ndarray | None = None  # float32 [n_candidates, 20]
 
     def __len__(self) -> int:
         return len(self.scores)

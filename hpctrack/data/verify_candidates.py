@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from hpctrack.data import candidates, store
-from hpctrack.data.schema import Candidates
+from hpctrack.data.schema import ESTIMATE, Candidates
 from hpctrack.data.verify import Notes, Problem, Say, check_offsets, reason, run_checks
 from hpctrack.errors import InputError
 
@@ -119,6 +119,7 @@ def _check_open_file(file: Any, notes: Notes, hits: dict[int, int] | None) -> np
     ids = notes.array(file, "event_id", np.int64)
     n = None if ids is None else len(ids)
     columns = {name: notes.dataset(file, name, dtype) for name, dtype in candidates.COLUMNS.items()}
+    parameters = file.get("parameters")
     bounds = {name: notes.array(file, name, np.int64, None if n is None else n + 1) for name in OFFSETS}
     if ids is None or any(values is None for values in [*columns.values(), *bounds.values()]):
         return ids
@@ -129,6 +130,8 @@ def _check_open_file(file: Any, notes: Notes, hits: dict[int, int] | None) -> np
     faults = [(name, what) for name in OFFSETS for what in check_offsets(bounds[name], totals[name])]
     if not faults and len(columns["hit_offsets"]) != totals["offsets/candidates"] + n:
         faults = [("hit_offsets", f"holds {len(columns['hit_offsets'])} values, must hold one more than candidates")]
+    if parameters is not None and parameters.shape != (len(columns["scores"]), *candidates.WIDTH["parameters"]):
+        faults.append(("parameters", f"has shape {parameters.shape}, must have a row of {len(ESTIMATE)} a candidate"))
     for name, what in faults:
         notes.add(what, column=name)
     for row, event in enumerate([] if faults else ids):
@@ -140,6 +143,7 @@ def _check_open_file(file: Any, notes: Notes, hits: dict[int, int] | None) -> np
                 columns["hit_rows"][lo:hi],
                 columns["scores"][first:last],
                 columns["track_ids"][begin:end],
+                parameters[first:last] if parameters is not None else None,
             )
         check_event(one, notes, hits)
     return ids
@@ -162,6 +166,8 @@ def check_event(event: Candidates, notes: Notes, hits: dict[int, int] | None) ->
         notes.add(f"candidate {owner[back[0]]} has its rows not ascending", event.event_id, "hit_rows")
     if not np.isfinite(event.scores).all():
         notes.add("must be finite numbers", event.event_id, "scores")
+    if event.parameters is not None and not np.isfinite(event.parameters).all():
+        notes.add("must be finite numbers", event.event_id, "parameters")
     if (event.track_ids < 0).any():
         notes.add(f"holds {event.track_ids.min()}, must not be negative", event.event_id, "track_ids")
 

@@ -70,8 +70,8 @@ class InfluencerLoss(nn.Module):
     def forward(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, LossTerm]:
         """The terms for `outputs` user and influencer [N, E] on `batch` (track [N], n_tracks [B], ptr [B + 1]).
 
-        `neighbours` takes the outputs `space_0`, `space_1`, … [N, D], `parameters` the output of that name [N, 20] and the
-        batch's truth of that name [T, 5]; InputError if an output is missing.
+        `neighbours` takes the outputs `space_0`, `space_1`, … [N, D], `parameters` the output of that name [N, 20] and
+        the batch's truth of that name [T, 5]; InputError if an output is missing.
         """
         user, influencer = (at_least_fp32(outputs[name]) for name in ("user", "influencer"))
         count = self.counts(batch)

@@ -1,4 +1,7 @@
-"""The influencer model: a backbone and two heads that embed each hit as a user and as an influencer."""
+"""The influencer model: a backbone and two heads that embed each hit as a user and as an influencer.
+
+A third head, if wanted, estimates track parameters.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,36 @@ from collections.abc import Sequence
 from typing import Any
 
 from pydantic import Field
+from torch import Tensor
+from torch_geometric.data import Batch
 
 from hpctrack.config import Section
 from hpctrack.models.backbones import BackboneModel
+from hpctrack.models.parameters import ParameterHead
 
 
 class InfluencerModel(BackboneModel):
-    """Outputs `user` and `influencer` [N, E] of every hit (D. Murnane, "Influencer Loss", CHEP 2023)."""
+    """Outputs `user` and `influencer` [N, E] of every hit (D. Murnane, "Influencer Loss", CHEP 2023).
+
+    With `parameters`, besides `parameters` [N, 20]: track parameters and their covariance (models/parameters.py).
+    """
 
     class Options(Section):
         """Embedding and backbone; `backbone` takes a name and that backbone's own options."""
 
         embedding: int = Field(8, ge=1, description="dimensions of the space in which users and influencers meet")
         backbone: dict[str, Any] = {"name": "neighbours"}
+        parameters: bool = Field(False, description="estimate track parameters, which loss.parameters trains")
 
     def __init__(self, features: Sequence[str], options: Options) -> None:
         heads = {"user": options.embedding, "influencer": options.embedding}
         super().__init__(features, options.backbone, heads)
+        self.parameter_head = ParameterHead(features, self.backbone.width) if options.parameters else None
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """The outputs for `batch.x` [N, F] and bounds `batch.ptr`, and the backbone's own."""
+        h_NH, extra = self.backbone(batch.x, batch.ptr.diff().tolist())
+        outputs = {name: out(h_NH) for name, out in self.heads.items()} | extra
+        if self.parameter_head is not None:
+            outputs["parameters"] = self.parameter_head(h_NH, batch.x)
+        return outputs

@@ -85,6 +85,7 @@ class EventTally:
     n_noise: int
     n_targets: int
     score: float | None
+    deviations: np.ndarray | None = None  # of track parameters (reporting/resolutions.py)
     readings: dict[str, Reading] = field(default_factory=dict)
 
 
