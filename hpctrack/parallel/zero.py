@@ -49,12 +49,18 @@ class ZeroEngine(Engine):
     ) -> None:
         super().__init__(model, env, precision)
         self.stage = config.zero_stage
+        layers = units(model)
+        if self.stage == 3 and model in layers:  # it misses the backward pass of a model as a whole
+            raise InputError(
+                f"parallel.zero_stage=3 shares out layers that are called one by one, which those of "
+                f"{type(model).__name__} are not: use 2, or parallel.strategy=fsdp"
+            )
         self.optimizer = make_optimizer(model)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.groups = self.optimizer.state_dict()["param_groups"]
         library = load_library(env)
-        for unit in units(model):
-            unit._z3_leaf = True  # gathered as a whole, like FSDP's units; how often its parts run may then differ
+        for layer in layers:
+            layer._z3_leaf = True  # gathered as a whole, like FSDP's units; how often its parts run may then differ
         self.parallel, *_ = library.initialize(
             model=model, optimizer=self.optimizer, config=settings(config, precision, clip_norm)
         )
