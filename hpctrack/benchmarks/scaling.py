@@ -20,6 +20,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hpctrack import convert, simulate
 from hpctrack.benchmarks.measure import Figure, Page
 from hpctrack.benchmarks.projection import PER_RANK, PERLMUTTER_LIKE, Projected, core_flops, project
@@ -144,7 +146,7 @@ def page(runs: list[Run]) -> Page:
     largest = max(run.batch for run in runs)
     most = runs[-1].ranks
     found = efficiencies(runs)
-    speedup = PERLMUTTER_LIKE.flops / core_flops()
+    speedup = 1.0 if torch.cuda.is_available() else PERLMUTTER_LIKE.flops / core_flops()
     best = max((r for r in runs if r.ranks == runs[0].ranks), key=lambda r: len(r.cost["samples"]))
     projected = project(best.cost, best.parameters, speedup, PERLMUTTER_LIKE)
     figures = [
@@ -211,9 +213,13 @@ def text(runs: list[Run], found: dict, projected: list[Projected], speedup: floa
         "## Projected, not measured",
         "",
         f"To {PERLMUTTER_LIKE.name}, by simulating the plan with the measured cost model and its errors, and an "
-        "alpha-beta model of a hierarchical all-reduce, not overlapped with computing. A GPU is taken to be "
-        f"{speedup:.0f} times as fast as a rank here: its fp32 peak over what a matrix product reaches here. "
-        "Faster GPUs scale worse, so this matters; it has not been measured with this code.",
+        "alpha-beta model of a hierarchical all-reduce, not overlapped with computing. "
+        + (
+            "A GPU is taken to be as fast as those measured."
+            if speedup == 1
+            else f"A GPU is taken to be {speedup:.0f} times as fast as a rank here: its fp32 peak over what a matrix "
+            "product reaches here. Faster GPUs scale worse, so this matters; it has not been measured with this code."
+        ),
         "",
         f"Parameters: {PERLMUTTER_LIKE.source}.",
         "",

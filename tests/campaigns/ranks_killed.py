@@ -2,7 +2,7 @@
 
     python tests/campaigns/ranks_killed.py --kills 100 --seed 1
 
-Runs of 60 steps in float64 on two ranks, started by torchrun's agent (forked from this warm process) and killed ten
+Runs of 100 steps in float64 on two ranks, started by torchrun's agent (forked from this warm process) and killed ten
 times each. After a kill the agent starts the ranks again; if it was killed too, the same command is given again. When a
 run has ended its ledger must be exact, and its curve, bit by bit, that of an unbroken one. A run that does nothing for
 `HANG_S` seconds hangs: the campaign ends with exit code 1, as it does at the first difference.
@@ -20,6 +20,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -34,9 +35,10 @@ from hpctrack.config import RunConfig, dump_yaml
 from hpctrack.runtime.ledger import problems
 from hpctrack.train import main as train_verb
 
-RANKS, STEPS, KILLS_A_RUN = 2, 60, 10
+RANKS, STEPS, KILLS_A_RUN = 2, 100, 10
 TIMEOUT_S = 20.0  # parallel.timeout_s of the runs
 HANG_S = 3 * TIMEOUT_S
+EARLY = 0.25  # of the kills come at any time, which is mostly before the restarted ranks have taken a step
 WHAT = {"one rank": 0.5, "all ranks": 0.35, "ranks and launcher": 0.15}
 
 
@@ -94,16 +96,24 @@ def sign_of_life(config: RunConfig, process: multiprocessing.Process) -> tuple:
     return size, tuple(children(process.pid)), process.is_alive()
 
 
-def wait(config: RunConfig, process: multiprocessing.Process, seconds: float) -> None:
-    """Until the run ends, or for so long; SystemExit if it hangs."""
+def steps_done(config: RunConfig) -> int:
+    """Steps in the ledger, whole lines only; the first line is its head."""
+    path = Path(config.run) / "ledger.jsonl"
+    return max(0, path.read_bytes().count(b"\n") - 1) if path.exists() else 0
+
+
+def wait(
+    config: RunConfig, process: multiprocessing.Process, seconds: float, enough: Callable[[], bool] = lambda: False
+) -> None:
+    """Until the run ends, or `enough`, or for so long; SystemExit if it hangs."""
     end, last, seen = time.monotonic() + seconds, None, time.monotonic()
-    while process.is_alive() and time.monotonic() < end:
+    while process.is_alive() and time.monotonic() < end and not enough():
         now = sign_of_life(config, process)
         if now != last:
             last, seen = now, time.monotonic()
         if time.monotonic() - seen > HANG_S:
             raise SystemExit(f"{config.run}: nothing has happened for {HANG_S:.0f} s: a hang")
-        time.sleep(0.005 if seconds < 60 else 0.05)
+        time.sleep(0.005)
 
 
 def curve(config: RunConfig) -> list[tuple]:
@@ -131,7 +141,13 @@ def broken_run(folder: Path, name: str, data: Path, kills: int, rng: random.Rand
     path.write_text(dump_yaml(config))
     process = start(path, log)
     while len(what) < kills:
-        wait(config, process, rng.uniform(0.0, 1.5))
+        began = steps_done(config)
+        if rng.random() < EARLY:  # while ranks start, meet, or load
+            wait(config, process, rng.uniform(0.0, 1.5))
+        else:
+            target = began + rng.randint(1, 8)
+            wait(config, process, HANG_S, lambda target=target: steps_done(config) >= target)
+            time.sleep(rng.random() * 0.05)
         if not process.is_alive():
             break
         chosen = rng.choices(list(WHAT), list(WHAT.values()))[0]
@@ -142,8 +158,7 @@ def broken_run(folder: Path, name: str, data: Path, kills: int, rng: random.Rand
             kill(process.pid)
         for pid in [rng.choice(ranks)] if chosen == "one rank" else ranks:
             kill(pid)
-        ledger = Path(config.run) / "ledger.jsonl"
-        what.append(f"{chosen}, {'amid training' if ledger.exists() else 'before the first step'}")
+        what.append(f"{chosen}, {'amid training' if steps_done(config) > began else 'before a step'}")
         if chosen == "ranks and launcher":
             process.join()
             process = start(path, log)
