@@ -32,7 +32,7 @@ SEED_HITS = 3
 SEED_R_MM, SEED_Z_MM = (25.0, 200.0), 1700.0  # what the pixels cover
 SEED_GAP_MM = (1.0, 300.0)  # in radius, between neighbouring hits of a seed
 PT_MARGIN = 0.9  # cuts on estimated momenta stand this much below the cut on the true ones
-OFF_PLANE_MM = 0.1
+OFF_MODULE_MM = 0.1
 QUIET = acts.logging.FATAL
 PARTS = ("handover_s", "seeding_s", "ckf_s", "resolution_s", "build_s")
 
@@ -112,7 +112,8 @@ class Ckf:
         keys = module_key(*ids)
         modules_N = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
         local_N3 = self._geometry.to_local(modules_N, np.stack([x, y, z], axis=1).astype(np.float64))
-        wrong = (self._keys[modules_N] != keys) | ~(np.abs(local_N3[:, 2]) <= OFF_PLANE_MM)
+        size_N3 = np.pad(self._geometry.half[modules_N], ((0, 0), (0, 1))) + OFF_MODULE_MM
+        wrong = (self._keys[modules_N] != keys) | ~(np.abs(local_N3) <= size_N3).all(axis=1)
         if wrong.any():
             i = int(np.flatnonzero(wrong)[0])
             where = "/".join(str(values[i]) for values in ids)
