@@ -13,7 +13,7 @@ from hpctrack.runtime.memory import Memory
 from hpctrack.runtime.meter import MemoryMeter
 
 LARGEST = 20_000  # hits of the largest event of the ladder
-RUNGS = 6  # each with twice the hits of the one below
+RUNGS = 8  # each with twice the hits of the one below
 GROWTH = 4.0  # memory of the next rung over this one's, at most: an event of twice the hits has four times the pairs
 
 

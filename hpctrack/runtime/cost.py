@@ -22,11 +22,13 @@ OUTLIER = 3.0  # residuals beyond so many robust standard deviations are left ou
 
 
 class LinearFit:
-    """One measured quantity against TERMS: `observe` on each rank, `learn` on all together, then `predict`."""
+    """One measured quantity against `terms`: `observe` on each rank, `learn` on all together, then `predict`."""
+
+    terms: tuple[str, ...] = TERMS
 
     def __init__(self, state: dict[str, Any] | None = None) -> None:
         state = state or {}
-        self.samples = np.array(state.get("samples", []), dtype=np.float64).reshape(-1, len(TERMS) + 1)
+        self.samples = np.array(state.get("samples", []), dtype=np.float64).reshape(-1, len(self.terms) + 1)
         self.coefficients = np.array(state["coefficients"]) if state.get("coefficients") else None
         self.error = state.get("error", 0.0)
         self.new: list[list[float]] = []  # of this rank since the last `learn`
@@ -42,7 +44,7 @@ class LinearFit:
 
     def collect(self, everyone: Sequence[Sequence[Sequence[float]]]) -> None:
         """Add the ranks' new samples (this rank's `new` and the others'), the same everywhere; keep the newest."""
-        fresh = np.array([row for rank in everyone for row in rank], dtype=np.float64).reshape(-1, len(TERMS) + 1)
+        fresh = np.array([row for rank in everyone for row in rank], dtype=np.float64).reshape(-1, len(self.terms) + 1)
         self.samples = np.concatenate([self.samples, fresh])[-KEEP:]
         self.new = []
 
@@ -54,12 +56,12 @@ class LinearFit:
         return True
 
     def predict(self, terms: np.ndarray) -> np.ndarray:
-        """Predicted values [n] of micro-batches with `terms` [n, 4]; of one, with terms [4]."""
+        """Predicted values [n] of micro-batches with `terms` [n, T]; of one, with terms [T]."""
         return terms @ self.coefficients
 
     def line(self, name: str, unit: str) -> str:
         """The fit as people read it."""
-        parts = [f"{c:.3g} {unit}/{t}" for t, c in zip(TERMS, self.coefficients, strict=True) if c > 0]
+        parts = [f"{c:.3g} {unit}/{t}" for t, c in zip(self.terms, self.coefficients, strict=True) if c > 0]
         return f"{name} ~ {' + '.join(parts) or '0'}, median error {100 * self.error:.1f} %"
 
     def state(self) -> dict[str, Any]:

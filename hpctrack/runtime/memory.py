@@ -1,7 +1,8 @@
 """Which memory mode each micro-batch runs in: the first of the model's ladder that is predicted to fit under the cap.
 
-    peak bytes of forward and backward ~ a + b hits + c edges + d hits^2, for each mode (runtime/cost.py)
+    peak bytes of forward and backward ~ a + b hits + c edges + d hits^2 + e min(hits, chunk) + f min(edges, chunk)
 
+fitted for each mode (runtime/cost.py); what the harder modes do chunk by chunk costs no more than one chunk.
 The cap is for a rank's tensors: weights, gradients and optimizer state, which are counted, and the peak of a pass,
 which is predicted. Fits come from a calibration before the first step (runtime/calibrate.py), are refined at the end of
 each epoch from passes measured on the way, and travel in checkpoints: a resumed run chooses as the unbroken one would.
@@ -9,6 +10,7 @@ each epoch from passes measured on the way, and travel in checkpoints: a resumed
 
 from __future__ import annotations
 
+import ctypes
 import os
 import socket
 from collections.abc import Sequence
@@ -20,16 +22,24 @@ from torch_geometric.data import Batch
 
 from hpctrack.config import MemoryConfig
 from hpctrack.errors import InputError
+from hpctrack.models.memory import CHUNK
 from hpctrack.parallel.collectives import gather
 from hpctrack.parallel.engine import Engine
 from hpctrack.parallel.env import Env
-from hpctrack.runtime.cost import LinearFit, batch_terms
+from hpctrack.runtime.cost import TERMS, LinearFit, batch_terms
 
 GIB = 2**30
 SAFETY = 0.9  # share of the cap that predictions may fill
 STATE_COPIES = 4  # weights, gradients and AdamW's two moments
 ENOUGH = 5  # samples before a mode is fitted
 CGROUP = Path("/sys/fs/cgroup/memory.max")
+M_MMAP_THRESHOLD, OWN_PAGES = -3, 1 << 20  # of glibc's mallopt: blocks from so many bytes on have pages of their own
+
+
+class PeakFit(LinearFit):
+    """Peak bytes of a pass."""
+
+    terms = (*TERMS, "hits of a chunk", "edges of a chunk")
 
 
 class Memory:
@@ -48,14 +58,17 @@ class Memory:
                 "memory.policy=auto works with parallel.strategy ddp and fsdp; for deepspeed name a mode"
             )
         self.policy = config.policy
+        self.chunk = getattr(engine.module, "chunk", None) or CHUNK
         self.modes = [mode for mode in modes if mode != "offload" or self.env.device.type == "cuda"]
         self.source = "memory.cap_gib"
         self.cap = (config.cap_gib or 0.0) * GIB
         if self.auto and not self.cap:
             self.cap, self.source = own_share(self.env)
+        if self.auto and self.env.device.type == "cpu":
+            give_back()
         weights = next(engine.module.parameters())
         self.fixed = STATE_COPIES * engine.n_parameters * weights.element_size()
-        self.fits = {mode: LinearFit(state.get("fits", {}).get(mode)) for mode in self.modes}
+        self.fits = {mode: PeakFit(state.get("fits", {}).get(mode)) for mode in self.modes}
         self.ceiling = state.get("ceiling") or float("inf")  # predictions from there on have run out of memory
         self.tight = False  # whether a batch was over the cap in every mode
         self.newest = (0.0, 0.0)  # predicted and measured bytes of the newest pass that was measured
@@ -109,10 +122,15 @@ class Memory:
             )
         return self.modes[-1]
 
+    def terms(self, batch: Batch) -> list[float]:
+        """The terms of PeakFit."""
+        terms = batch_terms(batch)
+        return [*terms, min(terms[1], self.chunk), min(terms[2], self.chunk)]
+
     def predict(self, batch: Batch, mode: str) -> float:
         """Predicted peak bytes of a pass over the micro-batch; infinite for a mode that could not be calibrated."""
         fit = self.fits.get(mode)
-        return float(fit.predict(batch_terms(batch))) if fit is not None and fit.fitted else float("inf")
+        return float(fit.predict(self.terms(batch))) if fit is not None and fit.fitted else float("inf")
 
     def harder(self, batch: Batch, mode: str) -> list[tuple[Batch, str]]:
         """What to try after a pass ran out of memory: its events one by one, then the next mode; in the end nothing."""
@@ -126,7 +144,7 @@ class Memory:
     def observe(self, batch: Batch, mode: str, peak: float) -> None:
         """Take in a measured pass of this rank."""
         self.newest = (self.predict(batch, mode), peak)
-        self.fits[mode].observe(batch_terms(batch), peak)
+        self.fits[mode].observe(self.terms(batch), peak)
 
     def collect(self) -> None:
         """Share the ranks' new samples."""
@@ -147,6 +165,17 @@ class Memory:
         """Plain values for a checkpoint; collect first."""
         ceiling = self.ceiling if self.ceiling < float("inf") else None
         return {"fits": {mode: fit.state() for mode, fit in self.fits.items()}, "ceiling": ceiling}
+
+
+def give_back() -> None:
+    """Let the C library give a freed tensor's memory back at once, so that the process holds what its tensors need.
+
+    By default glibc keeps blocks below a threshold that rises to 32 MiB, in a heap that ends up in pieces. Other
+    libraries are left as they are.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(M_MMAP_THRESHOLD, OWN_PAGES)
 
 
 def own_share(env: Env) -> tuple[float, str]:

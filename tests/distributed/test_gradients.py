@@ -125,7 +125,7 @@ def test_gradient_of_zero_is_that_of_one_rank(tmp_path, stage, monkeypatch):
         )
 
     [[(expected, value, _)]] = run_ranks(1, gradients, [config("whole")])
-    for n in (1, 2, 4):
+    for n in (2, 4) if stage == 2 else (2,):
         names = ("packed", "chunked", "probed") if n == 2 else ("packed",)
         for rank in run_ranks(
             n, gradients, [config(name, strategy="deepspeed", zero_stage=stage) for name in names], timeout=300

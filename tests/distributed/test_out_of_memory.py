@@ -18,7 +18,7 @@ from hpctrack.runtime.memory import Memory
 from hpctrack.runtime.step import train_step
 from hpctrack.runtime.trainer import Trainer
 
-MODEL = {"backbone": {"name": "transformer", "width": 64, "layers": 8, "heads": 2}}
+MODEL = {"backbone": {"name": "transformer", "width": 64, "layers": 12, "heads": 2}}
 LOSS = {"repulsion_ui": 0.0, "repulsion_ii": 0.0}
 SIZES = (400, 30, 20, 10)  # one event is much larger: the rank that has it runs out of memory
 MIB = 2**20
@@ -26,15 +26,16 @@ MIB = 2**20
 
 @contextmanager
 def at_most(more_mib: int | None):
-    """Let this process have only so much more address space."""
-    before = resource.getrlimit(resource.RLIMIT_AS)
+    """Let this process have only so much more memory of its own; threads' reserves of address space do not count."""
+    before = resource.getrlimit(resource.RLIMIT_DATA)
     if more_mib is not None:
-        now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (now + more_mib * MIB, before[1]))
+        lines = Path("/proc/self/status").read_text().splitlines()
+        now = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData:"))
+        resource.setrlimit(resource.RLIMIT_DATA, (now + more_mib * MIB, before[1]))
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
+        resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
 def first_step(config, more_mib: int | None, rank: int) -> tuple[list[np.ndarray], float, list[dict]]:
@@ -57,6 +58,9 @@ class TooLow:
     def predict(self, terms) -> float:
         return 1000.0
 
+    def observe(self, terms, value) -> None:
+        pass
+
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_step_that_runs_out_of_memory_is_taken_again(tmp_path, ranks):
@@ -64,7 +68,7 @@ def test_a_step_that_runs_out_of_memory_is_taken_again(tmp_path, ranks):
     config = toy_config(tmp_path / "run", data, model=MODEL, loss=LOSS, memory={"cap_gib": 1.0})
     expected, value, none = run_ranks(1, first_step, config, None, 0)[0]
     assert none == []
-    results = run_ranks(ranks, first_step, config, 60, 0)
+    results = run_ranks(ranks, first_step, config, 110, 0)
     for found, loss, retreats in results:
         assert retreats == results[0][2]  # all ranks know
         assert {r["rank"] for r in retreats} == {0} and 0 in retreats[-1]["events"] and len(retreats[-1]["events"]) == 1
@@ -114,7 +118,8 @@ def whole_run(config, more_mib: int | None) -> None:
         prepare(trainer)
         trainer.memory.fits = {mode: TooLow() for mode in trainer.memory.modes}
         if more_mib is not None:
-            at_most(more_mib).__enter__()
+            trainer.limit = at_most(more_mib)  # until the process ends
+            trainer.limit.__enter__()
 
     Trainer.prepare_memory, Memory.collect, Memory.learn = then_little, lambda self: None, lambda self: []
     Memory.state = lambda self: {}
@@ -125,7 +130,7 @@ def whole_run(config, more_mib: int | None) -> None:
 def test_a_run_goes_on_and_says_what_happened(tmp_path):
     data = toy_dataset(tmp_path / "data", sizes=SIZES)
     curves, notes = [], []
-    for name, more in (("whole", None), ("short", 60)):
+    for name, more in (("whole", None), ("short", 110)):
         config = toy_config(tmp_path / name, data, model=MODEL, loss=LOSS, memory={"cap_gib": 1.0}, train={"steps": 3})
         run_ranks(1, whole_run, config, more)
         lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]

@@ -7,12 +7,13 @@ import torch
 from toys import FEATURES, toy_batch, toy_config
 
 from hpctrack.config import Named
-from hpctrack.errors import MachineError
+from hpctrack.errors import InputError, MachineError
 from hpctrack.losses import build_loss
 from hpctrack.models import build_model
 from hpctrack.parallel.ddp import DDPEngine
 from hpctrack.parallel.env import Env
 from hpctrack.parallel.precision import FIRST_SCALE, GROWTH_STEPS, Precision
+from hpctrack.runtime.compiled import compile_model, try_compiled
 from hpctrack.runtime.step import train_step
 
 CPU = torch.device("cpu")
@@ -97,3 +98,31 @@ def test_tf32_is_off_unless_asked_for():
     assert torch.get_float32_matmul_precision() == "high"
     Precision("fp32", CPU)
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.slow
+def test_a_compiled_model_computes_the_same():
+    batches = [toy_batch(sizes=(9,), dtype=torch.float32), toy_batch(sizes=(4, 7), dtype=torch.float32)]
+    plain, compiled = make_engine("fp32"), make_engine("fp32")
+    compile_model(compiled.module, auto_memory=False, device="cpu")
+    loss = build_loss(Named(name="influencer"))
+    assert "compiled: the first pass took" in try_compiled(compiled, loss, batches[0].to_data_list()[0])
+    for batch in batches:
+        for name, value in plain.forward(batch, True).items():
+            torch.testing.assert_close(compiled.forward(batch, True)[name], value, rtol=1e-4, atol=1e-5)
+    assert plain.module.state_dict().keys() == compiled.module.state_dict().keys()
+
+
+def test_what_torch_cannot_compile_is_said(monkeypatch):
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    engine, event = make_engine("fp32"), toy_batch(sizes=(9,), dtype=torch.float32).to_data_list()[0]
+
+    def failing(*_: object) -> None:
+        raise BackendCompilerFailed(lambda: None, RuntimeError("no compiler"), None)
+
+    monkeypatch.setattr(engine, "forward", failing)
+    with pytest.raises(MachineError, match=r"train\.compile: torch could not compile the model .* set it to false"):
+        try_compiled(engine, build_loss(Named(name="influencer")), event)
+    with pytest.raises(InputError, match="name a mode instead"):
+        compile_model(engine.module, auto_memory=True, device="cpu")
