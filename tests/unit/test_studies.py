@@ -1,0 +1,96 @@
+"""The studies: points are kept and not measured again, tables and plots come from them."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+
+import pytest
+from toys import toy_config, toy_dataset
+
+from hpctrack.parallel.env import distributed
+from hpctrack.train import train
+from tests.campaigns import costs, tracks
+from tests.campaigns.points import Points
+
+
+def test_points_are_kept_and_a_cut_line_is_dropped(tmp_path):
+    points = Points(tmp_path / "out" / "p.jsonl", ("a",))
+    points.add({"a": 1, "b": 2})
+    with open(points.path, "a") as file:
+        file.write('{"a": 2, "b"')
+    again = Points(points.path, ("a",))
+    assert again.done == {(1,)} and again.rows == [{"a": 1, "b": 2}]
+    again.add({"a": 2, "b": 0})
+    assert Points(points.path, ("a",)).done == {(1,), (2,)}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    data = toy_dataset(folder / "data")
+    config = toy_config(folder / "run", data, train={"steps": 2, "valid_every": 2})
+    with contextlib.redirect_stdout(io.StringIO()), distributed(config.parallel, 1) as env:
+        train(config, env)
+    return folder / "run", data
+
+
+def test_tracks_study_resumes_and_draws_alike(run, tmp_path, capsys, monkeypatch):
+    folder, data = run
+    command = ["--checkpoints", f"one={folder}", f"two={folder}", "--data", str(data), "--out", str(tmp_path)]
+    tracks.main([*command, "--points", "3,all", "--events", "2"])
+    lines = (tmp_path / "tracks.jsonl").read_text()
+    assert len(lines.splitlines()) == 8  # systems x points x events
+    first = [row for row in Points(tmp_path / "tracks.jsonl", ()).rows if row["tracks"] == "3"]
+    assert {row["n_tracks"] for row in first} == {3}
+    assert first[0]["candidates"] == first[2]["candidates"]  # the same model on the same draw
+    again = [*command, "--points", "3,all", "--events", "2"]
+    monkeypatch.setattr(tracks.ByModel, "__call__", None)  # nothing may be reconstructed again
+    tracks.main(again)
+    assert (tmp_path / "tracks.jsonl").read_text() == lines
+    assert (tmp_path / "tracks.png").stat().st_size > 1000
+    text = (tmp_path / "tracks.md").read_text()
+    assert text.count("| one | 3 |") == 2 and text.count("| two | ") == 4 and "after" in text.lower()
+
+
+def test_events_with_too_few_tracks_are_left_out(run, tmp_path):
+    folder, data = run
+    tracks.main(["--checkpoints", f"x={folder}", "--data", str(data), "--out", str(tmp_path), "--points", "6"])
+    rows = Points(tmp_path / "tracks.jsonl", ()).rows
+    assert len(rows) == 3 and all(row["n_tracks"] == 6 for row in rows)  # of 4, 6, 5, 7, 3, 6 tracks
+
+
+def test_costs_study_resumes(run, tmp_path, monkeypatch):
+    data = str(run[1])
+    monkeypatch.setattr(costs, "peak_mib", lambda *_: 1.0)
+    monkeypatch.setattr(costs, "ProcessPoolExecutor", Here)
+    command = ["--data", data, "--points", "3,all", "--events", "1", "--repeats", "1", "--out", str(tmp_path)]
+    costs.main(command)
+    lines = (tmp_path / "costs.jsonl").read_text()
+    assert len(lines.splitlines()) == 2
+    monkeypatch.setattr(costs, "measure", None)
+    costs.main(command)
+    assert (tmp_path / "costs.jsonl").read_text() == lines
+    text = (tmp_path / "costs.md").read_text()
+    assert text.count("| loop |") == 4 and text.count("| radius |") == 2
+    assert (tmp_path / "costs.png").stat().st_size > 1000
+
+
+class Here:
+    """Work of another process, done here."""
+
+    def __init__(self, *_):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def submit(self, call, *args):
+        self.value = call(*args)
+        return self
+
+    def result(self):
+        return self.value
