@@ -33,7 +33,8 @@ address() { # of the first node, as Slurm knows it
 launch() { # $1: nodes; the rest: a module and its arguments, on all ranks of these nodes
   local nodes=$1 id=$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}.$SECONDS
   shift
-  run --nodes "$nodes" --ntasks "$nodes" --ntasks-per-node 1 python launch/node.py \
+  # a launcher's ranks share all CPUs of the job on their node; srun would give it one
+  run --nodes "$nodes" --ntasks "$nodes" --ntasks-per-node 1 --cpus-per-task "$SLURM_CPUS_ON_NODE" --cpu-bind none python launch/node.py \
     --nnodes "$nodes" --nproc-per-node "$ranks" --rdzv-id "$id" --rdzv-backend c10d \
     --rdzv-endpoint "$(address):${HPCTRACK_PORT:-$((20000 + SLURM_JOB_ID % 10000))}" -m "$@"
 }

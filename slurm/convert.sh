@@ -17,6 +17,7 @@ source "${HPCTRACK_ROOT:-$SLURM_SUBMIT_DIR}/slurm/common.sh"
 if [ -n "${HPCTRACK_MPI:-}" ]; then
   until_done run --mpi "$HPCTRACK_MPI" python -m hpctrack.convert "$@"
 else
-  until_done run --nodes 1 --ntasks 1 python -m hpctrack.convert "$@" --jobs "${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE}"
+  cpus=${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE}
+  until_done run --nodes 1 --ntasks 1 --cpus-per-task "$cpus" --cpu-bind none python -m hpctrack.convert "$@" --jobs "$cpus"
 fi
 say "done"
