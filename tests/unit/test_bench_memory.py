@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -42,14 +45,15 @@ def test_a_sector_has_about_the_edges_asked_for(hits):
     assert (x[pairs[1], 0] > x[pairs[0], 0]).all()
 
 
-def test_a_pass_has_a_process_of_its_own(hits, tmp_path):
+def test_a_pass_has_a_process_of_its_own(hits, tmp_path, monkeypatch):
     event = memory.Event.write(tmp_path / "graph.pt", hits, memory.near_pairs(hits, 3000))
     model = {"name": "interaction", "width": 8, "iterations": 2}
     found = memory.measure(event, model, "chunks", repeats=2)
     assert found["peak"] >= found["before"] > 0.05
     assert len(found["seconds"]) == 2
-    with pytest.raises(MachineError, match="mode nonsense on 3000 edges failed: ValueError"):
-        memory.measure(event, model, "nonsense")
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    with pytest.raises(MachineError, match="mode chunks on 3000 edges failed: exit code 1, out of memory?"):
+        memory.measure(event, model, "chunks")
 
 
 def test_figures_and_table():

@@ -99,10 +99,10 @@ def test_frozen_parts_and_gradients_of_inputs(mode, frozen):
 
 
 @pytest.mark.parametrize("network", ["interaction", "attention", "convolution"])
-def test_bf16_stays_near_fp32_in_every_mode(network):
+def test_bf16_stays_near_fp32(network):
     batch = toy_batch(edges=3, dtype=torch.float32)
     exact = torch.cat([g.flatten() for g in step(make(network).float(), batch)[1]])
-    for mode in MODES:
+    for mode in ("plain", "recompute", "chunks"):
         with torch.autocast("cpu", torch.bfloat16):
             model = make(network, mode, chunk=7).float()
             score = model(batch)["edge_score"]
