@@ -47,6 +47,7 @@ def rank(path: str, log: str) -> None:
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the agent's handler would not be there in a new process
     code = train_verb([path])
     if code:
         sys.exit(code)
