@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +14,11 @@ from toys import toy_config, toy_dataset
 
 from hpctrack.errors import MachineError
 from hpctrack.parallel.env import distributed
+from hpctrack.runtime import checkpoint
 from hpctrack.runtime.memory import Memory
 from hpctrack.runtime.step import train_step
 from hpctrack.runtime.trainer import Trainer
+from hpctrack.train import train
 
 MODEL = {"backbone": {"name": "transformer", "width": 64, "layers": 12, "heads": 2}}
 LOSS = {"repulsion_ui": 0.0, "repulsion_ii": 0.0}
@@ -110,8 +112,6 @@ def plainly_refused(config) -> str:
 
 def whole_run(config, more_mib: int | None) -> None:
     """Train; after the calibration, which is kept from seeing the large event, memory is little."""
-    from hpctrack.train import train
-
     prepare = Trainer.prepare_memory
 
     def then_little(trainer: Trainer) -> None:
@@ -138,3 +138,42 @@ def test_a_run_goes_on_and_says_what_happened(tmp_path):
         notes.append([line for line in lines if line["kind"] == "memory"])
     assert curves[1] == pytest.approx(curves[0], rel=1e-9)
     assert notes[0] == [] and {"step", "events", "before", "after", "wanted", "rank"} <= notes[1][0].keys()
+
+
+def broken_run(config) -> list[str]:
+    """Train with modes by prediction, and end as a kill would after step 3; the modes of all steps so far."""
+    modes = []
+    arrange, log = Memory.arrange, Trainer.log
+
+    def noted(self: Memory, batches):
+        found = arrange(self, batches)
+        modes.extend(found[1])
+        return found
+
+    def killed(self: Trainer) -> None:
+        log(self)
+        if self.step == 3 and "broken" in config.run and not (self.folder / "again").exists():
+            (self.folder / "again").touch()
+            raise KeyboardInterrupt
+
+    Memory.arrange, Trainer.log = noted, killed
+    with distributed(config.parallel, 1) as env, suppress(KeyboardInterrupt):
+        train(config, env)
+    return modes
+
+
+def test_a_resumed_run_chooses_the_same_modes_and_ends_bit_equal(tmp_path):
+    data = toy_dataset(tmp_path / "data", sizes=(60, 6, 40, 30, 5, 50))
+    model = {"backbone": {"name": "transformer", "width": 16, "layers": 4, "heads": 2}}
+    whole, broken = (
+        toy_config(tmp_path / name, data, model=model, loss=LOSS, memory={"cap_gib": 0.0035}, train={"probe_every": 2})
+        for name in ("whole", "broken")
+    )
+    [expected] = run_ranks(1, broken_run, whole)
+    run_ranks(1, broken_run, broken)
+    [resumed] = run_ranks(1, broken_run, broken)
+    assert {"plain", "recompute"} <= set(expected), expected
+    assert resumed == expected[-len(resumed) :]
+    states = [checkpoint.read_state(checkpoint.find(Path(config.run))) for config in (whole, broken)]
+    for name, value in states[0]["model"].items():
+        assert np.array_equal(value.numpy(), states[1]["model"][name].numpy()), name
