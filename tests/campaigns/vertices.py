@@ -6,8 +6,8 @@
 With `--candidates` (three folders of `hpctrack infer`, of a model with track parameters, beside the datasets) the
 tracks are candidates without duplicates; it is trained and judged on what the first level found, which gets no
 gradient. Without, they are the true particles of pT > 1 GeV with z0 smeared by each of --deviations-mm: what a second
-level can do with tracks so well measured. The model is the influencer model on a dense transformer, the loss the influencer loss,
-the builder the radius; radius and gap are tuned alike on validation events. Finished settings stand in
+level can do with tracks so well measured. The model is the influencer model on a dense transformer, the loss the
+influencer loss, the builder the radius; radius and gap are tuned alike on validation events. Finished settings stand in
 FOLDER/vertices.jsonl.
 """
 
