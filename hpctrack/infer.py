@@ -34,7 +34,17 @@ from hpctrack.parallel.collectives import barrier, broadcast
 from hpctrack.parallel.env import Env, distributed, launcher_argument
 from hpctrack.parallel.mpi import launched, mpi_world
 from hpctrack.runtime import checkpoint
-from hpctrack.runtime.inference import INFER, ByModel, InferConfig, Part, Reconstruction, Task, everyones, say
+from hpctrack.runtime.inference import (
+    INFER,
+    PRODUCTS,
+    ByModel,
+    InferConfig,
+    Part,
+    Reconstruction,
+    Task,
+    everyones,
+    say,
+)
 from hpctrack.runtime.watchdog import Watchdog
 from hpctrack.tracking.builders import build_builder
 from hpctrack.tracking.methods import METHODS, ByMethod, MethodConfig
@@ -88,13 +98,16 @@ def infer_config(meta: dict[str, Any], overrides: Sequence[str], path: Path) -> 
     """Settings of this inference: the run's model and (tuned) builder, then the overrides."""
     run = parse(RunConfig, meta["config"], str(path / checkpoint.META))
     for override in overrides:
-        if not override.startswith(("selection.", "builder.")):
-            raise InputError(f"override '{override}': inference takes selection.key=value and builder.key=value")
+        if not override.startswith(("selection.", "graph.", "builder.")):
+            raise InputError(
+                f"override '{override}': inference takes selection.key=value, graph.key=… and builder.key=…"
+            )
+    graph = run.data.graph
     values = {
         "seed": run.seed,
         "features": run.data.features,
         "selection": {},
-        "graph": run.data.graph and run.data.graph.model_dump(),
+        "graph": graph.model_dump() if graph and graph.name != "truth" else None,
         "model": run.model.model_dump(),
         "builder": run.builder.model_dump() | meta["tuned"],
         "precision": run.train.precision,
@@ -130,15 +143,15 @@ def infer(
     task = Task(how, data, out, env, part, watchdog)
     if part is None:
         with on_main(lambda: only_writer(out), env):
-            if run_on_main(lambda: prepare(out, attributes), env):
+            if run_on_main(lambda: prepare(out, attributes, how.product), env):
                 say(env, f"{out}: complete, nothing to do")
                 return 0
             if not task.build():
                 return EXIT_PREEMPTED
-            join(data, out, attributes, task.sources, env)
+            join(data, out, attributes, task.sources, env, how.product)
         return 0
     with on_main(lambda: only_writer(out, wait=True), env):
-        if run_on_main(lambda: prepare(out, attributes), env):
+        if run_on_main(lambda: prepare(out, attributes, how.product), env):
             say(env, f"{out}: complete, nothing to do")
             return 0
     with on_main(lambda: only_writer(out / candidates.PARTS / part.name), env):
@@ -148,7 +161,8 @@ def infer(
         done = run_on_main(lambda: part.end(out), env)
         say(env, f"{out}: {done} of {part.of} parts done")
         if done == part.of:
-            join(data, out, attributes, everyones(candidates.committed(out, env.rank, env.world), env), env)
+            sources = everyones(candidates.committed(out, env.rank, env.world), env)
+            join(data, out, attributes, sources, env, how.product)
     return 0
 
 
@@ -176,11 +190,11 @@ def run_on_main(action: Callable[[], Any], env: Env) -> Any:
     return result
 
 
-def prepare(out: Path, attributes: dict[str, Any]) -> bool:
+def prepare(out: Path, attributes: dict[str, Any], product: str = "candidates") -> bool:
     """Whether `out` is complete; else it is ready for its journals. InputError if it was begun with other settings."""
     settings = out / candidates.PARTS / "settings.json"
     if (out / candidates.INDEX).exists():
-        differs(candidates.CandidateStore(out).attributes, attributes, out)
+        differs(PRODUCTS[product].open_store(out).attributes, attributes, out)
         candidates.clean(out)  # a kill may have come between the index and this
         return True
     if settings.exists():
@@ -200,27 +214,29 @@ def differs(then: dict[str, Any], now: dict[str, Any], out: Path) -> None:
             )
 
 
-def join(data: Dataset, out: Path, attributes: dict[str, Any], sources: dict[int, Any], env: Env) -> None:
+def join(
+    data: Dataset, out: Path, attributes: dict[str, Any], sources: dict[int, Any], env: Env, product: str = "candidates"
+) -> None:
     """Write the final files from everybody's records, `sources`, then the index; then the journals go.
 
     Each rank writes its share of the files; where h5py has MPI and the ranks are MPI's, all write each file together.
     """
-    files, world = {}, mpi_ranks(env)
+    files, world, form = {}, mpi_ranks(env), PRODUCTS[product]
     order = np.lexsort((data.row, data.shard))
     ends = np.searchsorted(data.shard[order], np.arange(len(data.shards) + 1))
     for shard, _ in enumerate(data.shards):
         if world is not None or shard % env.world == env.rank:
             events = data.event_ids[order[ends[shard] : ends[shard + 1]]]
-            name = f"candidates-{shard:05d}.h5"
+            name = f"{product}-{shard:05d}.h5"
             with all_or_none(world):
-                files[shard] = (name, events, candidates.write_shard(out, name, events, sources, world))
+                files[shard] = (name, events, form.write_shard(out, name, events, sources, world))
     joined = everyones(files, env)
     if env.is_main:
         write_timings(out)
-        candidates.write_index(out, [joined[shard] for shard in sorted(joined)], attributes)
+        form.write_index(out, [joined[shard] for shard in sorted(joined)], attributes)
         candidates.clean(out)
-        store = candidates.CandidateStore(out)
-        print(f"{out}: candidates of {len(store)} events, digest {store.digest}")
+        store = form.open_store(out)
+        print(f"{out}: {product} of {len(store)} events, digest {store.digest}")
     barrier(env)
 
 

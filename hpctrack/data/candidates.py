@@ -270,6 +270,11 @@ class CandidateStore:
         self._reset()
 
 
+def open_store(folder: str | Path) -> CandidateStore:
+    """The candidates in a folder."""
+    return CandidateStore(folder)
+
+
 class CandidatesFile:
     """An open candidates file with its offsets."""
 

@@ -11,8 +11,10 @@ from typing import Any
 
 from hpctrack.config import Named, lookup, parse
 from hpctrack.graphs.doublets import Doublets
+from hpctrack.graphs.stored import StoredEdges
+from hpctrack.graphs.true import TrueEdges
 
-GRAPHS: dict[str, Any] = {"doublets": Doublets}
+GRAPHS: dict[str, Any] = {"doublets": Doublets, "stored": StoredEdges, "truth": TrueEdges}
 
 
 def build_graph(config: Named | None, folder: str | Path) -> Any:

@@ -11,6 +11,7 @@ from hpctrack.losses.condensation import CondensationLoss
 from hpctrack.losses.contrastive import ContrastiveLoss
 from hpctrack.losses.edges import EdgeLoss
 from hpctrack.losses.influencer import InfluencerLoss
+from hpctrack.losses.metric import MetricLoss
 from hpctrack.losses.term import LossTerm
 
 LOSSES: dict[str, Any] = {
@@ -18,6 +19,7 @@ LOSSES: dict[str, Any] = {
     "contrastive": ContrastiveLoss,
     "edges": EdgeLoss,
     "influencer": InfluencerLoss,
+    "metric": MetricLoss,
 }
 
 __all__ = ["LOSSES", "LossTerm", "build_loss"]

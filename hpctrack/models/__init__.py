@@ -11,6 +11,7 @@ from hpctrack.config import Named, lookup, parse
 from hpctrack.models.attention import AttentionNetwork
 from hpctrack.models.convolution import ConvolutionNetwork
 from hpctrack.models.embedding import CondensationModel, EmbeddingModel
+from hpctrack.models.filter import FilterNetwork
 from hpctrack.models.influencer import InfluencerModel
 from hpctrack.models.interaction import InteractionNetwork
 
@@ -19,6 +20,7 @@ MODELS: dict[str, Any] = {
     "condensation": CondensationModel,
     "convolution": ConvolutionNetwork,
     "embedding": EmbeddingModel,
+    "filter": FilterNetwork,
     "influencer": InfluencerModel,
     "interaction": InteractionNetwork,
 }

@@ -1,6 +1,6 @@
 """Backbones: one file each, one line here; and what all models of the form backbone + heads share.
 
-A backbone is `backbone(x_NF, sizes) -> (h_NH, more outputs)` with `width`, `memory_modes`, `set_memory`, `relative_cost`.
+A backbone: `backbone(x_NF, sizes) -> (h_NH, more outputs)`, `width`, `memory_modes`, `set_memory`, `relative_cost`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch_geometric.data import Batch
 
 from hpctrack.config import Named, lookup, parse
+from hpctrack.models.mlp import MlpBackbone
 from hpctrack.models.neighbours import NeighbourBackbone
 from hpctrack.models.transformer import TransformerBackbone
 
-BACKBONES: dict[str, Any] = {"neighbours": NeighbourBackbone, "transformer": TransformerBackbone}
+BACKBONES: dict[str, Any] = {"mlp": MlpBackbone, "neighbours": NeighbourBackbone, "transformer": TransformerBackbone}
 
 
 class BackboneModel(nn.Module):

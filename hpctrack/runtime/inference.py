@@ -15,7 +15,7 @@ import torch
 from torch_geometric.data import Batch
 
 from hpctrack.config import AugmentConfig, Named, Section, SelectionConfig
-from hpctrack.data import candidates
+from hpctrack.data import candidates, edges
 from hpctrack.data.files import naming, write_text
 from hpctrack.data.loader import EventLoader, expected_hits
 from hpctrack.data.partition import longest_first
@@ -29,7 +29,7 @@ from hpctrack.parallel.precision import WEIGHTS, Precision
 from hpctrack.runtime import checkpoint
 from hpctrack.runtime.preempt import Preemption
 from hpctrack.runtime.watchdog import Watchdog
-from hpctrack.tracking.builders import build_builder
+from hpctrack.tracking.builders import OF_EDGES, build_builder
 from hpctrack.tracking.parameters import with_parameters
 
 INFER = 2  # random stream of draws in inference
@@ -73,9 +73,16 @@ class Part:
         return len(list((out / candidates.PARTS).glob(f"part-*-of-{self.of:05d}.done")))
 
 
-class Reconstruction(Protocol):
-    """From an event to its candidates; `recipe` is all that these depend on beside the dataset."""
+PRODUCTS = {"candidates": candidates, "edges": edges}  # how they are stored
 
+
+class Reconstruction(Protocol):
+    """From an event to its candidates; `recipe` is all that these depend on beside the dataset.
+
+    `product` names what is made, in PRODUCTS: a stage of a pipeline makes edges for the next one.
+    """
+
+    product: str
     selection: SelectionConfig
     recipe: dict[str, Any]
 
@@ -99,6 +106,7 @@ class ByModel:
             graph=build_graph(config.graph, data.folder),
         )
         self._builder = build_builder(config.builder)
+        self.product = "edges" if config.builder.name in OF_EDGES else "candidates"
         self._precision = Precision(config.precision, device)
         self.recipe = {"model_digest": checkpoint.digest(self._model), **config.model_dump(mode="json")}
 
@@ -113,7 +121,8 @@ class ByModel:
         n_hits = int(self._data.n_hits[row])
         hit_rows = batch.hit_row.cpu().numpy()
         found = self._builder.build(outputs, hit_rows, n_hits, int(batch.event_id))
-        found = with_parameters(found, outputs, hit_rows)
+        if self.product == "candidates":
+            found = with_parameters(found, outputs, hit_rows)
         times.append(time.perf_counter())
         seconds = zip(("read_s", "model_s", "build_s"), np.diff(times).tolist(), strict=True)
         return found, {"n_hits": batch.num_nodes} | dict(seconds)
@@ -153,14 +162,15 @@ class Task:
                 if self.watchdog:
                     self.watchdog.feed(f"event {self.data.event_ids[rows[done]]}")
                 found, took = self.how(int(rows[done]))
-                entry = {"event_id": found.event_id, "n_candidates": len(found), "rank": self.env.rank} | took
+                entry = {"event_id": found.event_id, f"n_{self.how.product}": len(found), "rank": self.env.rank} | took
                 timings.write(json.dumps(entry) + "\n")
                 timings.flush()
-                places[found.event_id] = journal.append(found)
+                payload = PRODUCTS[self.how.product].encode(found)
+                places[found.event_id] = journal.append_payload(found.event_id, payload)
                 done += 1
                 if done % max(1, len(rows) // 10) == 0:
                     place = f"({done}/{len(rows)} on this rank)"
-                    say(self.env, f"event {found.event_id}: {len(found)} candidates  {place}")
+                    say(self.env, f"event {found.event_id}: {len(found)} {self.how.product}  {place}")
             journal.close()
             if self.watchdog:
                 self.watchdog.rest()

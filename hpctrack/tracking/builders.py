@@ -17,6 +17,7 @@ from hpctrack.tracking import metrics
 from hpctrack.tracking.components import ComponentsBuilder, WalkBuilder
 from hpctrack.tracking.condensing import CondensationBuilder, GreedyBuilder
 from hpctrack.tracking.density import DbscanBuilder, HdbscanBuilder
+from hpctrack.tracking.graphs import EdgesBuilder, RadiusGraphBuilder
 from hpctrack.tracking.lists import exclusive, from_lists
 from hpctrack.tracking.matching import match
 from hpctrack.tracking.radius import Outputs, RadiusBuilder
@@ -25,13 +26,16 @@ BUILDERS: dict[str, Any] = {
     "components": ComponentsBuilder,
     "condensation": CondensationBuilder,
     "dbscan": DbscanBuilder,
+    "edges": EdgesBuilder,
     "greedy": GreedyBuilder,
     "hdbscan": HdbscanBuilder,
     "radius": RadiusBuilder,
+    "radius_graph": RadiusGraphBuilder,
     "walk": WalkBuilder,
 }
+OF_EDGES = ("edges", "radius_graph")  # these make edges for a next stage, not candidates
 
-__all__ = ["BUILDERS", "build_builder", "choose", "exclusive", "from_lists", "tuning_counts"]
+__all__ = ["BUILDERS", "OF_EDGES", "build_builder", "choose", "exclusive", "from_lists", "tuning_counts"]
 
 
 def build_builder(config: Named, **tuned: Any) -> Any:

@@ -54,6 +54,7 @@ class ByMethod:
         version, cls = load(config.method.name, entry)
         options = parse(cls.Options, config.method.options, f"method '{config.method.name}'", "method")
         self.selection, self._seed, self._stream = config.selection, config.seed, stream
+        self.product = "candidates"
         self._method, self._data = cls(options), data
         settings = config.model_dump(mode="json") | {"method": {"name": config.method.name, **options.model_dump()}}
         self.recipe: dict[str, Any] = settings | {"versions": {entry.package: version}}

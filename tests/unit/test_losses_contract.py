@@ -22,12 +22,14 @@ VARIANTS = {
         {"attraction_form": "scatter"},
         {"parameters": 0.1},
     ],
+    "metric": [{}, {"mined": 4, "margin": 1.5}],
 }
 OUTPUTS = {  # of a model for this loss: dimensions
     "condensation": {"embedding": 3, "beta": 1},
     "contrastive": {"embedding": 3},
     "edges": {"edge_score": None},  # one a row, of the rows that are edges
     "influencer": {"user": 3, "influencer": 3},
+    "metric": {"embedding": 3},
 }
 SPACES = {"space_0": 3, "space_1": 2}  # in addition, where neighbours are trained
 CASES = [(name, options) for name in sorted(LOSSES) for options in VARIANTS.get(name, [{}])]

@@ -18,6 +18,8 @@ CONFIGS = {  # the model's name, and what sets this configuration of it apart
     "condensation": {"embedding": 3, "backbone": TRANSFORMER},
     "convolution": {"width": 8, "iterations": 3, "chunk": 7},
     "embedding": {"embedding": 3, "backbone": NEIGHBOURS},
+    "embedding mlp": {"embedding": 3, "backbone": {"name": "mlp", "width": 8, "layers": 2}},
+    "filter": {"width": 8, "layers": 3, "chunk": 7},
     "influencer neighbours": {"embedding": 3, "backbone": NEIGHBOURS},
     "influencer parameters": {"embedding": 3, "backbone": NEIGHBOURS, "parameters": True},
     "influencer transformer": {"embedding": 3, "backbone": TRANSFORMER},

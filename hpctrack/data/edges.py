@@ -1,0 +1,135 @@
+"""Edges on disk: what a stage of a pipeline found, by event, for the next stage to read.
+
+A folder of edges belongs to one dataset, whose fingerprint it holds; by custom it is `DATASET/edges/NAME`. Journals,
+joining, index and digests are those of candidates. In a file every column is concatenated over events, with offsets and
+a checksum for each event.
+
+Legend: M edges of an event.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hpctrack.data import candidates
+from hpctrack.data.candidates import CandidatesFile, CandidateStore, bounds, content_digest
+from hpctrack.data.journal import LENGTHS, Place, checksum, read_payload
+from hpctrack.data.store import atomic_h5
+from hpctrack.errors import InputError
+
+FORMAT = "hpctrack-edges"
+AGAIN = "run the inference again that wrote the edges"
+COLUMNS = {"sender": np.dtype("<i4"), "receiver": np.dtype("<i4"), "score": np.dtype("<f4")}
+
+
+@dataclass(frozen=True)
+class Edges:
+    """Edges of one event: rows of its hit tables, and how probable each edge is."""
+
+    event_id: int
+    sender: np.ndarray  # int32 [M]
+    receiver: np.ndarray  # int32 [M]
+    score: np.ndarray  # float32 [M], from 0 to 1
+
+    def __len__(self) -> int:
+        return len(self.score)
+
+
+def encode(edges: Edges) -> bytes:
+    """One event as bytes, for a journal: the columns' lengths, then the columns."""
+    columns = [np.ascontiguousarray(getattr(edges, name), dtype) for name, dtype in COLUMNS.items()]
+    return LENGTHS.pack(*map(len, columns), 0) + b"".join(column.tobytes() for column in columns)
+
+
+def decode(event_id: int, payload: bytes) -> Edges:
+    """Inverse of `encode`."""
+    n = LENGTHS.unpack_from(payload)[0]
+    starts = LENGTHS.size + 4 * n * np.arange(len(COLUMNS))
+    columns = (np.frombuffer(payload, dtype, n, int(at)) for at, dtype in zip(starts, COLUMNS.values(), strict=True))
+    return Edges(event_id, *columns)
+
+
+def write_shard(
+    folder: Path, name: str, event_ids: Sequence[int], sources: Mapping[int, Place], world: Any = None
+) -> str:
+    """Join the records of `event_ids` into the HDF5 file `name`; its digest. Of `world`, the first rank writes."""
+    if world is not None:
+        return world.bcast(write_shard(folder, name, event_ids, sources) if world.rank == 0 else None)
+    found = {int(event): read_payload(folder, int(event), sources[int(event)]) for event in event_ids}
+    first = bounds([LENGTHS.unpack_from(payload)[0] for payload in found.values()])
+    with atomic_h5(folder / name) as file:
+        file.attrs["format"], file.attrs["version"] = FORMAT, candidates.VERSION
+        file["event_id"], file["offsets/edges"] = np.array(event_ids, dtype="<i8"), first
+        file["checksum"] = np.array([checksum(event, payload) for event, payload in found.items()], dtype="<u8")
+        datasets = {name: file.create_dataset(name, (int(first[-1]),), dtype) for name, dtype in COLUMNS.items()}
+        for i, (event, payload) in enumerate(found.items()):
+            edges = decode(event, payload)
+            for column, dataset in datasets.items():
+                dataset[first[i] : first[i + 1]] = getattr(edges, column)
+        file.attrs["digest"] = digest = content_digest(file)
+    return digest
+
+
+def write_index(folder: Path, shards: Sequence[tuple[str, Sequence[int], str]], attributes: dict[str, Any]) -> None:
+    """Write `index.h5`, last: with the number of edges of each event, so that planning opens no other file."""
+    counts = []
+    for name, events, _ in shards:
+        file = EdgesFile(folder / name, np.asarray(events))
+        counts.append(np.diff(file.offsets))
+        file.file.close()
+    also = {"n_edges": np.concatenate([np.zeros(0, np.int64), *counts])}
+    candidates.write_index(folder, shards, attributes, FORMAT, also)
+
+
+class EdgesFile(CandidatesFile):
+    """An open file of edges."""
+
+    FORMAT = FORMAT
+
+    def _check(self, event_ids: np.ndarray) -> None:
+        n = len(event_ids)
+        self.event_ids, self.offsets = (
+            self._column("event_id", "<i8", n)[:],
+            self._column("offsets/edges", "<i8", n + 1)[:],
+        )
+        self.checksums = self._column("checksum", "<u8", n)[:]
+        if not np.array_equal(self.event_ids, event_ids):
+            raise InputError(f"{self.path}: does not hold the events that {candidates.INDEX} says; {AGAIN}")
+        if self.offsets[0] != 0 or (np.diff(self.offsets) < 0).any():
+            raise InputError(f"{self.path}: offsets/edges must rise from 0; {AGAIN}")
+        self.columns = {name: self._column(name, dtype, self.offsets[-1]) for name, dtype in COLUMNS.items()}
+
+    def read(self, event_id: int, row: int) -> Edges:
+        """The edges of an event; InputError if they fail their checksum."""
+        if not 0 <= row < len(self.event_ids) or self.event_ids[row] != event_id:
+            raise InputError(
+                f"{self.path}: event {event_id} is not in row {row}, where {candidates.INDEX} says; {AGAIN}"
+            )
+        with candidates.damage(self.path):
+            edges = Edges(event_id, *(column[slice(*self.offsets[row : row + 2])] for column in self.columns.values()))
+        if checksum(event_id, encode(edges)) != int(self.checksums[row]):
+            raise InputError(f"{self.path}: event {event_id} fails its checksum; {AGAIN}")
+        return edges
+
+
+class EdgeStore(CandidateStore):
+    """Read a folder of edges: `event_ids`, `n_edges`, `attributes`, `read(i)`; the rest is as for candidates."""
+
+    FORMAT, WHAT = FORMAT, "an edges folder"
+
+    def _read_more(self, index: Any) -> None:
+        self.n_edges = index["n_edges"][()]
+
+    @staticmethod
+    def _file(path: Path, event_ids: np.ndarray) -> EdgesFile:
+        return EdgesFile(path, event_ids)
+
+
+def open_store(folder: str | Path) -> EdgeStore:
+    """The edges in a folder."""
+    return EdgeStore(folder)

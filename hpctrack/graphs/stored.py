@@ -1,0 +1,55 @@
+"""Edges that an earlier stage of a pipeline has written (data/edges.py)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from hpctrack.config import Section
+from hpctrack.data.edges import EdgeStore
+from hpctrack.data.schema import Event
+from hpctrack.data.store import Dataset
+from hpctrack.errors import InputError
+
+
+class StoredEdges:
+    """The stored edges among an event's selected hits, from the hit that is nearer to the origin to the other."""
+
+    class Options(Section):
+        """Which edges, and which of them."""
+
+        edges: str = Field(description="name of a folder in the dataset's folder `edges`, or a path")
+        score_min: float = Field(0.0, ge=0, le=1, description="leave out edges with a lower score")
+
+    COLUMNS: ClassVar = ["hits.r", "hits.z"]
+
+    def __init__(self, options: Options, folder: Path) -> None:
+        self.options = options
+        path = Path(options.edges) if "/" in options.edges else folder / "edges" / options.edges
+        self.store, dataset = EdgeStore(path), Dataset(folder)
+        made_for = self.store.attributes["dataset_fingerprint"]
+        if made_for != dataset.fingerprint:
+            raise InputError(
+                f"{path}: made for a dataset with fingerprint {made_for}, but {folder} has {dataset.fingerprint}; "
+                f"run the stage before on it"
+            )
+        self.position = {int(event): i for i, event in enumerate(self.store.event_ids)}
+        rows = [self.position[int(event)] for event in dataset.event_ids]
+        self.n_edges = self.store.n_edges[rows]  # of each event of the dataset, whatever is selected
+
+    def __call__(self, event: Event, rows: np.ndarray) -> np.ndarray:
+        """Edges int64 [2, M] among the hits `rows` [N] of an event, ascending, as numbers of these, 0..N-1."""
+        found = self.store.read(self.position[event.event_id])
+        number = np.full(event.n_hits, -1, dtype=np.int64)
+        number[rows] = np.arange(len(rows))
+        ends = np.stack([found.sender, found.receiver])[:, found.score >= self.options.score_min]
+        square = np.square(event.column("hits.r"), dtype=np.float64) + np.square(
+            event.column("hits.z"), dtype=np.float64
+        )
+        inward = square[ends[0]] > square[ends[1]]
+        ends[:, inward] = ends[::-1, inward]
+        edge_2M = number[ends]
+        return edge_2M[:, (edge_2M >= 0).all(axis=0)]

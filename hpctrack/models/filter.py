@@ -1,0 +1,54 @@
+"""Filter: a perceptron on the concatenated features of an edge's two hits, without message passing (Exa.TrkX).
+
+It is a graph network of no iteration: the first layer's shares are computed on the hits and added on the edges, so that
+the concatenation is never made, and the memory modes work through edges in chunks. Without gradients edges are always
+scored chunk by chunk.
+
+Legend: N hits, M edges, F features, H width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from hpctrack.config import Section
+from hpctrack.models.graph_network import GraphNetwork
+from hpctrack.models.interaction import Score
+from hpctrack.models.perceptron import SplitPerceptron
+from hpctrack.models.sweeps import leaf
+
+
+class FilterNetwork(GraphNetwork):
+    """Scores edges from both ends' features."""
+
+    class Options(Section):
+        """Sizes."""
+
+        width: int = Field(512, ge=1, description="of hidden layers")
+        layers: int = Field(4, ge=2, description="linear layers")
+        norm: Literal["layer", "none"] = "layer"
+        activation: Literal["relu", "silu", "gelu", "tanh"] = "relu"
+        chunk: int | None = Field(None, ge=1, description="edges at a time in the harder memory modes; null: by device")
+
+    edge_start = None
+
+    def __init__(self, features: Sequence[str], options: Options) -> None:
+        super().__init__(features, 0, options.chunk)
+        self.iterations = nn.ModuleList()
+        sizes = (options.layers, options.norm, options.activation)
+        self.head = Score(SplitPerceptron([len(features)] * 2, options.width, 1, *sizes))
+
+    def start(self, x_NF: Tensor) -> Tensor:
+        """The features; sweeps give weights on hits a gradient only where hits have one."""
+        return leaf(x_NF) if torch.is_grad_enabled() else x_NF
+
+    def relative_cost(self, hits: np.ndarray, edges: np.ndarray | None = None) -> np.ndarray:
+        """Weights applied in a forward pass by event size; edges go with hits^1.9 if they are not known."""
+        edges = 4e-4 * hits**1.9 if edges is None else edges
+        return sum(p.numel() for p in self.parameters()) * (hits + edges)

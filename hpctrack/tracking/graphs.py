@@ -1,0 +1,65 @@
+"""Builders of stages before the last: they turn outputs into edges (data/edges.py), which the next stage reads.
+
+Legend: N hits of the event, E embedding dimensions, M edges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from hpctrack.config import Section
+from hpctrack.data.edges import Edges
+from hpctrack.graphs.radius import radius_pairs
+from hpctrack.tracking.components import sigmoid
+
+Outputs = Mapping[str, np.ndarray]
+
+
+class EdgesBuilder:
+    """The edges that a filter or a classifier scores highly enough, with their probability as score."""
+
+    class Options(Section):
+        """The cut."""
+
+        cut: float = Field(0.01, ge=0, lt=1, description="edges must be as probable")
+
+    needs_tuning = False
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+
+    def build(self, outputs: Outputs, hit_rows: np.ndarray, n_hits: int, event_id: int) -> Edges:
+        """Edges of one event from `edge_score` [M] and `edge_index` [2, M] of its hits `hit_rows` [N]."""
+        score = sigmoid(outputs["edge_score"])
+        kept = score >= self.options.cut
+        sender, receiver = hit_rows[outputs["edge_index"][:, kept]].astype(np.int32)
+        return Edges(event_id, sender, receiver, score[kept].astype(np.float32))
+
+
+class RadiusGraphBuilder:
+    """An edge between any two hits that are near in a learned embedding, scored 1 - distance / radius."""
+
+    class Options(Section):
+        """How near."""
+
+        radius: float = Field(0.2, gt=0, description="in the embedding, where the loss has a margin of 1")
+
+    needs_tuning = False
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+
+    def build(self, outputs: Outputs, hit_rows: np.ndarray, n_hits: int, event_id: int) -> Edges:
+        """Edges of one event from `embedding` [N, E] of its hits `hit_rows` [N], in the order of their ends."""
+        x_NE = torch.from_numpy(outputs["embedding"])
+        chunks = [torch.stack(pair) for pair in radius_pairs(x_NE, None, self.options.radius)]
+        edge_2M = torch.cat(chunks, dim=1).sort(dim=0).values if chunks else torch.zeros(2, 0, dtype=torch.long)
+        key = (edge_2M[0] * len(x_NE) + edge_2M[1]).sort().values
+        i, j = key // max(1, len(x_NE)), key % max(1, len(x_NE))
+        score = 1 - (x_NE[i] - x_NE[j]).norm(dim=1) / self.options.radius
+        sender, receiver = hit_rows[torch.stack([i, j]).numpy()].astype(np.int32)
+        return Edges(event_id, sender, receiver, score.clamp(min=0).numpy())
