@@ -13,7 +13,6 @@ costs.md and costs.png are made from them.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
 import resource
 from collections.abc import Callable, Sequence
@@ -22,10 +21,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
-from unittest import mock
 
 import torch
-from torch import Tensor
 from torch_geometric.data import Batch
 
 from hpctrack.benchmarks.embeddings import FEATURES
@@ -36,7 +33,6 @@ from hpctrack.config import AugmentConfig, Named, SelectionConfig
 from hpctrack.data.loader import EventLoader
 from hpctrack.data.store import Dataset
 from hpctrack.losses import build_loss
-from hpctrack.losses.influencer import attraction
 from hpctrack.models import build_model
 from hpctrack.tracking.builders import build_builder
 from tests.campaigns.points import Points
@@ -54,22 +50,15 @@ FIGURES = {
 def variant(name: str, batch: Batch) -> Callable[[], None]:
     """A training step of the baseline, or of the influencer system with its attraction in the form `name`."""
     model_config, loss_config = SYSTEMS[BASELINE if name == BASELINE else "influencer"]
+    if name != BASELINE:
+        loss_config = Named(name=loss_config.name, **loss_config.options, attraction_form=name)
     torch.manual_seed(0)
     model, loss = build_model(model_config, FEATURES), build_loss(loss_config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
     with torch.no_grad():
         trained = as_trained(model(batch), batch)
 
-    def both(*args: Any) -> tuple[Tensor, Tensor]:
-        return FORMS[name](*args), attraction(*args)[1]
-
-    other = mock.patch("hpctrack.losses.influencer.attraction", both) if name in ("scatter", "loop") else None
-
-    def call() -> None:
-        with other or contextlib.nullcontext():
-            step(model, loss, optimizer, batch, trained)
-
-    return call
+    return functools.partial(step, model, loss, optimizer, batch, trained)
 
 
 def event(data: Path, row: int, tracks: str) -> Batch:
