@@ -1,0 +1,104 @@
+"""The pipeline stage by stage on helix events: the same edges on one and two ranks, and tracks at its end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ranks import run_ranks
+
+from hpctrack import convert, infer, simulate
+from hpctrack.config import load_config
+from hpctrack.data import candidates, edges, truth
+from hpctrack.data.store import Dataset
+from hpctrack.errors import InputError
+from hpctrack.graphs import GRAPHS, build_graph
+from hpctrack.parallel.env import distributed
+from hpctrack.train import train
+
+ROOT = Path(__file__).parents[2]
+SMALL = {
+    "embedding": ["model.backbone={name: mlp, width: 16, layers: 2}", "model.embedding=4", "loss.mined=10"],
+    "filter": ["model.width=16", "builder.cut=0.0"],
+    "gnn": ["model.width=8", "model.iterations=2"],
+}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("helix")
+    assert not simulate.main([str(folder / "csv"), "--source", "helix", "--events", "4", "--particles", "30"])
+    assert not convert.main([str(folder / "csv"), str(folder / "data"), "--events-per-shard", "2"])
+    return folder / "data"
+
+
+def train_stage(stage: str, run: Path, data: Path) -> None:
+    values = [f"run={run}", f"data.train={data}", f"data.valid={data}", "data.selection.pt_min_gev=0.5"]
+    values += ["train.steps=10", "train.valid_every=5", "train.log_every=5", "optim.warmup_steps=2", "optim.lr=0.01"]
+    config = load_config(ROOT / "configs" / "pipeline" / f"{stage}.yaml", [*values, *SMALL[stage]])
+    with distributed(config.parallel, 1) as env:
+        assert train(config, env) == 0
+
+
+def run_stage(run: Path, data: Path, out: Path) -> None:
+    assert infer.main(["--checkpoint", str(run), "--data", str(data), "--out", str(out)]) == 0
+
+
+def test_the_chain_on_two_ranks(dataset, tmp_path):
+    for stage in ("embedding", "filter", "gnn"):
+        run = tmp_path / stage
+        run_ranks(2, train_stage, stage, run, dataset)
+        out = dataset / "edges" / stage if stage != "gnn" else tmp_path / "candidates"
+        run_ranks(2, run_stage, run, dataset, out)
+        run_ranks(1, run_stage, run, dataset, tmp_path / "alone" / stage)
+        form = candidates if stage == "gnn" else edges
+        one, two = (form.open_store(path) for path in (tmp_path / "alone" / stage, out))
+        assert one.digest == two.digest and one.event_ids.tolist() == list(range(4))
+    data, stored = Dataset(dataset), edges.open_store(dataset / "edges" / "embedding")
+    for i in range(4):
+        found = stored.read(i)
+        assert len(found) == stored.n_edges[i] > 0
+        assert (found.sender != found.receiver).all() and max(found.sender.max(), found.receiver.max()) < data.n_hits[i]
+        assert ((found.score >= 0) & (found.score <= 1)).all()
+    store = candidates.CandidateStore(tmp_path / "candidates")
+    assert all(len(store.read(i).track_ids) == data.n_hits[i] for i in range(4))
+
+
+def test_stored_edges_come_back_among_the_selected_hits(dataset, tmp_path):
+    data = Dataset(dataset)
+    folder, sources, known = tmp_path / "edges", {}, {}
+    journal = candidates.Journal(folder, "rank-00000")
+    rng = np.random.default_rng(0)
+    for i, event in enumerate(data.event_ids):
+        ends = np.unique(np.sort(rng.integers(0, data.n_hits[i], (2, 30)), axis=0), axis=1).astype(np.int32)
+        known[int(event)] = edges.Edges(int(event), *ends, rng.random(ends.shape[1], dtype=np.float32))
+        sources[int(event)] = journal.append_payload(int(event), edges.encode(known[int(event)]))
+    journal.close()
+    ids = data.event_ids.tolist()
+    digest = edges.write_shard(folder, "edges-00000.h5", ids, sources)
+    edges.write_index(folder, [("edges-00000.h5", ids, digest)], {"dataset_fingerprint": data.fingerprint})
+    config = load_config(ROOT / "configs/pipeline/filter.yaml", [f"data.graph.edges={folder}"]).data.graph
+    graph = build_graph(config, dataset)
+    for i, event_id in enumerate(ids):
+        event = data.read(i, [*GRAPHS["stored"].COLUMNS, *truth.COLUMNS])
+        one = known[event_id]
+        assert graph.n_edges[i] == len(one)
+        rows = np.flatnonzero(np.arange(event.n_hits) % 3)
+        found = rows[graph(event, rows)]
+        inside = np.isin(one.sender, rows) & np.isin(one.receiver, rows)
+        assert set(map(frozenset, found.T.tolist())) == {
+            frozenset((int(a), int(b))) for a, b in zip(one.sender[inside], one.receiver[inside], strict=True)
+        }
+        away = np.hypot(event.column("hits.r").astype(float), event.column("hits.z"))
+        assert (away[found[0]] <= away[found[1]]).all()
+    graph.store.close()  # HDF5 would hand out what it holds of an open file
+    with open(folder / "edges-00000.h5", "r+b") as file:
+        content = file.read()
+        at = content.find(known[0].sender.tobytes())
+        file.seek(at)
+        file.write(b"\x01\x02\x03")
+    with pytest.raises(InputError, match="event 0 fails its checksum"):
+        edges.open_store(folder).read(0)
+    with pytest.raises(InputError, match="format 'hpctrack-edges'"):
+        candidates.CandidateStore(folder)
