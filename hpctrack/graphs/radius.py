@@ -55,7 +55,7 @@ def radius_pairs(query_ME: Tensor, point_NE: Tensor | None, radius: float) -> It
     """
     other_NE = query_ME if point_NE is None else point_NE
     for block in near_blocks(query_ME, point_NE, radius):
-        near = block_square_distance(query_ME, other_NE, block) < radius * radius
+        near = block_square_distance(query_ME[block.rows], other_NE[block.cols], block) < radius * radius
         if block.listed:
             yield block.rows[near], block.cols[near]
         else:
@@ -82,12 +82,11 @@ def near_blocks(query_ME: Tensor, point_NE: Tensor | None, radius: float) -> Ite
                 yield from tree_blocks(a, b, reach)
 
 
-def block_square_distance(query_ME: Tensor, point_NE: Tensor, block: Block) -> Tensor:
-    """Squared distances of a block's pairs: [P] for a list, else [rows, cols]."""
-    a_ET, b_ET = query_ME[block.rows].T, point_NE[block.cols].T
+def block_square_distance(row_RE: Tensor, col_CE: Tensor, block: Block) -> Tensor:
+    """Squared distances of a block's pairs, given the points of its rows and columns: [P] for a list, else [R, C]."""
     if block.listed:
-        return square_distance(a_ET, b_ET)
-    return square_distance(a_ET.contiguous().unsqueeze(2), b_ET.contiguous())
+        return square_distance(row_RE.T, col_CE.T)
+    return square_distance(row_RE.T.contiguous().unsqueeze(2), col_CE.T.contiguous())
 
 
 def square_distance(a: Tensor, b: Tensor) -> Tensor:

@@ -48,6 +48,7 @@ def push_others(space_ND: Tensor, batch: Batch) -> Tensor:
     for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
         x_nD, track = space_ND[start:stop], batch.track[start:stop]
         member = track >= 0
-        push, _ = hinge_sum(Points(x_nD[member], track[member]), Points(x_nD, track), 1.0, squared=True)
-        total = total + push / max(1, int(member.sum()))
+        on_tracks, others = Points(x_nD[member], track[member]), Points(x_nD[~member], track[~member])
+        push = sum(hinge_sum(on_tracks, points, 1.0, squared=True)[0] for points in (None, others))
+        total = total + push / max(1, len(on_tracks.x))
     return total

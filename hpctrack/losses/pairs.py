@@ -57,14 +57,14 @@ class HingeSum(torch.autograd.Function):
         squared: bool,
         wanted: bool,
     ) -> tuple[Tensor, Tensor]:
-        a, b = Points(a_ME, group_M, weight_M), Points(b_NE, group_N, weight_N)
         slopes = (
             [None if t is None else torch.zeros_like(t) for t in (a_ME, b_NE, weight_M, weight_N)] if wanted else []
         )
         total, count = (a_ME.new_zeros((), dtype=torch.float64) for _ in range(2))
         for candidates in near_blocks(a_ME, None if symmetric else b_NE, margin):
             block = different(candidates, group_M, group_N)
-            distance = (block_square_distance(a_ME, b_NE, block) + TINY).sqrt_()
+            x, y = a_ME[block.rows], b_NE[block.cols]
+            distance = (block_square_distance(x, y, block) + TINY).sqrt_()
             hinge = (margin - distance).clamp_(min=0)
             if not block.listed:
                 hinge.masked_fill_(group_M[block.rows, None] == group_N[block.cols], 0)
@@ -77,7 +77,9 @@ class HingeSum(torch.autograd.Function):
             total += exact_sum(value if weights is None else value * weights)
             if wanted:
                 pull = slope.div_(distance)
-                add_slopes(slopes, a, b, block, pull if weights is None else pull.mul_(weights), value)
+                add_slopes(slopes[:2], x, y, block, pull if weights is None else pull.mul_(weights))
+            if wanted and weights is not None:
+                add_weight_slopes(slopes[2:], weight_M, weight_N, block, value)
         times = 2 if symmetric else 1
         ctx.save_for_backward(*slopes)
         ctx.times = times
@@ -110,22 +112,22 @@ def exact_sum(values: Tensor) -> Tensor:
     return (values.sum(-1) if values.dim() > 1 else values).sum(dtype=torch.float64)
 
 
-def add_slopes(slopes: list[Tensor | None], a: Points, b: Points, block: Block, pull: Tensor, value: Tensor) -> None:
-    """Add a block's part to the slopes of points and weights: -pull (a - b) for a, its negative for b."""
-    slope_a, slope_b, slope_weight_a, slope_weight_b = slopes
-    x, y = a.x[block.rows], b.x[block.cols]
+def add_slopes(slopes: list[Tensor], x: Tensor, y: Tensor, block: Block, pull: Tensor) -> None:
+    """Add a block's part to the slopes of x (rows), -pull (x - y), and its negative to those of y (columns)."""
+    slope_a, slope_b = slopes
     if block.listed:
         push = (x - y).mul_(pull.unsqueeze(1))
         slope_a.index_add_(0, block.rows, push, alpha=-1)
         slope_b.index_add_(0, block.cols, push)
-        if a.weight is not None:
-            slope_weight_a.index_add_(0, block.rows, value * b.weight[block.cols])
-            slope_weight_b.index_add_(0, block.cols, value * a.weight[block.rows])
     else:
-        centre = y.mean(0)  # keeps the products small whose difference is the sum of pull (a - b)
+        centre = y.mean(0)  # keeps the products small whose difference is the sum of pull (x - y)
         x, y = x - centre, y - centre
         slope_a.index_add_(0, block.rows, torch.addmm(pull.sum(1, keepdim=True) * x, pull, y, beta=-1))
         slope_b.index_add_(0, block.cols, torch.addmm(pull.sum(0).unsqueeze(1) * y, pull.T, x, beta=-1))
-        if a.weight is not None:
-            slope_weight_a.index_add_(0, block.rows, value @ b.weight[block.cols])
-            slope_weight_b.index_add_(0, block.cols, value.T @ a.weight[block.rows])
+
+
+def add_weight_slopes(slopes: list[Tensor], weight_M: Tensor, weight_N: Tensor, block: Block, value: Tensor) -> None:
+    """Add a block's part to the slopes of the weights: a pair's value times the weight of the other point."""
+    of_rows, of_cols = weight_M[block.rows], weight_N[block.cols]
+    slopes[0].index_add_(0, block.rows, value * of_cols if block.listed else value @ of_cols)
+    slopes[1].index_add_(0, block.cols, value * of_rows if block.listed else value.T @ of_rows)
