@@ -43,5 +43,6 @@ def _nearest_torch(points: Tensor, k: int) -> Tensor:
     """Rows [n, k] by distances, a chunk of queries at a time."""
     points = points.float()
     chunk = max(1, CHUNK_PAIRS // len(points))
-    near = [torch.cdist(part, points).topk(k, dim=1, largest=False).indices for part in points.split(chunk)]
-    return torch.cat(near)
+    exact = "donot_use_mm_for_euclid_dist"  # products would be rounded, by TF32 even more
+    distances = (torch.cdist(part, points, compute_mode=exact) for part in points.split(chunk))
+    return torch.cat([d.topk(k, dim=1, largest=False).indices for d in distances])
