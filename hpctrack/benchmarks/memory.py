@@ -101,6 +101,9 @@ def figures(found: dict[str, tuple[Pass, Pass]], hardest: str, short: Pass) -> l
     """What is asked for, of the interaction network."""
     plain, recompute, last = (found[mode][0] for mode in ("plain", "recompute", hardest))
     whole = {mode: large for mode, (_, large) in found.items() if large["seconds"]}
+    if hardest not in whole:
+        need = found[hardest][1]["peak"] / ROOM
+        raise MachineError(f"mode {hardest} needs {need:.1f} GiB available for the whole event; free some, or --quick")
     easiest = next((mode for mode, large in whole.items() if large["peak"] <= CAP_GIB), hardest)
 
     def slower(times: Pass) -> list[float]:

@@ -84,7 +84,7 @@ class GraphNetwork(MemoryModes, nn.Module):
             score_M1 = KeepNodeStates.apply(NodeStates(self, graph, place_N4), x_NH, *self.edge_parameters())
         else:
             score_M1 = self.keep_edge_states(graph, place_N4, x_NH)
-        return {"edge_score": score_M1.squeeze(1)}
+        return {"edge_score": score_M1.squeeze(1).clone()}  # FSDP wants outputs that are no views
 
     def graph(self, batch: Batch) -> Graph:
         """The batch's edges; InputError if it has hits and no graph."""
