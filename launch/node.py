@@ -14,6 +14,8 @@ PREEMPTED = 85
 for number in WORKERS_OWN:  # a function, since workers would inherit "ignored"
     signal.signal(number, lambda *_: None)
 os.environ.setdefault("PET_SIGNALS_TO_HANDLE", "SIGINT,SIGHUP,SIGQUIT")
+# A store of its own for each restart: in a shared one, restarted ranks find the addresses of those that were killed.
+os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
 
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError  # noqa: E402 - handlers come first
 from torch.distributed.run import main  # noqa: E402

@@ -55,6 +55,7 @@ def rank(path: str, log: str) -> None:
 
 def agent(path: Path, log: Path) -> None:
     """torchrun's agent: starts the ranks, and all of them again when one fails."""
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # as launch/node.py does, and says why
     handle = os.open(log.with_suffix(".agent"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(handle, 2)
     launch = LaunchConfig(

@@ -30,6 +30,7 @@ from hpctrack.runtime.ledger import problems
 from hpctrack.train import main as train_verb
 from hpctrack.train import train
 
+ROOT = Path(__file__).parents[2]
 SIZES = (4, 6, 5, 7, 3)
 
 
@@ -198,20 +199,20 @@ def test_a_disk_that_fills_up_is_one_line_and_the_run_goes_on_once_there_is_room
 
 
 def test_a_lost_node_leaves_the_other_to_go_on(tmp_path):
-    """torchrun --nnodes 1:2: one launcher and its rank are killed; the other goes on alone."""
+    """Two launchers, --nnodes 1:2: one and its rank are killed; the other goes on alone."""
     data = toy_dataset(tmp_path / "data", sizes=SIZES)
     config = toy_config(tmp_path / "run", data, train={"steps": 150, "checkpoint_every": 10, "valid_every": 500})
     (tmp_path / "config.yaml").write_text(dump_yaml(config))
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     meeting = "keep_alive_interval=1,keep_alive_max_attempt=2,last_call_timeout=2,join_timeout=60"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "1:2", "--nproc-per-node", "1"]
+    command = [sys.executable, "launch/node.py", "--nnodes", "1:2", "--nproc-per-node", "1"]
     command += ["--max-restarts", "3", "--rdzv-backend", "c10d", "--rdzv-id", "faults", "--rdzv-conf", meeting]
     command += ["-m", "hpctrack.train", str(tmp_path / "config.yaml")]
     with open(tmp_path / "log", "w") as log:
 
         def start(endpoint: str) -> subprocess.Popen:
-            words = [*command[:3], "--rdzv-endpoint", endpoint, *command[3:]]
-            return subprocess.Popen(words, env=environment, stdout=log, stderr=log, start_new_session=True)
+            words = [*command[:2], "--rdzv-endpoint", endpoint, *command[2:]]
+            return subprocess.Popen(words, env=environment, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
 
         port = free_port()
         first = start(f"localhost:{port}")
