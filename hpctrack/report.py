@@ -16,7 +16,7 @@ from hpctrack.data.candidates import CandidateStore
 from hpctrack.data.files import publish, temporary_name
 from hpctrack.data.store import Dataset
 from hpctrack.errors import InputError, verb
-from hpctrack.reporting import page, sections
+from hpctrack.reporting import page, parameters, sections
 from hpctrack.reporting.display import Display, display_png, make_display
 from hpctrack.reporting.sources import Run, load_results
 from hpctrack.reporting.tally import COLUMNS, Cuts
@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     parts = [
         sections.headline(results, references),
         sections.rates(results, references),
+        *parameters.section(results),
         sections.losses(run),
         sections.event_display(display, results),
         sections.timings(run, results),

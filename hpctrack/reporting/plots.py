@@ -61,7 +61,7 @@ def rate_figure(metric: str, variable: str, series: Sequence[Sequence[dict]], ti
         highest = max([highest, *value, *top[many]])
         lowest = min([lowest, *value, *bottom[many]])
     _rate_axis(axes, metric, lowest, highest)
-    _variable_axis(axes, variable, *bin_edges(rows, variable))
+    scale_axis(axes, variable, *bin_edges(rows, variable))
     axes.set_xlabel(VARIABLES[variable][metric == "fake_rate"])
     axes.set_title(title)
     return svg(figure)
@@ -105,7 +105,8 @@ def _rate_axis(axes, metric: str, lowest: float, highest: float) -> None:
     grid(axes)
 
 
-def _variable_axis(axes, variable: str, low: np.ndarray, high: np.ndarray) -> None:
+def scale_axis(axes, variable: str, low: np.ndarray, high: np.ndarray) -> None:
+    """Scale and ticks of the horizontal axis for bins of the variable."""
     if variable == "pt" and len(low):
         axes.set_xscale("log")
         ticks = [t for t in (0.1, 0.25, 0.5, 1, 2, 5, 10, 20) if low[0] <= t <= high[-1]]

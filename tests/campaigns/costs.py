@@ -2,22 +2,19 @@
 
     python -m tests.campaigns.costs --data DATASET --points 10,20,50,100,200,300,400,500,all --events 5 --out FOLDER
 
-Ratios to the baseline (contrastive embedding, greedy condensation) in the same process, event by event: seconds of a
-training step of one event, its peak memory, seconds of candidate building; the influencer loss in closed form, as the
-paper's pair scatter and as a loop over tracks (these two with the closed form beside them, for the compactness). The
-models are the default backbone with weights as initialised; what losses and builders see has the geometry of a trained
-model's outputs (benchmarks/embeddings.py). Finished events stand in FOLDER/costs.jsonl and are not measured again;
-costs.md and costs.png are made from them.
+Ratios to the baseline (contrastive embedding, greedy condensation) in the same process, event by event: seconds and peak
+memory of a training step of one event, and of the loss alone; seconds of candidate building. The influencer loss in
+closed form, as the paper's pair scatter and as a loop over tracks. Memory is that of tensors alive at once, counted
+exactly; of a step most is the backbone's. Models are the default backbone with weights as initialised; what losses and
+builders see has the geometry of a trained model's outputs (benchmarks/embeddings.py). Finished events stand in
+FOLDER/costs.jsonl and are not measured again; costs.md and costs.png are made from them.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
-import resource
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,13 +24,14 @@ from torch_geometric.data import Batch
 
 from hpctrack.benchmarks.embeddings import FEATURES
 from hpctrack.benchmarks.inference import RADIUS
-from hpctrack.benchmarks.loss import FORMS, SYSTEMS, as_trained, step
+from hpctrack.benchmarks.loss import FORMS, SYSTEMS, as_trained, step, weighted
 from hpctrack.benchmarks.measure import time_in_turn
 from hpctrack.config import AugmentConfig, Named, SelectionConfig
 from hpctrack.data.loader import EventLoader
 from hpctrack.data.store import Dataset
 from hpctrack.losses import build_loss
 from hpctrack.models import build_model
+from hpctrack.runtime.meter import MemoryMeter
 from hpctrack.tracking.builders import build_builder
 from tests.campaigns.points import Points
 
@@ -41,14 +39,19 @@ ALL = "all"
 BASELINE = "baseline"
 VARIANTS = (BASELINE, *FORMS)
 FIGURES = {
-    "step_s": "training step, s / s",
-    "peak_mib": "peak memory of a step, MiB / MiB",
-    "build_s": "candidate building, s / s",
+    "step_s": "training step, s",
+    "step_mib": "peak memory of a step, MiB",
+    "loss_s": "loss alone, s",
+    "loss_mib": "peak memory of the loss, MiB",
+    "build_s": "candidate building, s",
 }
 
 
-def variant(name: str, batch: Batch) -> Callable[[], None]:
-    """A training step of the baseline, or of the influencer system with its attraction in the form `name`."""
+def variant(name: str, batch: Batch) -> tuple[Callable[[], None], Callable[[], None]]:
+    """A training step of the baseline, or of the influencer system with its attraction in the form `name`.
+
+    Also its loss alone, forward and backward.
+    """
     model_config, loss_config = SYSTEMS[BASELINE if name == BASELINE else "influencer"]
     if name != BASELINE:
         loss_config = Named(name=loss_config.name, **loss_config.options, attraction_form=name)
@@ -57,8 +60,9 @@ def variant(name: str, batch: Batch) -> Callable[[], None]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
     with torch.no_grad():
         trained = as_trained(model(batch), batch)
-
-    return functools.partial(step, model, loss, optimizer, batch, trained)
+    leaves = {key: value.clone().requires_grad_() for key, value in trained.items()}
+    whole = functools.partial(step, model, loss, optimizer, batch, trained)
+    return whole, lambda: weighted(loss, leaves, batch).backward()
 
 
 def event(data: Path, row: int, tracks: str) -> Batch:
@@ -68,36 +72,28 @@ def event(data: Path, row: int, tracks: str) -> Batch:
     return Batch.from_data_list([EventLoader(Dataset(data), FEATURES, selection, AugmentConfig(), (1, 0))(row, 0)])
 
 
-def peak_mib(name: str, data: Path, row: int, tracks: str) -> float:
-    """What a step adds to the greatest memory of this process, which a step of a small event has warmed up."""
-    torch.set_num_threads(1)
-    variant(name, event(data, row, "10"))()
-    call = variant(name, event(data, row, tracks))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    call()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
+def peak_mib(call: Callable[[], None]) -> float:
+    """Tensors alive at once in a step, beyond the weights and the batch."""
+    with MemoryMeter(torch.device("cpu")) as meter:
+        call()
+    return meter.peak / 2**20
 
 
 def measure(data: Path, row: int, tracks: str, repeats: int) -> dict[str, Any]:
-    """One event: medians of seconds, taken in turn, and peaks, each in a process of its own."""
+    """One event: medians of seconds, taken in turn, and peaks of memory."""
     batch = event(data, row, tracks)
-    seconds = time_in_turn({name: variant(name, batch) for name in VARIANTS}, repeats)
+    pairs = {name: variant(name, batch) for name in VARIANTS}
+    found: dict[str, Any] = {"n_tracks": int(batch.n_tracks), "n_hits": batch.num_nodes}
+    for k, what in enumerate(("step", "loss")):
+        calls = {name: pair[k] for name, pair in pairs.items()}
+        found[f"{what}_s"] = {name: median(values) for name, values in time_in_turn(calls, repeats).items()}
+        found[f"{what}_mib"] = {name: peak_mib(call) for name, call in calls.items()}
     values = {"user": torch.empty(0), "influencer": torch.empty(0), "embedding": torch.empty(0)}
     outputs = {name: value.numpy() for name, value in as_trained(values, batch).items()}
     builders = {name: build_builder(Named(name=name, radius=RADIUS)) for name in ("greedy", "radius")}
     sweeps = {name: functools.partial(lambda b: list(type(b).sweep([b], outputs)), b) for name, b in builders.items()}
     built = time_in_turn(sweeps, repeats)
-    peaks = {}
-    for name in VARIANTS:
-        with ProcessPoolExecutor(1, get_context("spawn")) as alone:
-            peaks[name] = alone.submit(peak_mib, name, data, row, tracks).result()
-    return {
-        "n_tracks": int(batch.n_tracks),
-        "n_hits": batch.num_nodes,
-        "step_s": {name: median(values) for name, values in seconds.items()},
-        "peak_mib": peaks,
-        "build_s": {BASELINE: median(built["greedy"]), "radius": median(built["radius"])},
-    }
+    return found | {"build_s": {BASELINE: median(built["greedy"]), "radius": median(built["radius"])}}
 
 
 def ratios(rows: Sequence[dict[str, Any]], points: Sequence[str]) -> list[dict[str, Any]]:
@@ -128,18 +124,20 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Three panels of ratios against tracks."""
+    """A panel of ratios against tracks for each figure."""
     from matplotlib.figure import Figure
 
-    canvas = Figure(figsize=(13, 4), layout="constrained")
-    for axes, (figure, title) in zip(canvas.subplots(1, 3), FIGURES.items(), strict=True):
+    canvas = Figure(figsize=(13, 7.5), layout="constrained")
+    panels = canvas.subplots(2, 3).ravel()
+    panels[-1].set_axis_off()
+    for axes, (figure, title) in zip(panels, FIGURES.items(), strict=False):
         for name in dict.fromkeys(row["curve"] for row in rows if row["figure"] == figure):
             mine = [row for row in rows if (row["figure"], row["curve"]) == (figure, name)]
             middle = [row["median"] for row in mine]
             bars = [[abs(row[end] - row["median"]) for row in mine] for end in ("min", "max")]
             axes.errorbar([row["n_tracks"] for row in mine], middle, bars, fmt="o-", ms=4, capsize=2, label=name)
         axes.axhline(1.0, color="0.6", lw=0.8)
-        axes.set(xlabel="tracks", ylabel=f"{title}, influencer / baseline", xscale="log", yscale="log")
+        axes.set(xlabel="tracks", ylabel=f"{title}: influencer / baseline", xscale="log", yscale="log")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     canvas.savefig(path, dpi=120)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
 import math
 
 import numpy as np
 import pytest
 import torch
-from toys import toy_batch, toy_dataset, toy_event
+from toys import toy_batch, toy_config, toy_dataset, toy_event
 
 from hpctrack.config import AugmentConfig, Named, SelectionConfig
 from hpctrack.data import perigee
@@ -18,13 +21,18 @@ from hpctrack.data.schema import ESTIMATE, Candidates
 from hpctrack.data.store import Dataset
 from hpctrack.data.verify_candidates import check_candidates
 from hpctrack.errors import InputError
+from hpctrack.evaluate import main as evaluate
+from hpctrack.infer import main as infer
 from hpctrack.losses import build_loss
 from hpctrack.losses.parameters import gaussian
 from hpctrack.losses.parameters import representatives as of_tracks
 from hpctrack.losses.tracks import Tracks
-from hpctrack.reporting import resolutions
+from hpctrack.parallel.env import distributed
+from hpctrack.report import main as report
+from hpctrack.reporting import parameters, resolutions
 from hpctrack.reporting.tally import Cuts
 from hpctrack.tracking.parameters import estimates, representatives, with_parameters
+from hpctrack.train import train
 
 
 def particles(n: int = 40, seed: int = 0) -> dict[str, np.ndarray]:
@@ -210,6 +218,9 @@ def test_resolutions_and_pulls_are_those_put_in():
         assert number["pull_mean"] == pytest.approx(0, abs=4 * number["pull_mean_error"])
         assert sum(b["n"] for b in number["pt"]) == sum(b["n"] for b in number["eta"]) == 2000
     assert "q_over_pt" in "".join(resolutions.lines(summed))
+    (text,) = parameters.section({"resolutions": summed})
+    assert text.count("data:image/svg+xml") == 10 and text.count("<tr><th") == 6
+    assert parameters.section({}) == []
     assert resolutions.summary([None], cuts) is None
 
 
@@ -227,3 +238,23 @@ def test_a_target_enters_once_with_its_best_candidate():
     )
     rows = resolutions.deviations(event, doubled, Cuts(0.0))
     assert rows.shape == (3, 12) and np.abs(rows[:, 2:7]).max() < 1e-3
+
+
+def test_from_training_to_results(tmp_path, capsys):
+    data = toy_dataset(tmp_path / "data")
+    model = {"parameters": True, "backbone": {"name": "transformer", "width": 8, "layers": 1, "heads": 2}}
+    more = {"loss": {"parameters": 0.1}, "train": {"steps": 3, "valid_every": 3}, "builder": {"radius": 5.0}}
+    config = toy_config(tmp_path / "run", data, data, model=model, **more)
+    with contextlib.redirect_stdout(io.StringIO()), distributed(config.parallel, 1) as env:
+        train(config, env)
+    terms = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert any("loss/parameters" in line for line in terms)
+    out, results = tmp_path / "candidates", tmp_path / "results.json"
+    assert infer(["--checkpoint", str(tmp_path / "run"), "--data", str(data), "--out", str(out)]) in (0, None)
+    tables = [CandidateStore(out).read(i).parameters for i in range(6)]
+    assert all(table is not None and np.isfinite(table).all() for table in tables)
+    evaluate([str(out), "--data", str(data), "--out", str(results), "--pt-min-gev", "0"])
+    assert json.loads(results.read_text())["resolutions"]["parameters"].keys() == set(ESTIMATE[:5])
+    assert "track parameters" in capsys.readouterr().out
+    report(["--results", str(results), "--out", str(tmp_path / "page.html")])
+    assert "How well track parameters are estimated" in (tmp_path / "page.html").read_text()
