@@ -13,7 +13,7 @@ from strategies import HAS_DEEPSPEED, VARIANTS, needs_deepspeed, variants
 from toys import toy_config, toy_dataset
 
 from hpctrack.config import ParallelConfig, parse
-from hpctrack.errors import InputError
+from hpctrack.errors import InputError, MachineError
 from hpctrack.parallel.env import distributed
 from hpctrack.parallel.strategy import STRATEGIES
 from hpctrack.runtime import checkpoint
@@ -96,7 +96,7 @@ def test_every_strategy_is_tested():
 
 @pytest.mark.parametrize("name", variants())
 def test_the_curve_and_the_weights_are_those_of_one_rank(tmp_path, data, alone, name):
-    for precision in {PRECISION.get(name, "fp32"), "bf16"} if name != "zero 2" else {"fp32"}:
+    for precision in [PRECISION.get(name, "fp32"), *(["bf16"] if name in ("ddp", "fsdp", "zero 3") else [])]:
         tolerance = TOLERANCE[precision]
         run_ranks(2, run, config(tmp_path / precision, data, VARIANTS[name], precision), timeout=300)
         assert_same_curve(tmp_path / precision, alone[precision], tolerance)
@@ -145,6 +145,19 @@ def test_gradients_in_bf16_are_near(tmp_path, data, alone, name):
     run_ranks(2, run, config(tmp_path / "run", data, VARIANTS[name] | {"compress": "bf16"}, "fp32"), timeout=300)
     found, exact = curve(tmp_path / "run"), curve(alone["fp32"])
     assert found == pytest.approx(exact, rel=0.05) and found != pytest.approx(exact, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", variants("fsdp", "zero 2", "zero 3"))
+def test_what_is_not_finite_ends_all_ranks(tmp_path, data, name):
+    optim = {"lr": 1e36, "warmup_steps": 0, "clip_norm": None}
+    settings = config(tmp_path / "run", data, VARIANTS[name], "fp32", **optim)
+    run_ranks(2, expect_error, settings, "is not finite", timeout=300)
+
+
+def expect_error(config, part: str) -> None:
+    with pytest.raises(MachineError) as error:
+        run(config)
+    assert str(error.value).startswith("step 2: ") and part in str(error.value)
 
 
 @needs_deepspeed
