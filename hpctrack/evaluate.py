@@ -17,10 +17,11 @@ import numpy as np
 
 from hpctrack import __version__
 from hpctrack.data.candidates import CandidateStore
+from hpctrack.data.edges import is_edges
 from hpctrack.data.files import write_json
 from hpctrack.data.store import Dataset
 from hpctrack.errors import InputError, verb
-from hpctrack.reporting import resolutions
+from hpctrack.reporting import edges, resolutions
 from hpctrack.reporting.sources import RESULTS_FORMAT, RESULTS_VERSION
 from hpctrack.reporting.tally import COLUMNS as TALLY_COLUMNS
 from hpctrack.reporting.tally import Cuts, EventTally, add_up, event_row, tally_event
@@ -29,14 +30,19 @@ from hpctrack.reporting.text import table
 
 @verb("evaluate")
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Evaluate a candidates folder; prints the table of all metrics."""
+    """Evaluate a folder of candidates, or of a stage's edges; prints the table of all metrics."""
     args = _arguments(argv)
     cuts = Cuts(args.pt_min_gev, args.min_hits, args.eta_max)
+    command = ["hpctrack", "evaluate", *(sys.argv[1:] if argv is None else argv)]
+    if is_edges(args.candidates):
+        results = edges.evaluate_edges(args.candidates, args.data, cuts, command)
+        write_json(args.out, results)
+        print(f"{edges.table(results)}\n\nwritten: {args.out}")
+        return None
     evaluation = Evaluation(args.candidates, args.data, cuts)
     if not args.out.absolute().parent.is_dir():
         raise InputError(f"{args.out}: its folder does not exist")
     tallies = list(evaluation.tallies(args.jobs))
-    command = ["hpctrack", "evaluate", *(sys.argv[1:] if argv is None else argv)]
     results = evaluation.results(tallies, command)
     write_json(args.out, results)
     print(table(results))

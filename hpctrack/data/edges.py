@@ -130,6 +130,15 @@ class EdgeStore(CandidateStore):
         return EdgesFile(path, event_ids)
 
 
+def is_edges(folder: str | Path) -> bool:
+    """Whether a folder holds edges."""
+    try:
+        candidates.open_checked(Path(folder) / candidates.INDEX, FORMAT).close()
+    except InputError:
+        return False
+    return True
+
+
 def open_store(folder: str | Path) -> EdgeStore:
     """The edges in a folder."""
     return EdgeStore(folder)

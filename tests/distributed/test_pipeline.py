@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from ranks import run_ranks
 
-from hpctrack import convert, infer, simulate
+from hpctrack import convert, evaluate, infer, simulate
 from hpctrack.config import load_config
 from hpctrack.data import candidates, edges, truth
 from hpctrack.data.store import Dataset
@@ -55,6 +56,10 @@ def test_the_chain_on_two_ranks(dataset, tmp_path):
         form = candidates if stage == "gnn" else edges
         one, two = (form.open_store(path) for path in (tmp_path / "alone" / stage, out))
         assert one.digest == two.digest and one.event_ids.tolist() == list(range(4))
+    results = tmp_path / "edges.json"
+    assert not evaluate.main([str(dataset / "edges/filter"), "--data", str(dataset), "--out", str(results)])
+    whole = json.loads(results.read_text())["cuts"]["0.0"]
+    assert whole["efficiency"]["denominator"] > 100 and whole["kept_true"]["value"] == 1.0
     data, stored = Dataset(dataset), edges.open_store(dataset / "edges" / "embedding")
     for i in range(4):
         found = stored.read(i)
