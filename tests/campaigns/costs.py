@@ -2,9 +2,9 @@
 
     python -m tests.campaigns.costs --data DATASET --points 10,20,50,100,200,300,400,500,all --events 5 --out FOLDER
 
-Ratios to the baseline (contrastive embedding, greedy condensation) in the same process, event by event: seconds and peak
-memory of a training step of one event, and of the loss alone; seconds of candidate building. The influencer loss in
-closed form, as the paper's pair scatter and as a loop over tracks. Memory is that of tensors alive at once, counted
+Ratios to the baseline (contrastive embedding, greedy condensation) in the same process, event by event: seconds and
+peak memory of a training step of one event, and of the loss alone; seconds of candidate building. The influencer loss
+in closed form, as the paper's pair scatter and as a loop over tracks. Memory is that of tensors alive at once, counted
 exactly; of a step most is the backbone's. Models are the default backbone with weights as initialised; what losses and
 builders see has the geometry of a trained model's outputs (benchmarks/embeddings.py). Finished events stand in
 FOLDER/costs.jsonl and are not measured again; costs.md and costs.png are made from them.
