@@ -107,6 +107,7 @@ def batch_terms(batch: Batch) -> list[float]:
     return [1.0, float(hits.sum()), float(batch.num_edges), float(hits.square().sum())]
 
 
-def event_terms(hits: np.ndarray) -> np.ndarray:
-    """TERMS [n, 4] of single events with so many hits, as they count within a micro-batch."""
-    return np.stack([np.zeros(len(hits)), hits, np.zeros(len(hits)), np.square(hits, dtype=np.float64)], axis=1)
+def event_terms(hits: np.ndarray, edges: np.ndarray | None = None) -> np.ndarray:
+    """TERMS [n, 4] of single events with so many hits and edges (default: none), as they count within a micro-batch."""
+    edges = np.zeros(len(hits)) if edges is None else edges
+    return np.stack([np.zeros(len(hits)), hits, edges, np.square(hits, dtype=np.float64)], axis=1)

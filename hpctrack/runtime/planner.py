@@ -25,14 +25,18 @@ class Planner:
     """Plans epochs from event sizes, and learns what events cost.
 
     `sizes` [n_events] are the model's own estimate of relative cost, mean 1: they compose the steps, the same in every
-    run. Measured costs only ever decide who takes which events of a step (`plan.cost: learned`).
+    run. Measured costs only ever decide who takes which events of a step (`plan.cost: learned`). `edges` [n_events]: of
+    the events' graphs, if they are known beforehand.
     """
 
-    def __init__(self, config: RunConfig, data: Dataset, model: nn.Module, env: Env) -> None:
+    def __init__(
+        self, config: RunConfig, data: Dataset, model: nn.Module, env: Env, edges: np.ndarray | None = None
+    ) -> None:
         self.config, self.data, self.env = config.plan, data, env
         self.seed = config.seed
         self.hits = expected_hits(data, config.data.selection)
-        sizes = np.maximum(model.relative_cost(self.hits), 1e-9)
+        self.edges = edges
+        sizes = np.maximum(model.relative_cost(self.hits, edges), 1e-9)
         self.sizes = sizes / sizes.mean()
         self.window = None if config.plan.window == "epoch" else config.plan.window
         self.cost = CostModel()
@@ -58,7 +62,7 @@ class Planner:
 
     def costs(self) -> np.ndarray:
         """Cost of each event as well as it is known: measured seconds, or the model's own estimate before that."""
-        return self.cost.seconds(event_terms(self.hits)) if self.cost.fitted else self.sizes
+        return self.cost.seconds(event_terms(self.hits, self.edges)) if self.cost.fitted else self.sizes
 
     def position(self, step: int) -> tuple[int, int]:
         """(epoch, step within the epoch) of an optimizer step, counted from 0."""

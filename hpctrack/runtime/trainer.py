@@ -91,7 +91,8 @@ class Trainer:
         model = model.to(env.device, self.dtype)
         if config.train.compile:
             compile_model(model, config.memory.policy == "auto", env.device.type)
-        self.planner = Planner(config, self.data, model, env)
+        self.graph = build_graph(config.data.graph, config.data.train)
+        self.planner = Planner(config, self.data, model, env, self.graph.n_edges if self.graph else None)
         optimizer = partial(build_optimizer, config=config.optim)
         strategy = STRATEGIES[config.parallel.strategy]
         self.engine = strategy(model, optimizer, env, self.precision, config.parallel, config.optim.clip_norm)
@@ -124,8 +125,7 @@ class Trainer:
     def loader(self) -> EventLoader:
         """What reads training events."""
         data, stream = self.config.data, (self.config.seed, TRAIN)
-        graph = build_graph(data.graph, data.train)
-        about = (stream, self.dtype, data.curriculum, self.parameters, graph)
+        about = (stream, self.dtype, data.curriculum, self.parameters, self.graph)
         return EventLoader(self.data, data.features, data.selection, data.augment, *about)
 
     def valid_batches(self) -> Iterator[Batch]:
