@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from typing import Any
 
 from hpctrack.errors import EXIT_INPUT, InputError
@@ -67,7 +68,9 @@ def mpi_meeting(size: int) -> tuple[str, int, int]:
 
 
 def mpi_end() -> None:
-    """Close MPI at the end of a run without errors, if `mpi_meeting` opened it."""
+    """Close MPI at the end of a run without errors, if it was opened."""
+    if "mpi4py.MPI" not in sys.modules:
+        return
     from mpi4py import MPI
 
     if not MPI.Is_finalized():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 
 import pytest
 import torch
@@ -124,9 +125,19 @@ def test_an_address_that_is_set_is_used(monkeypatch):
 def test_mpi_without_mpi4py_says_what_helps(monkeypatch):
     for name, value in (OPENMPI | {"OMPI_COMM_WORLD_RANK": "0"}).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setitem(__import__("sys").modules, "mpi4py", None)
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
     with pytest.raises(InputError, match=r"pip install 'hpctrack\[mpi\]'"):
         with_meeting(find_place(env_module.os.environ))
+
+
+def test_mpi_ranks_that_know_an_address_need_no_mpi4py(monkeypatch):
+    for name, value in (OPENMPI | {"MASTER_ADDR": "n1", "MASTER_PORT": "1234"}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    monkeypatch.delitem(sys.modules, "mpi4py.MPI", raising=False)
+    place = with_meeting(find_place(env_module.os.environ))
+    assert (place.address, place.port, place.local_rank) == ("n1", 1234, 1)
+    env_module.mpi_end()
 
 
 def test_devices(monkeypatch):
