@@ -38,7 +38,7 @@ def toy_event(event_id: int, n_tracks: int = 6, n_noise: int = 3, seed: int = 0)
             "y": r * np.sin(hit_phi),
             "z": r * np.sinh(hit_eta),
             "volume_id": np.full(n, 8),
-            "layer_id": np.full(n, 2),
+            "layer_id": 2 * (1 + np.searchsorted(RADII, r)),
             "module_id": np.ones(n),
             "r": r,
             "phi": hit_phi,
