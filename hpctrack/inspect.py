@@ -18,7 +18,7 @@ from hpctrack.data.files import write_json
 from hpctrack.data.verify import Problem, check_dataset, check_index, check_shard
 from hpctrack.data.verify_candidates import check_candidates, check_candidates_file, check_journal
 from hpctrack.errors import InputError, verb
-from hpctrack.inspection import candidates, datasets, kinds, runs, text
+from hpctrack.inspection import candidates, datasets, edges, kinds, runs, text
 
 
 @verb("inspect")
@@ -77,6 +77,7 @@ def describe(path: Path, kind: str) -> dict[str, Any]:
         kinds.CANDIDATES_INDEX: lambda path: candidates.describe_candidates(path.parent),
         kinds.CANDIDATES_FILE: candidates.describe_file,
         kinds.UNFINISHED_CANDIDATES: candidates.describe_unfinished,
+        kinds.EDGES: edges.describe_edges,
         kinds.JOURNAL: lambda path: candidates.describe_journals([path]),
         kinds.RUN: runs.describe_run,
         kinds.RESULTS: runs.describe_results,
@@ -97,6 +98,7 @@ def verify(path: Path, kind: str, data: Path | None = None, jobs: int = 1) -> li
         kinds.CANDIDATES_INDEX: lambda path: check_candidates(path.parent, data, jobs, say()),
         kinds.CANDIDATES_FILE: lambda path: check_candidates_file(path)[0],
         kinds.UNFINISHED_CANDIDATES: lambda path: check_candidates(path, data, jobs, say()),
+        kinds.EDGES: edges.check_edges,
         kinds.JOURNAL: check_journal,
         kinds.RUN: lambda path: runs.check_run(path) + _checkpoints().check_checkpoints(path / "checkpoints"),
         kinds.RESULTS: runs.check_results,

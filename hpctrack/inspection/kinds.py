@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from hpctrack.data import candidates, store
+from hpctrack.data import candidates, edges, store
 from hpctrack.errors import InputError
 from hpctrack.reporting.sources import RESULTS_FORMAT
 
 DATASET, SHARD, DATASET_INDEX = "dataset", "shard", "dataset index"
 CANDIDATES, CANDIDATES_FILE, CANDIDATES_INDEX = "candidates", "candidates file", "candidates index"
+EDGES = "edges"
 UNFINISHED_DATASET, UNFINISHED_CANDIDATES, JOURNAL = "unfinished dataset", "unfinished candidates", "journal"
 RUN, CHECKPOINT, CHECKPOINTS, RESULTS = "run", "checkpoint", "checkpoints folder", "results"
 EXPECTED = (
-    "a dataset folder, a shard, a candidates folder or file, a run folder, a checkpoint, an index.h5 or a results.json"
+    "a dataset folder, a shard, a folder or file of candidates, a folder of edges, a run folder, a checkpoint, an index.h5 or a results.json"
 )
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
@@ -45,6 +46,8 @@ def _kind_of_folder(path: Path) -> str:
         return CHECKPOINT
     if (path / "latest").is_file() or any(path.glob("step-*/meta.json")):
         return CHECKPOINTS
+    if edges.is_edges(path):
+        return EDGES
     shards, candidate_files = any(path.glob("events-*.h5")), any(path.glob("candidates-*.h5"))
     if (path / store.INDEX).is_file():
         if shards != candidate_files:  # the index itself may be damaged

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from ranks import run_ranks
 
-from hpctrack import convert, evaluate, infer, simulate
+from hpctrack import convert, evaluate, infer, inspect, simulate
 from hpctrack.config import load_config
 from hpctrack.data import candidates, edges, truth
 from hpctrack.data.store import Dataset
 from hpctrack.errors import InputError
 from hpctrack.graphs import GRAPHS, build_graph
+from hpctrack.inspection import kinds
 from hpctrack.parallel.env import distributed
 from hpctrack.train import train
 
@@ -98,6 +99,8 @@ def test_stored_edges_come_back_among_the_selected_hits(dataset, tmp_path):
         away = np.hypot(event.column("hits.r").astype(float), event.column("hits.z"))
         assert (away[found[0]] <= away[found[1]]).all()
     graph.store.close()  # HDF5 would hand out what it holds of an open file
+    assert kinds.kind_of(folder) == kinds.EDGES and inspect.verify(folder, kinds.EDGES) == []
+    assert inspect.describe(folder, kinds.EDGES)["edges"] == sum(map(len, known.values()))
     with open(folder / "edges-00000.h5", "r+b") as file:
         content = file.read()
         at = content.find(known[0].sender.tobytes())
@@ -105,5 +108,6 @@ def test_stored_edges_come_back_among_the_selected_hits(dataset, tmp_path):
         file.write(b"\x01\x02\x03")
     with pytest.raises(InputError, match="event 0 fails its checksum"):
         edges.open_store(folder).read(0)
+    assert [problem.event for problem in inspect.verify(folder, kinds.EDGES)] == [0]
     with pytest.raises(InputError, match="format 'hpctrack-edges'"):
         candidates.CandidateStore(folder)

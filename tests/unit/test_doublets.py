@@ -6,11 +6,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from torch_geometric.data import Batch
+from toys import FEATURES, toy_dataset
 
-from hpctrack.config import parse
+from hpctrack.config import AugmentConfig, Named, SelectionConfig, parse
 from hpctrack.data import schema
+from hpctrack.data.loader import EventLoader
+from hpctrack.data.store import Dataset
 from hpctrack.errors import InputError
-from hpctrack.graphs import doublets
+from hpctrack.graphs import build_graph, doublets
 from hpctrack.graphs.doublets import BARREL, Doublets
 
 RADII = dict(zip(BARREL, (32, 72, 116, 172, 260, 360, 500, 660, 820, 1020), strict=True))
@@ -72,3 +76,19 @@ def test_layers_can_be_named():
     assert len(i) and set(layer[i]) == {2} and set(layer[j]) == {6}
     with pytest.raises(InputError, match="pairs"):
         parse(Doublets.Options, {"pairs": "endcap"}, "toy")
+
+
+def test_batches_have_edges_and_their_truth(tmp_path):
+    folder = toy_dataset(tmp_path / "data", sizes=(4, 0, 5), n_noise=6)
+    graph = build_graph(Named(name="doublets", phi_slope_max_per_mm=0.02, z0_max_mm=500.0), folder)
+    turned = AugmentConfig(rotate=True, mirror=True)
+    load = EventLoader(Dataset(folder), FEATURES, SelectionConfig(), turned, (1, 0), graph=graph)
+    batch = Batch.from_data_list([load(row, 0) for row in range(3)])
+    i, j = batch.edge_index
+    assert (batch.batch[i] == batch.batch[j]).all() and len(batch.edge_truth) == batch.num_edges
+    r = FEATURES.index("r")
+    assert (batch.x[i, r] < batch.x[j, r]).all()
+    same = (batch.track[i] == batch.track[j]) & (batch.track[i] >= 0)
+    assert (same[batch.edge_truth]).all() and 0 < batch.edge_truth.sum() == 3 * 9 < batch.num_edges
+    with pytest.raises(InputError, match=r"data\.graph\.name.*unknown 'doublet'; one of: doublets"):
+        build_graph(Named(name="doublet"), folder)

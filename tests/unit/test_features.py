@@ -75,3 +75,15 @@ def test_small_events_can_be_selected(tracks, noise):
     event = toy_event(1, tracks, noise)
     chosen = select(event, SelectionConfig(tracks=3), np.random.default_rng(0))
     assert len(chosen.rows) == event.n_hits and chosen.n_tracks == tracks
+
+
+def test_selection_of_volumes():
+    event = toy_event(3, 12, 9)
+    volume, row = event.column("hits.volume_id"), event.column("truth.particle_row")
+    volume[event.column("hits.r") > 150] = 13
+    seen = select(event, SelectionConfig(volumes=[8]), np.random.default_rng(0))
+    assert seen.rows.tolist() == np.flatnonzero(volume == 8).tolist() and seen.n_tracks == 12
+    both = select(event, SelectionConfig(volumes=[8, 13]), np.random.default_rng(0))
+    assert both.rows.tolist() == list(range(event.n_hits))
+    few = select(event, SelectionConfig(volumes=[13], min_hits=4, noise=False), np.random.default_rng(0))
+    assert few.n_tracks == 0 and set(few.rows) == set(np.flatnonzero((volume == 13) & (row >= 0)))  # three hits each
