@@ -17,11 +17,13 @@ from hpctrack.tracking.matching import exclusive_lists, match
 from hpctrack.tracking.metrics import MIN_CANDIDATE_HITS, counted, double_matched
 
 WAVES_MM = (32.0, 8.0, 2.0, 0.5)  # of z0, so that a network sees distances from a beam spot's length to a resolution
+Z0_UNIT_MM = 5.0
 FEATURES = (
     *("z0", "log_z0_deviation", "d0", "q_over_pt", "cos_phi", "sin_phi", "theta"),
     *(f"{wave}_{length:g}_mm" for length in WAVES_MM for wave in ("cos_z0", "sin_z0")),
 )
 COLLISION_BIT = 52  # of particle_id, from which on it numbers the collision (TrackML, docs/simulation.md)
+PROMPT_MM = 0.1
 MIN_TRACKS = MIN_CANDIDATE_HITS  # of a collision that counts, and of a cluster: the metrics of tracks apply as they are
 Q_OVER_PT, THETA, D0, Z0 = (PARAMETERS.index(name) for name in ("q_over_pt", "theta", "d0", "z0"))
 VARIANCE_Z0 = ESTIMATE.index("cov_z0_z0")
@@ -31,7 +33,7 @@ def features(estimate_TK: np.ndarray) -> np.ndarray:
     """Model inputs float32 [T, len(FEATURES)] of tracks with the columns schema.ESTIMATE (1/GeV, rad, mm)."""
     z0, phi = estimate_TK[:, Z0], estimate_TK[:, PHI]
     columns = [
-        *(z0 / 5.0, np.log(deviation_z0(estimate_TK) / 0.1), np.arcsinh(estimate_TK[:, D0] / 0.1)),
+        *(z0 / Z0_UNIT_MM, np.log(deviation_z0(estimate_TK) / 0.1), np.arcsinh(estimate_TK[:, D0] / 0.1)),
         *(estimate_TK[:, Q_OVER_PT], np.cos(phi), np.sin(phi), estimate_TK[:, THETA] - np.pi / 2),
     ]
     for length in WAVES_MM:
@@ -44,15 +46,23 @@ def deviation_z0(estimate_TK: np.ndarray) -> np.ndarray:
     return np.sqrt(np.maximum(estimate_TK[:, VARIANCE_Z0], 1e-12))
 
 
-def collisions(particle_id: np.ndarray, majority_T: np.ndarray) -> np.ndarray:
-    """Collision 0 … V - 1 of each track, whose particle is row `majority_T` of `particle_id`; -1 where it has none.
+def collisions(particle_id: np.ndarray, born: np.ndarray, majority_T: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Collision 0 … V - 1 of each track, -1 = none [T], and z of the collisions, mm [V].
 
-    A collision counts if it has at least MIN_TRACKS of the tracks; tracks of others belong to none, as noise hits do.
+    The track's particle is row `majority_T` of `particle_id` and of `born` [P, 3], mm; -1: it has none. A collision is
+    where the median of its tracks is born. Tracks born further than PROMPT_MM from it, in decays and in material,
+    belong to none, as noise hits do; so do those of a collision with fewer than MIN_TRACKS.
     """
     number = np.where(majority_T >= 0, particle_id[majority_T] >> COLLISION_BIT, -1)
-    names, inverse, count = np.unique(number, return_inverse=True, return_counts=True)
-    large = (names >= 0) & (count >= MIN_TRACKS)
-    return np.where(large, np.cumsum(large) - 1, -1)[inverse]
+    out, z = np.full(len(number), -1), []
+    for one in np.unique(number[number >= 0]):
+        tracks = np.flatnonzero(number == one)
+        place = np.median(born[majority_T[tracks]], axis=0)
+        prompt = tracks[np.linalg.norm(born[majority_T[tracks]] - place, axis=1) <= PROMPT_MM]
+        if len(prompt) >= MIN_TRACKS:
+            out[prompt] = len(z)
+            z.append(place[2])
+    return out, np.array(z)
 
 
 def gap_clusters(z0: np.ndarray, gap_mm: float) -> Lists:

@@ -6,9 +6,9 @@
 With `--candidates` (three folders of `hpctrack infer`, of a model with track parameters, beside the datasets) the
 tracks are candidates without duplicates; it is trained and judged on what the first level found, which gets no
 gradient. Without, they are the true particles of pT > 1 GeV with z0 smeared by each of --deviations-mm: what a second
-level can do with tracks so well measured. The model is the influencer model on a dense transformer, the loss the
-influencer loss, the builder the radius; radius and gap are tuned alike on validation events. Finished settings stand in
-FOLDER/vertices.jsonl.
+level can do with tracks so well measured. The model is the influencer model on a dense transformer, with z0 as a first
+guess in its embedding, the loss the influencer loss, the builder the radius; radius and gap are tuned alike on
+validation events. Finished settings stand in FOLDER/vertices.jsonl.
 """
 
 from __future__ import annotations
@@ -30,14 +30,15 @@ from hpctrack.data.selection import target_particles
 from hpctrack.data.store import Dataset
 from hpctrack.errors import InputError
 from hpctrack.losses import build_loss
-from hpctrack.models import build_model
+from hpctrack.models.influencer import InfluencerModel
 from hpctrack.tracking import vertices
 from hpctrack.tracking.builders import build_builder, choose, tuning_counts
 from hpctrack.tracking.matching import match_candidates
 from hpctrack.tracking.metrics import double_matched, fraction
 from tests.campaigns.points import Points
 
-MODEL = Named(name="influencer", embedding=4, backbone={"name": "transformer", "width": 64, "layers": 3, "heads": 4})
+MODEL = InfluencerModel.Options(embedding=4, backbone={"name": "transformer", "width": 64, "layers": 3, "heads": 4})
+LENGTH_MM = 0.3  # of z0 in a unit of the embedding, the loss's margin: what repels each other before training
 LOSS = Named(name="influencer", attraction=4.0, repulsion_ii=0.5, compactness=8.0, squared_hinge_ui=True, per="hit")
 BUILDER = Named(name="radius", radius=None, min_hits=vertices.MIN_TRACKS)
 GAPS_MM = [0.01 * 1.35**k for k in range(20)]
@@ -45,21 +46,29 @@ COLUMNS = ["truth.particle_row", "particles.particle_id", *perigee.COLUMNS]
 SHOWN = ("efficiency", "fakes", "purity", "assigned")
 
 
+class VertexModel(InfluencerModel):
+    """The influencer model whose embeddings begin at z0: else all tracks of an event begin within the margin."""
+
+    def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """`user` and `influencer` [T, E] of tracks with the features vertices.FEATURES."""
+        guess = torch.zeros(batch.num_nodes, MODEL.embedding)
+        guess[:, 0] = vertices.Z0_UNIT_MM / LENGTH_MM * batch.x[:, vertices.FEATURES.index("z0")]
+        return {name: value + guess for name, value in super().forward(batch).items()}
+
+
 class Tracks:
     """Tracks of one event: their estimates [T, 20], collisions [T], and true z of the collisions [V]."""
 
     def __init__(self, event: Event, estimate: np.ndarray, particle: np.ndarray) -> None:
         self.estimate = estimate
-        self.collision = vertices.collisions(event.column("particles.particle_id"), particle)
+        born = np.stack([event.column(f"particles.v{axis}").astype(np.float64) for axis in "xyz"], axis=1)
+        self.collision, self.z = vertices.collisions(event.column("particles.particle_id"), born, particle)
         self.data = Data(
             x=torch.from_numpy(vertices.features(estimate)),
             track=torch.from_numpy(self.collision),
-            n_tracks=torch.tensor([self.collision.max(initial=-1) + 1]),
+            n_tracks=torch.tensor([len(self.z)]),
             num_nodes=len(estimate),
         )
-        vz = event.column("particles.vz").astype(np.float64)[particle]
-        mine = [vz[self.collision == v] for v in range(int(self.data.n_tracks))]
-        self.z = np.array([np.median(values) for values in mine])  # most tracks of a collision start at it
 
 
 def smeared(event: Event, deviation_mm: float) -> Tracks:
@@ -102,7 +111,7 @@ def read(data: Path, candidates: Path | None, deviation_mm: float | None, limit:
 def train(events: Sequence[Tracks], steps: int, seed: int = 1) -> torch.nn.Module:
     """The second level, one event a step."""
     torch.manual_seed(seed)
-    model, loss = build_model(MODEL, vertices.FEATURES), build_loss(LOSS)
+    model, loss = VertexModel(vertices.FEATURES, MODEL), build_loss(LOSS)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
     rng = np.random.default_rng(seed)

@@ -29,10 +29,12 @@ def estimates(z0: np.ndarray, deviation: float = 0.1) -> np.ndarray:
 
 
 def test_collisions_count_from_three_tracks_on():
-    ids = np.array([5, 5, 5, 9, 9, 7, 7, 7], dtype=np.int64) << vertices.COLLISION_BIT
-    assert vertices.collisions(ids, np.arange(8)).tolist() == [0, 0, 0, -1, -1, 1, 1, 1]
-    assert vertices.collisions(ids, np.array([0, 1, -1, 5, 6, 7])).tolist() == [-1, -1, -1, 0, 0, 0]
-    assert vertices.collisions(ids, np.zeros(0, dtype=int)).tolist() == []
+    ids = np.array([5, 5, 5, 9, 9, 7, 7, 7, 7], dtype=np.int64) << vertices.COLLISION_BIT
+    born = np.array([[0, 0, z] for z in (1.0, 1, 1, 2, 2, 3, 3, 3, 50)])
+    found, z = vertices.collisions(ids, born, np.arange(9))
+    assert found.tolist() == [0] * 3 + [-1] * 2 + [1] * 3 + [-1] and z.tolist() == [1.0, 3.0]
+    assert vertices.collisions(ids, born, np.array([0, 1, -1, 5, 6, 7]))[0].tolist() == [-1, -1, -1, 0, 0, 0]
+    assert vertices.collisions(ids, born, np.zeros(0, dtype=int))[0].tolist() == []
 
 
 def test_the_baseline_cuts_at_gaps():
