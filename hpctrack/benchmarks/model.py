@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hpctrack.benchmarks.io import command, simulate
-from hpctrack.benchmarks.measure import Figure, Page, slopes, time_in_turn
+from hpctrack.benchmarks.measure import Figure, Page, ratio, slopes, time_in_turn
 from hpctrack.config import AugmentConfig, SelectionConfig
 from hpctrack.data.loader import EventLoader
 from hpctrack.data.store import Dataset
@@ -22,6 +25,7 @@ from hpctrack.models.backbones import BACKBONES
 FEATURES = ["r", "phi", "cos_phi", "sin_phi", "z", "eta", "inverse_r"]
 SIZES = [1000, 2000, 4000, 8000, 16000, 32000, 64000, 120000]
 DENSE_SIZES = SIZES[:4]  # beyond, the dense backbone only makes the benchmark long
+COMPILED_SIZES = [2000, 4000, 6000]
 MODE = "recompute"  # the same for all sizes: the largest event would need some 9 GB without
 Seconds = dict[str, list[list[float]]]  # pass -> [rounds][sizes]
 
@@ -40,6 +44,7 @@ def run(quick: bool, data: Path | None = None) -> Page:
             Figure(f"seconds_{name}", [row[-1] for row in default[name]], "s", f"default backbone, {sizes[-1]} hits")
             for name in default
         ),
+        *compiled(x_NF, COMPILED_SIZES[: 2 if quick else 3]),
     ]
     return Page(figures, table(sizes, default, dense), lambda path: plot(path, sizes, default, dense))
 
@@ -72,17 +77,46 @@ def measure(name: str, x_NF: Tensor, sizes: Sequence[int], rounds: int) -> Secon
         return call
 
     def step(n: int) -> Callable[[], None]:
-        def call() -> None:
-            h_NH, more = backbone(x_NF[:n], [n])
-            (h_NH.square().mean() + sum(value.square().mean() for value in more.values())).backward()
-
-        return call
+        return partial(train_on, backbone, x_NF, n)
 
     out = {}
     for kind, work in (("forward", forward), ("step", step)):
         seconds = time_in_turn({str(n): work(n) for n in sizes}, rounds)
         out[kind] = [list(row) for row in zip(*seconds.values(), strict=True)]
     return out
+
+
+def compiled(x_NF: Tensor, sizes: Sequence[int]) -> list[Figure]:
+    """Eager over compiled seconds of forward + backward, and the seconds that compiling took, for two backbones."""
+    figures = []
+    for name in ("neighbours", "transformer"):
+        torch.manual_seed(0)
+        eager = BACKBONES[name](FEATURES, BACKBONES[name].Options())
+        fast = copy.deepcopy(eager)
+        fast.compile(dynamic=True)
+        begin = time.perf_counter()
+        train_on(fast, x_NF, 300)
+        train_on(fast, x_NF, 400)  # another size, as events have
+        cold = time.perf_counter() - begin
+        work = {
+            f"{which} {n}": partial(train_on, model, x_NF, n)
+            for which, model in (("eager", eager), ("compiled", fast))
+            for n in sizes
+        }
+        seconds = time_in_turn(work, 3)
+        ratios = [ratio(seconds[f"eager {n}"], seconds[f"compiled {n}"]) for n in sizes]
+        about = f"{name}, eager s / compiled s, forward + backward, {sizes[0]} to {sizes[-1]} hits"
+        figures += [
+            Figure(f"compile_speedup_{name}", [value for row in ratios for value in row], "x", about),
+            Figure(f"compile_cold_{name}", [cold], "s", "two passes on other sizes before that, mostly compiling"),
+        ]
+    return figures
+
+
+def train_on(backbone: nn.Module, x_NF: Tensor, n: int) -> None:
+    """Forward + backward on the first n hits."""
+    h_NH, more = backbone(x_NF[:n], [n])
+    (h_NH.square().mean() + sum(value.square().mean() for value in more.values())).backward()
 
 
 def table(sizes: Sequence[int], default: Seconds, dense: Seconds) -> str:
