@@ -15,7 +15,8 @@ EDGES = "edges"
 UNFINISHED_DATASET, UNFINISHED_CANDIDATES, JOURNAL = "unfinished dataset", "unfinished candidates", "journal"
 RUN, CHECKPOINT, CHECKPOINTS, RESULTS = "run", "checkpoint", "checkpoints folder", "results"
 EXPECTED = (
-    "a dataset folder, a shard, a folder or file of candidates, a folder of edges, a run folder, a checkpoint, an index.h5 or a results.json"
+    "a dataset folder, a shard, a folder or file of candidates, a folder of edges, a run folder, a checkpoint, an "
+    "index.h5 or a results.json"
 )
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 

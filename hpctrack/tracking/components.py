@@ -86,32 +86,27 @@ class ComponentsBuilder(EdgeBuilder):
 
 
 class WalkBuilder(EdgeBuilder):
-    """Connected components that do not branch are candidates; in the others, the best paths one after the other.
+    """The best paths one after the other, each without the hits of those before it.
 
-    The best path of a component is the one from inner to outer hits with the largest sum of edge probabilities, so the
-    longest if edges are sure of themselves. Its hits are taken out, and what is left of the component is looked at
-    again. All components are walked through at a time. The idea is Exa.TrkX's (CC and walk-through, X. Ju et al.,
-    arXiv:2103.06995), whose paths are found greedily, hit by hit.
+    The best path is the one from inner to outer hits with the largest sum of edge probabilities, so the longest if
+    edges are sure of themselves. A component that does not branch is one path; the others are walked through. A path that no
+    better one shares a hit with stays as it is until its turn comes, so all such paths are taken at a time, and then
+    what is left is looked at again. The idea is Exa.TrkX's (CC and walk-through, X. Ju et al., arXiv:2103.06995), whose
+    paths are found greedily, hit by hit.
     """
 
     def groups(self, edge_2M: np.ndarray, probability_M: np.ndarray) -> np.ndarray:
-        """Label [N] of each hit: its path."""
+        """Label [N] of each hit: the last hit of its path."""
         n = int(edge_2M.max()) + 1
         if connected_components(adjacency(edge_2M, n), connection="strong")[0] < n:
             raise InputError("builder 'walk': edges make a circle; it needs edges that lead from inner to outer hits")
-        order = np.argsort(edge_2M[1], kind="stable")
-        edge_2M, probability_M = edge_2M[:, order], probability_M[order]
-        label_N, free_N, found = np.full(n, -1, dtype=np.int64), np.ones(n, dtype=bool), 0
+        weight_M = np.rint(probability_M * 2**40).astype(np.int64) + 1  # sums are exact in any order
+        label_N = np.full(n, -1, dtype=np.int64)
         while edge_2M.shape[1]:
-            component = components(edge_2M, n)
-            simple = ~branching(edge_2M, component, n)
-            taken = best_paths(edge_2M, probability_M, component, n) | simple[component]
-            taken &= free_N & (np.bincount(component, minlength=n)[component] > 1)
-            label_N[taken] = found + component[taken]
-            found += n
-            free_N &= ~taken
-            left = free_N[edge_2M].all(axis=0)
-            edge_2M, probability_M = edge_2M[:, left], probability_M[left]
+            hit, label = undisputed_paths(edge_2M, weight_M, n)
+            label_N[hit] = label
+            left = (label_N[edge_2M] < 0).all(axis=0)
+            edge_2M, weight_M = edge_2M[:, left], weight_M[left]
         return label_N
 
 
@@ -130,37 +125,48 @@ def components(edge_2M: np.ndarray, n: int) -> np.ndarray:
     return connected_components(adjacency(edge_2M, n), directed=False)[1].astype(np.int64)
 
 
-def branching(edge_2M: np.ndarray, component: np.ndarray, n: int) -> np.ndarray:
-    """Which components, bool [n] by number, have a hit with two ways in or out."""
-    crossing = (np.bincount(edge_2M[0], minlength=n) > 1) | (np.bincount(edge_2M[1], minlength=n) > 1)
-    branches = np.zeros(n, dtype=bool)
-    branches[component[crossing]] = True
-    return branches
+def undisputed_paths(edge_2M: np.ndarray, weight_M: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Hits of the paths that no better path shares a hit with, and the last hit of the path of each.
+
+    Of equally good paths that share a hit the one with the lowest last hit stands.
+    """
+    value, before = best_sums(edge_2M, weight_M, n)
+    through = value + best_sums(edge_2M[::-1], weight_M, n)[0]  # of the best path through each hit
+    last = np.flatnonzero((value > 0) & (through == value))
+    hits, labels, at, end = [], [], last, last
+    while len(at):
+        hits.append(at)
+        labels.append(end)
+        at = before[at]
+        at, end = at[at >= 0], end[at >= 0]
+    hit, label = np.concatenate(hits), np.concatenate(labels)
+    lost = np.zeros(n, dtype=bool)
+    lost[label[through[hit] != value[label]]] = True
+    hit, label = hit[~lost[label]], label[~lost[label]]
+    owner = np.full(n, n)
+    np.minimum.at(owner, hit, label)
+    lost[label[owner[hit] != label]] = True
+    return hit[~lost[label]], label[~lost[label]]
 
 
-def best_paths(edge_2M: np.ndarray, probability_M: np.ndarray, component: np.ndarray, n: int) -> np.ndarray:
-    """Which hits, bool [n], are on the best path of their component; edges sorted by the hit they lead to.
+def best_sums(edge_2M: np.ndarray, weight_M: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """The largest sum of weights of a path to each hit, int64 [n], and the hit before it on that path, or -1.
 
     Dynamic programming: the best path to a hit is one edge longer than the best path to some hit before it.
     """
-    start, target = first_of_runs(edge_2M[1])
-    value = np.zeros(n)
+    order = np.lexsort((edge_2M[0], edge_2M[1]))
+    (source, target), weight_M = edge_2M[:, order], weight_M[order]
+    start, reached = first_of_runs(target)
+    value = np.zeros(n, dtype=np.int64)
     while True:
-        longer = np.maximum.reduceat(value[edge_2M[0]] + probability_M, start)
-        if np.array_equal(longer, value[target]):
+        longer = np.maximum.reduceat(value[source] + weight_M, start)
+        if np.array_equal(longer, value[reached]):
             break
-        value[target] = longer
-    best = np.flatnonzero(value[edge_2M[0]] + probability_M == value[edge_2M[1]])[::-1]
+        value[reached] = longer
+    best = np.flatnonzero(value[source] + weight_M == value[target])[::-1]
     before = np.full(n, -1, dtype=np.int64)
-    before[edge_2M[1, best]] = edge_2M[0, best]  # of equal ones the first stays
-    by_value = np.lexsort((np.arange(n), -value, component))
-    at = by_value[first_of_runs(component[by_value])[0]]
-    on_path = np.zeros(n, dtype=bool)
-    while len(at):
-        on_path[at] = True
-        at = before[at]
-        at = at[at >= 0]
-    return on_path
+    before[target[best]] = source[best]  # of equal ones the first stays
+    return value, before
 
 
 def first_of_runs(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
