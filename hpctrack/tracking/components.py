@@ -89,10 +89,10 @@ class WalkBuilder(EdgeBuilder):
     """The best paths one after the other, each without the hits of those before it.
 
     The best path is the one from inner to outer hits with the largest sum of edge probabilities, so the longest if
-    edges are sure of themselves. A component that does not branch is one path; the others are walked through. A path that no
-    better one shares a hit with stays as it is until its turn comes, so all such paths are taken at a time, and then
-    what is left is looked at again. The idea is Exa.TrkX's (CC and walk-through, X. Ju et al., arXiv:2103.06995), whose
-    paths are found greedily, hit by hit.
+    edges are sure of themselves. A component that does not branch is one path; the others are walked through. A path
+    that no better one shares a hit with stays as it is until its turn comes, so all such paths are taken at a time, and
+    then what is left is looked at again. The idea is Exa.TrkX's (CC and walk-through, X. Ju et al., arXiv:2103.06995),
+    whose paths are found greedily, hit by hit.
     """
 
     def groups(self, edge_2M: np.ndarray, probability_M: np.ndarray) -> np.ndarray:
