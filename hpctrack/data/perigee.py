@@ -18,7 +18,7 @@ FIELD_T = 2.0  # along z, TrackML's detector
 GEV_PER_T_MM = 2.99792458e-4  # pT [GeV] = this x |B| [T] x radius [mm]
 LEAST_PT_GEV = 1e-6  # keeps a particle along the beam finite
 COLUMNS = [f"particles.{name}" for name in ("vx", "vy", "vz", "px", "py", "pz", "q")]
-SCALES = np.array([0.1, 0.1, 0.05, 0.1, 1.0])  # units in which a model's deviations from a first guess are of order one
+SCALES = np.array([0.5, 0.2, 0.1, 0.1, 5.0])  # of parameters about the first guess of models/parameters.py
 PHI = PARAMETERS.index("phi")
 
 
