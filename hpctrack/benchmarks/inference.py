@@ -23,7 +23,10 @@ def run(quick: bool) -> Page:
     sizes, repeats, rounds = (SIZES[:4], 5, 2) if quick else (SIZES, 25, 3)
     at_500 = time_in_turn(work(event(TRACKS * HITS_PER_TRACK, noise=0.0)), repeats)
     grown = {n: time_in_turn(work(event(n, noise=0.15)), rounds) for n in sizes}
-    rows = {kind: [list(row) for row in zip(*(grown[n][kind] for n in sizes), strict=True)] for kind in grown[sizes[0]]}
+    rows = {
+        kind: [list(row) for row in zip(*(grown[n][kind] for n in sizes), strict=True)]
+        for kind in ("radius", "radius, exclusive")
+    }
     at = f"{TRACKS} tracks"
     figures = [
         Figure("build_over_greedy", ratio(at_500["greedy"], at_500["radius"]), "x", f"greedy s / radius s, {at}"),

@@ -121,9 +121,9 @@ def like(value: Any, example: Any) -> Any:
 def units(model: nn.Module) -> list[nn.Module]:
     """The parts whose weights are gathered together where weights are shared out: the members of module lists.
 
-    Gathering goes with calling a part. If the members are not made to be called, it is the model as a whole.
+    Gathering goes with calling a part. If there are none, or none made to be called, it is the model as a whole.
     """
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     layers = [layer for layers in lists for layer in layers]
     callable_ = all(type(layer).forward is not nn.Module.forward for layer in layers)
-    return layers if callable_ else [model]
+    return layers if layers and callable_ else [model]

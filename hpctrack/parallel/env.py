@@ -143,12 +143,12 @@ def start_group(env: Env, config: ParallelConfig) -> None:
 
 
 def say_ranks(env: Env) -> None:
-    """Rank 0 prints which ranks there are, and where; InputError if two have the same GPU."""
+    """Rank 0 of a launcher's ranks prints which there are, and where; InputError if two have the same GPU."""
     own = (socket.gethostname(), str(env.device), gpu_identity(env.device))
     found = [own] * env.world
     if env.world > 1:
         dist.all_gather_object(found, own)
-    if env.is_main:
+    if env.is_main and env.source != ALONE.source:
         print(ranks_line(env, [(host, device) for host, device, _ in found]), flush=True)
     seen: dict[tuple[str, str], int] = {}
     for rank, (host, device, gpu) in enumerate(found):

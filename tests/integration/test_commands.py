@@ -89,7 +89,7 @@ def test_the_console_command_lists_and_dispatches_its_verbs():
     text = shell(command, "--help")
     assert all(verb in text for verb in ("simulate", "convert", "train", "infer", "evaluate", "report", "bench"))
     assert "unknown verb 'fly'" in shell(command, "fly", code=2)
-    assert "closed_over_loop" in shell(command, "bench", "loss", "--quick")
+    assert "build_over_greedy" in shell(command, "bench", "inference", "--quick")
     for verb in ("simulate", "convert", "train", "infer", "evaluate", "report", "bench"):
         assert "usage: hpctrack" in shell(command, verb, "--help")
 
