@@ -54,9 +54,7 @@ class Memory:
                 f"key 'memory.policy': the model has no memory mode '{config.policy}'; one of: auto, {', '.join(modes)}"
             )
         if config.policy == "auto" and not engine.rehearses:
-            raise InputError(
-                "memory.policy=auto works with parallel.strategy ddp and fsdp; for deepspeed name a mode"
-            )
+            raise InputError("memory.policy=auto works with parallel.strategy ddp and fsdp; for deepspeed name a mode")
         self.policy = config.policy
         self.chunk = getattr(engine.module, "chunk", None) or CHUNK
         self.modes = [mode for mode in modes if mode != "offload" or self.env.device.type == "cuda"]
