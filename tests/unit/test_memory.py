@@ -72,8 +72,8 @@ def test_the_meter_agrees_with_the_profiler(loss):
             terms = loss(engine.forward(batch, False, mode), batch)
             engine.backward(sum(term.sum for term in terms.values()))
         changes = [e.nbytes() for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-            # attention has a small workspace
-            assert found == pytest.approx(np.cumsum(changes).max(), rel=0.02, abs=300_000), mode
+        # attention has a small workspace
+        assert found == pytest.approx(np.cumsum(changes).max(), rel=0.02, abs=300_000), mode
         engine.discard()
 
 
