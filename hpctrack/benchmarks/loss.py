@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from torch_geometric.data import Batch, Data
 
 from hpctrack.benchmarks.embeddings import FEATURES, embeddings, straight_tracks, tracks
-from hpctrack.benchmarks.measure import Figure, Page, ratio, time_in_turn
+from hpctrack.benchmarks.measure import Figure, Page, new_high_water_gib, ratio, status_gib, time_in_turn
 from hpctrack.benchmarks.searches import search_table
 from hpctrack.config import Named
 from hpctrack.losses import build_loss
@@ -47,7 +46,10 @@ def run(quick: bool) -> Page:
     for state, name in (("trained", "loss_100k"), ("collapsed", "loss_100k_collapsed")):
         seconds, gib = full_event(state, hits)
         at = f"whole loss of {hits} hits, {state} embeddings, forward + backward"
-        figures += [Figure(f"{name}_s", [seconds], "s", at), Figure(f"{name}_peak_gib", [gib], "GiB", f"peak of {at}")]
+        figures += [
+            Figure(f"{name}_s", [seconds], "CPU s", at),
+            Figure(f"{name}_peak_gib", [gib], "GiB", f"peak of {at}"),
+        ]
     return Page(figures, search_table(quick))
 
 
@@ -132,7 +134,7 @@ def as_trained(outputs: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
 
 
 def full_event(state: str, hits: int) -> tuple[float, float]:
-    """Seconds and peak GiB, beyond what was there before, of the influencer loss in a process of its own."""
+    """CPU seconds and peak GiB, beyond what was there before, of the influencer loss in a process of its own."""
     command = [sys.executable, "-m", "hpctrack.benchmarks.loss", state, str(hits)]
     found = subprocess.run(command, capture_output=True, text=True, check=True)
     return tuple(json.loads(found.stdout))
@@ -149,11 +151,9 @@ def one_loss(state: str, hits: int) -> tuple[float, float]:
     n_tracks = torch.tensor([track.max() + 1])
     batch = Batch.from_data_list([Data(track=torch.from_numpy(track), n_tracks=n_tracks, num_nodes=hits)])
     loss = build_loss(SYSTEMS["influencer"][1])
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    begin = time.perf_counter()
+    before, begin = new_high_water_gib(), time.process_time()
     weighted(loss, outputs, batch).backward()
-    seconds = time.perf_counter() - begin
-    return seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
+    return time.process_time() - begin, status_gib("VmHWM") - before
 
 
 if __name__ == "__main__":

@@ -67,6 +67,17 @@ def slopes(rows: Sequence[Sequence[float]], sizes: Sequence[int]) -> list[float]
     return [float(np.polyfit(np.log(sizes), np.log(row), 1)[0]) for row in rows]
 
 
+def new_high_water_gib() -> float:
+    """This process's resident memory, at which its high-water mark (VmHWM) starts anew."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return status_gib("VmRSS")
+
+
+def status_gib(field: str) -> float:
+    """A size in /proc/self/status."""
+    return next(int(line.split()[1]) / 2**20 for line in _lines("/proc/self/status") if line.startswith(f"{field}:"))
+
+
 def machine() -> dict[str, Any]:
     """Processor, cores, memory and system."""
     cpu = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "")

@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch_geometric.data import Batch, Data
 
+from hpctrack.benchmarks.measure import new_high_water_gib, status_gib
 from hpctrack.config import Named
 from hpctrack.models import build_model
 
@@ -29,8 +29,7 @@ def main(argument: str) -> None:
     del tensors
     model = build_model(Named(**asked["model"]), asked["features"], asked["mode"])
     one_pass(model, Batch.from_data_list([first_hits(batch, 100)]))  # libraries take what they take once
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
-    before = status_gib("VmRSS")
+    before = new_high_water_gib()
     seconds = [one_pass(model, batch)]
     peak = status_gib("VmHWM")
     seconds += [one_pass(model, batch) for _ in range(asked["repeats"] - 1)]
@@ -54,12 +53,6 @@ def first_hits(batch: Batch, n: int) -> Data:
     """The first hits of a batch and the edges among them."""
     edges = batch.edge_index
     return Data(x=batch.x[:n], edge_index=edges[:, (edges < n).all(dim=0)], num_nodes=min(n, batch.num_nodes))
-
-
-def status_gib(field: str) -> float:
-    """A size in /proc/self/status."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 2**20 for line in lines if line.startswith(f"{field}:"))
 
 
 if __name__ == "__main__":
