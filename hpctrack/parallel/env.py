@@ -20,6 +20,9 @@ from hpctrack.parallel.launchers import INIT_METHOD, MPI, Place, find_place, slu
 from hpctrack.parallel.mpi import mpi_end, mpi_meeting
 
 ALONE = Place("no launcher", 0, 1, 0)
+# groups that have ended: a wrapped model that outlives its group, and held it last, would wait for the group's threads
+# while these wait for Python
+ENDED: list[dist.ProcessGroup] = []
 NODES_SHOWN = 4
 WATCHDOG_FIRST_S = 10.0  # the watchdog, which shows where each rank stands, comes before the backend's own timeout
 
@@ -63,6 +66,7 @@ def distributed(config: ParallelConfig, threads: int | None) -> Iterator[Env]:
     with lost_ranks(config.timeout_s):
         yield env
     if env.backend is not None:
+        ENDED.append(dist.group.WORLD)
         dist.destroy_process_group()  # not after an error: other ranks may still wait in a collective
     if place.source in MPI:
         mpi_end()
