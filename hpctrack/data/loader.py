@@ -5,7 +5,9 @@ Every random choice is drawn from (stream, epoch, event id): the same on any ran
 
 from __future__ import annotations
 
+import atexit
 import signal
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -133,6 +135,9 @@ class MicroBatches(torch.utils.data.Dataset):
         return pack(batch) if get_worker_info() else batch
 
 
+OPEN: weakref.WeakSet[Iterator[Batch]] = weakref.WeakSet()  # what `iterate` gave and somebody still holds
+
+
 def leave_signals(_: int) -> None:
     """In a reader process: a batch system signals it with its rank, which still needs it to end in good order."""
     for number in (signal.SIGTERM, signal.SIGUSR1):
@@ -161,14 +166,29 @@ def iterate(
         prefetch_factor=prefetch_factor if workers else None,
         worker_init_fn=leave_signals,
     )
+    batches = _iterate(loader)
+    OPEN.add(batches)
+    return batches
+
+
+def _iterate(loader: DataLoader) -> Iterator[Batch]:
     try:
         for batch in loader:
             if isinstance(batch, Exception):
                 raise batch
-            yield unpack(batch) if workers else batch
+            yield unpack(batch) if loader.num_workers else batch
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
         raise MachineError(
-            f"a reader process died, out of memory? ({error}; key 'data.workers' is {workers})"
+            f"a reader process died, out of memory? ({error}; key 'data.workers' is {loader.num_workers})"
         ) from error
+    finally:
+        del loader  # and its processes, even if an error's traceback holds on to this frame
+
+
+@atexit.register
+def end_readers() -> None:
+    """End the reader processes that are left: Python would send them SIGTERM, which they ignore, and wait for them."""
+    for batches in list(OPEN):
+        batches.close()

@@ -2,6 +2,8 @@
 
 import os
 import pickle
+import subprocess
+import sys
 
 import h5py
 import numpy as np
@@ -215,3 +217,28 @@ def test_packing():
     }
     again = unpack(pack(odd))
     assert all(torch.equal(again[key], odd[key]) for key in ("t", "transposed", "bool")) and again["none"] is None
+
+
+@pytest.mark.parametrize("held", ["batches", "an error"])
+def test_reader_processes_that_somebody_holds_do_not_keep_a_process_from_ending(dataset, held):
+    """Python ends processes with SIGTERM, which readers ignore, and waits for them."""
+    script = f"""
+import sys
+import numpy as np
+from hpctrack.data.loader import EventLoader, iterate
+from hpctrack.data.store import Dataset
+from hpctrack.config import AugmentConfig, SelectionConfig
+load = EventLoader(Dataset({str(dataset.folder)!r}), ["r"], SelectionConfig(), AugmentConfig(), (0, 0))
+batches = iterate(load, [(0, np.array([0])), (0, np.array([99]))], workers=2)
+sys.batches = [next(batches)]
+if {held == "batches"}:
+    sys.batches.append(batches)
+else:
+    try:
+        next(batches)
+    except IndexError as error:
+        sys.batches.append(error)
+print("done")
+"""
+    done = subprocess.run([sys.executable, "-c", script], timeout=60, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
