@@ -26,7 +26,6 @@ FEATURES = ["r", "phi", "cos_phi", "sin_phi", "z", "eta", "inverse_r"]
 SIZES = [1000, 2000, 4000, 8000, 16000, 32000, 64000, 120000]
 DENSE_SIZES = SIZES[:4]  # beyond, the dense backbone only makes the benchmark long
 COMPILED_SIZES = [2000, 4000, 6000]
-MODE = "recompute"  # the same for all sizes: the largest event would need some 9 GB without
 Seconds = dict[str, list[list[float]]]  # pass -> [rounds][sizes]
 
 
@@ -67,7 +66,6 @@ def measure(name: str, x_NF: Tensor, sizes: Sequence[int], rounds: int) -> Secon
     """Seconds of a forward pass without gradients, and of forward + backward, of a backbone with default options."""
     torch.manual_seed(0)
     backbone = BACKBONES[name](FEATURES, BACKBONES[name].Options())
-    backbone.set_memory(MODE)
 
     def forward(n: int) -> Callable[[], None]:
         def call() -> None:
@@ -128,7 +126,7 @@ def table(sizes: Sequence[int], default: Seconds, dense: Seconds) -> str:
         for n, forward, step in zip(sizes, *columns, strict=True)
     ]
     head = ["| hits | forward s | forward + backward s | dense transformer s |", "|---|---|---|---|"]
-    about = f"Default options, weights as initialised, memory mode {MODE}. Parts of one event, drawn at random.\n"
+    about = "Default options, weights as initialised, memory mode plain. Parts of one event, drawn at random.\n"
     return "\n".join([about, *head, *rows, ""])
 
 

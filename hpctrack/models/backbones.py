@@ -45,6 +45,11 @@ class BackboneModel(nn.Module):
         """Memory mode of the following forward passes."""
         self.backbone.set_memory(mode)
 
+    @property
+    def chunk(self) -> int | None:
+        """Hits at a time, if the backbone goes in chunks in every mode."""
+        return getattr(self.backbone, "chunk", None)
+
     def relative_cost(self, hits: np.ndarray, edges: np.ndarray | None = None) -> np.ndarray:
         """Cost of events by their numbers of hits, up to a factor; edges play no part."""
         return self.backbone.relative_cost(hits)

@@ -6,18 +6,21 @@ Legend: N hits in the batch, H width, K neighbours, P pair features, D dimension
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 from hpctrack.config import Section
 from hpctrack.graphs.knn import nearest
 from hpctrack.models.geometry import PAIR_FEATURES, Geometry, pair_features
-from hpctrack.models.memory import MemoryModes, again, run_layers
+from hpctrack.models.memory import MemoryModes
+from hpctrack.models.sweeps import Autocast, Tally, backward_rows, chunks, forward_rows, leaf
 
-CHUNK_HITS = 16384  # large: the backward pass of each chunk adds to a gradient [N, H]
+CHUNK = {"cpu": 2048, "cuda": 16384}  # hits at a time: what is made of their pairs stays in a core's cache
 
 
 class NeighbourBackbone(MemoryModes, nn.Module):
@@ -45,7 +48,7 @@ class NeighbourBackbone(MemoryModes, nn.Module):
                 raise ValueError(f"width must be a multiple of heads, got {self.width} and {self.heads}")
             return self
 
-    memory_modes = ("plain", "recompute", "nested", "chunks")
+    memory_modes = ("plain", "chunks")
 
     def __init__(self, features: Sequence[str], options: Options) -> None:
         super().__init__()
@@ -66,13 +69,17 @@ class NeighbourBackbone(MemoryModes, nn.Module):
         for number, stage in enumerate(self.stages):
             space_ND = spaces[f"space_{number}"] = stage.embed(h_NH)
             row_NK, exists_NK = nearest(at_least_fp32(space_ND.detach()), sizes, self.options.neighbours)
-            if self.memory == "chunks":
-                for step in stage.steps:
-                    h_NH = step.by_chunks(h_NH, place_N4, row_NK, exists_NK)
-            else:
-                pair_NKP = pairs(place_N4, place_N4, row_NK, h_NH.dtype)
-                h_NH = run_layers(stage.steps, h_NH, self.memory, pair_NKP, row_NK, exists_NK)
+            near = Neighbours(row_NK, exists_NK, place_N4, self.chunk)
+            if self.memory == "plain":
+                near.keep_pairs()
+            for step in stage.steps:
+                h_NH = Listen.apply(step, near, h_NH, *step.parameters())
         return self.norm(h_NH), spaces
+
+    @property
+    def chunk(self) -> int:
+        """Hits at a time."""
+        return CHUNK[self.norm.weight.device.type]
 
     def relative_cost(self, hits: np.ndarray) -> np.ndarray:
         """Cost of events by their numbers of hits: linear."""
@@ -110,27 +117,18 @@ class Step(nn.Module):
             nn.LayerNorm(width), nn.Linear(width, expansion * width), nn.GELU(), nn.Linear(expansion * width, width)
         )
 
-    def forward(self, h_NH: Tensor, pair_NKP: Tensor, row_NK: Tensor, exists_NK: Tensor) -> Tensor:
-        """[N, H] -> [N, H], given the hits' neighbours and what they say together with each."""
-        return self.update(h_NH, pair_NKP, row_NK, exists_NK, self.say(h_NH))
-
-    def by_chunks(self, h_NH: Tensor, place_N4: Tensor, row_NK: Tensor, exists_NK: Tensor) -> Tensor:
-        """The same, keeping [N, H] twice: pairs are made chunk by chunk of hits, and again in the backward pass."""
-
-        def update(h_nH: Tensor, place_n4: Tensor, row_nK: Tensor, exists_nK: Tensor, said_NH: Tensor) -> Tensor:
-            return self.update(h_nH, pairs(place_n4, place_N4, row_nK, h_nH.dtype), row_nK, exists_nK, said_NH)
-
-        said_NH = again(self.say, h_NH)
-        parts = zip(*(t.split(CHUNK_HITS) for t in (h_NH, place_N4, row_NK, exists_NK)), strict=True)
-        return torch.cat([again(update, *part, said_NH) for part in parts])
+    def forward(self, h_NH: Tensor, near: Neighbours) -> Tensor:
+        """[N, H] -> [N, H] for all hits at once, as autograd would have it; what `Listen` computes."""
+        everyone = slice(None)
+        heard_NKH = near.gather(self.say(h_NH), everyone)
+        return self.update(h_NH, heard_NKH, near.pairs(everyone, h_NH.dtype), near.exists_NK)
 
     def say(self, h_NH: Tensor) -> Tensor:
         """What each hit tells whoever asks, [N, H]."""
         return self.other(self.norm(h_NH))
 
-    def update(self, h_nH: Tensor, pair_nKP: Tensor, row_nK: Tensor, exists_nK: Tensor, said_NH: Tensor) -> Tensor:
-        """New state of n hits that listen to their neighbours among all N."""
-        said_nKH = said_NH.index_select(0, row_nK.flatten()).unflatten(0, row_nK.shape)
+    def update(self, h_nH: Tensor, said_nKH: Tensor, pair_nKP: Tensor, exists_nK: Tensor) -> Tensor:
+        """New state of n hits, given what their neighbours say and what they say together with each."""
         asked_n1H = self.own(self.norm(h_nH)).unsqueeze(1)
         value_nKH = nn.functional.gelu(asked_n1H + said_nKH + self.pair(pair_nKP))
         score_nKA = at_least_fp32(self.weight(value_nKH)).masked_fill(~exists_nK.unsqueeze(2), -torch.inf)
@@ -142,10 +140,83 @@ class Step(nn.Module):
         return h_nH + self.feed_forward(h_nH)
 
 
-def pairs(place_n4: Tensor, place_N4: Tensor, row_nK: Tensor, dtype: torch.dtype) -> Tensor:
-    """Pair features [n, K, P] of n hits with their neighbours, the rows `row_nK` of all N."""
-    near_nK4 = place_N4.index_select(0, row_nK.flatten()).unflatten(0, row_nK.shape)
-    return pair_features(place_n4.unsqueeze(1), near_nK4).to(dtype)
+@dataclass
+class Neighbours:
+    """Who listens to whom: hit i to hits `row_NK[i]`, as far as they exist; `place_N4`: where all are.
+
+    Steps go through `chunk` hits at a time.
+    """
+
+    row_NK: Tensor
+    exists_NK: Tensor
+    place_N4: Tensor
+    chunk: int
+    kept_NKP: Tensor | None = None
+
+    def keep_pairs(self) -> None:
+        """Compute the pair features of all hits once and keep them, instead of for every chunk and step again."""
+        self.kept_NKP = forward_rows(self.pair_features, self.chunk, self.place_N4, self.row_NK)[0]
+
+    def pairs(self, rows: slice, dtype: torch.dtype) -> Tensor:
+        """Pair features [n, K, P] of a chunk's hits with their neighbours."""
+        if self.kept_NKP is not None:
+            return self.kept_NKP[rows].to(dtype)
+        return self.pair_features(self.place_N4[rows], self.row_NK[rows]).to(dtype)
+
+    def pair_features(self, place_n4: Tensor, row_nK: Tensor) -> Tensor:
+        """The same, of hits at `place_n4` with the hits `row_nK`."""
+        return pair_features(place_n4.unsqueeze(1), gather(self.place_N4, row_nK))
+
+    def gather(self, x_NH: Tensor, rows: slice) -> Tensor:
+        """What belongs to a chunk's neighbours, [n, K, H]."""
+        return gather(x_NH, self.row_NK[rows])
+
+
+class Listen(torch.autograd.Function):
+    """`Step.forward` chunk by chunk of hits; keeps its input only, and computes a chunk's inside again backward.
+
+    Even where memory is plentiful this is faster than to keep tensors [N, K, H]: those of a chunk stay in the cache.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, step: Step, near: Neighbours, h_NH: Tensor, *parameters: Tensor) -> Tensor:
+        """[N, H] -> [N, H]; `parameters` are the step's, in order."""
+        ctx.step, ctx.near, ctx.autocast = step, near, Autocast(h_NH.device)
+        ctx.save_for_backward(h_NH)
+        with ctx.autocast.again():
+            said_NH = forward_rows(step.say, near.chunk, h_NH)[0]
+            out_NH = torch.empty_like(h_NH)
+            for rows in chunks(len(h_NH), near.chunk):
+                out_NH[rows] = Listen.update(step, near, rows, h_NH[rows], near.gather(said_NH, rows))
+        return out_NH
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, g_NH: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of hits and parameters."""
+        step, near, [h_NH] = ctx.step, ctx.near, ctx.saved_tensors
+        tally = Tally(step.parameters())
+        with ctx.autocast.again():
+            said_NH = forward_rows(step.say, near.chunk, h_NH)[0]
+            g_h, g_said = torch.empty_like(h_NH), torch.zeros_like(said_NH, dtype=at_least_fp32(said_NH).dtype)
+            for rows in chunks(len(h_NH), near.chunk):
+                with torch.enable_grad():
+                    leaves = [leaf(h_NH[rows]), leaf(near.gather(said_NH, rows))]
+                    out_nH = Listen.update(step, near, rows, *leaves)
+                g_h[rows], g_nKH = tally.pull(step, leaves, [out_nH], [g_NH[rows]])
+                g_said.index_add_(0, near.row_NK[rows].flatten(), g_nKH.flatten(0, 1).to(g_said.dtype))
+            g_h += backward_rows(step.say, step, near.chunk, [h_NH], [g_said], tally)[0]
+        return (None, None, g_h, *tally.gradients())
+
+    @staticmethod
+    def update(step: Step, near: Neighbours, rows: slice, h_nH: Tensor, said_nKH: Tensor) -> Tensor:
+        """New state of a chunk's hits."""
+        return step.update(h_nH, said_nKH, near.pairs(rows, h_nH.dtype), near.exists_NK[rows])
+
+
+def gather(x_NH: Tensor, row_nK: Tensor) -> Tensor:
+    """Rows of x, [n, K, H]."""
+    return x_NH.index_select(0, row_nK.flatten()).unflatten(0, row_nK.shape)
 
 
 def at_least_fp32(x: Tensor) -> Tensor:

@@ -89,6 +89,9 @@ class Trainer:
         torch.manual_seed(config.seed)  # the same weights on every rank
         model = build_model(config.model, config.data.features)
         model = model.to(env.device, self.dtype)
+        if config.train.start_from and not checkpoint.latest(self.folder / "checkpoints"):
+            source = checkpoint.find(Path(config.train.start_from))
+            checkpoint.load_into(model, checkpoint.read_state(source)["model"], source)
         if config.train.compile:
             compile_model(model, config.memory.policy == "auto", env.device.type)
         self.graph = build_graph(config.data.graph, config.data.train)

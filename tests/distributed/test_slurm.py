@@ -83,10 +83,12 @@ class Cluster:
         self.until(job, "RUNNING")
 
 
-def wait(condition: Callable[[], bool], otherwise: str, seconds: float = 120) -> None:
+def wait(condition: Callable[[], bool], otherwise: str | Path, seconds: float = 120) -> None:
+    """Until it holds; `otherwise`: what a failure says, or the log whose end it shows."""
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, otherwise
+        if time.monotonic() > end:
+            raise AssertionError(otherwise if isinstance(otherwise, str) else otherwise.read_text()[-3000:])
         time.sleep(0.1)
 
 
@@ -133,11 +135,11 @@ def test_training_is_preempted_in_every_way_requeued_and_ends_exact(cluster, tmp
     )  # fmt: skip
 
     def preempted(times: int) -> None:
-        wait(lambda: log.read_text().count("slurm: preempted; requeued") == times, log.read_text()[-3000:])
+        wait(lambda: log.read_text().count("slurm: preempted; requeued") == times, log)
         cluster.until(job, "PENDING")
         assert saved(config) == steps(config)
 
-    wait(lambda: steps(config) >= 3, log.read_text()[-3000:] if log.exists() else "no log")
+    wait(lambda: steps(config) >= 3, log)
     cluster("scancel", "--signal=USR1", job)
     preempted(1)
     assert saved(config) >= 3 and "preempted (SIGUSR1): step" in log.read_text()
@@ -147,11 +149,11 @@ def test_training_is_preempted_in_every_way_requeued_and_ends_exact(cluster, tmp
 
     cluster.start_again(job)
     before = saved(config)
-    wait(lambda: steps(config) >= before + 2, log.read_text()[-3000:])
+    wait(lambda: steps(config) >= before + 2, log)
     urgent = cluster.submit(
         tmp_path / "urgent", "--partition=urgent", "--nodes=2", "--exclusive", "--wrap", "sleep 1"
     )  # fmt: skip
-    wait(lambda: log.read_text().count("preempted (SIG") >= 2, log.read_text()[-3000:])
+    wait(lambda: log.read_text().count("preempted (SIG") >= 2, log)
     cluster.until(urgent, "COMPLETED")
     assert saved(config) == steps(config) > before
 

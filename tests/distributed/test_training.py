@@ -125,6 +125,20 @@ def test_a_finished_run_is_left_alone_and_moves_between_rank_counts(tmp_path):
     assert_bit_equal(before, final_state(tmp_path / "run"))
 
 
+def test_a_run_can_start_from_the_weights_of_another(tmp_path):
+    data = toy_dataset(tmp_path / "data")
+    first = toy_config(tmp_path / "first", data, train={"steps": 6})
+    train = {"steps": 1, "start_from": str(tmp_path / "first")}
+    second = toy_config(tmp_path / "second", data, train=train, optim={"lr": 1e-30})
+    run_ranks(1, run, first)
+    run_ranks(2, run, second)
+    weights = [final_state(tmp_path / name)["model"] for name in ("second", "first")]
+    torch.testing.assert_close(*weights, rtol=0, atol=1e-29)
+    other = toy_config(tmp_path / "other", data, train=train, model={"embedding": 5})
+    with pytest.raises(AssertionError, match="holds another model than the configuration says"):
+        run_ranks(1, run, other)
+
+
 @pytest.mark.parametrize("plan", [{}, {"window": "epoch", "cost": "learned", "hits_per_micro_batch": 50}])
 def test_kills_with_other_rank_counts_leave_an_exact_ledger_and_the_same_curve(tmp_path, plan):
     """A short campaign of tests/campaigns/resume.py."""

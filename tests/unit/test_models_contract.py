@@ -9,7 +9,7 @@ from toys import FEATURES, toy_batch
 
 from hpctrack.config import Named
 from hpctrack.errors import InputError
-from hpctrack.models import MODELS, build_model
+from hpctrack.models import MODELS, build_model, neighbours
 
 NEIGHBOURS = {"name": "neighbours", "width": 8, "stages": 2, "steps": 2, "neighbours": 4, "space": 2, "heads": 2}
 TRANSFORMER = {"name": "transformer", "width": 8, "layers": 2, "heads": 2}
@@ -90,8 +90,8 @@ def test_save_and_load(config, tmp_path):
 
 
 def test_memory_modes_give_the_same_gradient(config, monkeypatch):
-    for backbone in ("transformer", "neighbours"):
-        monkeypatch.setattr(f"hpctrack.models.{backbone}.CHUNK_HITS", 5)
+    monkeypatch.setattr("hpctrack.models.transformer.CHUNK_HITS", 5)
+    monkeypatch.setitem(neighbours.CHUNK, "cpu", 5)
     gradients = []
     for mode in make(config).memory_modes:
         model = make(config, mode)
@@ -100,6 +100,20 @@ def test_memory_modes_give_the_same_gradient(config, monkeypatch):
     for other in gradients[1:]:
         for plain, again in zip(gradients[0], other, strict=True):
             torch.testing.assert_close(again, plain, rtol=1e-12, atol=1e-14)
+
+
+def test_steps_in_chunks_are_those_of_autograd(monkeypatch):
+    monkeypatch.setitem(neighbours.CHUNK, "cpu", 5)
+    config, gradients = Named(name="influencer", backbone={"name": "neighbours", "width": 8, "neighbours": 3}), []
+    for listen in (neighbours.Listen.apply, lambda step, near, h_NH, *_: step(h_NH, near)):
+        monkeypatch.setattr(neighbours.Listen, "apply", listen)
+        model = make(config)
+        batch = toy_batch(sizes=(5, 2, 0))
+        batch.x.requires_grad_()
+        sum(value.square().sum() for value in model(batch).values()).backward()
+        gradients.append([batch.x.grad, *(p.grad for p in model.parameters())])
+    for ours, autograd in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, autograd, rtol=1e-12, atol=1e-14)
 
 
 def test_unknown_options_are_named(config):
