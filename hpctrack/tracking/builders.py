@@ -14,13 +14,13 @@ import numpy as np
 
 from hpctrack.config import Named, lookup, parse
 from hpctrack.tracking import metrics
+from hpctrack.tracking.builder import Outputs
 from hpctrack.tracking.components import ComponentsBuilder, WalkBuilder
 from hpctrack.tracking.condensing import CondensationBuilder, GreedyBuilder
 from hpctrack.tracking.density import DbscanBuilder, HdbscanBuilder
 from hpctrack.tracking.graphs import EdgesBuilder, RadiusGraphBuilder
-from hpctrack.tracking.lists import exclusive, from_lists
 from hpctrack.tracking.matching import match
-from hpctrack.tracking.radius import Outputs, RadiusBuilder
+from hpctrack.tracking.radius import RadiusBuilder
 
 BUILDERS: dict[str, Any] = {
     "components": ComponentsBuilder,
@@ -34,8 +34,6 @@ BUILDERS: dict[str, Any] = {
     "walk": WalkBuilder,
 }
 OF_EDGES = ("edges", "radius_graph")  # these make edges for a next stage, not candidates
-
-__all__ = ["BUILDERS", "OF_EDGES", "build_builder", "choose", "exclusive", "from_lists", "tuning_counts"]
 
 
 def build_builder(config: Named, **tuned: Any) -> Any:

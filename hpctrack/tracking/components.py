@@ -7,7 +7,6 @@ Legend: N hits, M edges that pass the cut, C candidates.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,55 +14,30 @@ from pydantic import Field
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from hpctrack.config import Section
-from hpctrack.data.schema import Candidates
 from hpctrack.errors import InputError
+from hpctrack.tracking.builder import Builder, Outputs
 from hpctrack.tracking.lists import Lists
 
-Outputs = Mapping[str, np.ndarray]
 
-
-class EdgeBuilder:
+class EdgeBuilder(Builder):
     """What builders on edges share; each says how hits become groups: `groups(edge_2M, probability_M) -> label [N]`.
 
     A hit's label is the number of its group from 0, or -1. Groups do not overlap. A candidate's score is the mean
     probability of the edges within it.
     """
 
-    class Options(Section):
+    class Options(Builder.Options):
         """The cut, and the smallest candidate that counts."""
 
         cut: float | None = Field(None, gt=0, lt=1, description="edges must be as probable; null: tuned after training")
-        min_hits: int = Field(3, ge=1, description="smaller groups are no candidates")
-
-    options: Any
-
-    def __init__(self, options: Options) -> None:
-        self.options = options
 
     @staticmethod
     def grid() -> list[dict[str, Any]]:
         """Settings that tuning tries."""
         return [{"cut": cut} for cut in (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)]
 
-    @property
-    def needs_tuning(self) -> bool:
-        """True while the cut is open."""
-        return self.options.cut is None
-
-    def build(self, outputs: Outputs, hit_rows: np.ndarray, n_hits: int, event_id: int) -> Candidates:
-        """Candidates of an event from `edge_score` [M] and `edge_index` [2, M] of its `hit_rows` [N], ascending."""
-        found = self.lists(outputs)
-        return found._replace(rows=hit_rows[found.rows]).candidates(n_hits, event_id, self.options.min_hits)
-
-    @staticmethod
-    def sweep(builders: Sequence[EdgeBuilder], outputs: Outputs) -> Iterator[Lists]:
-        """Each builder's candidates of the same event."""
-        for builder in builders:
-            yield builder.lists(outputs)
-
     def lists(self, outputs: Outputs) -> Lists:
-        """Groups of at least `min_hits` hits, in the order of their first hits."""
+        """Groups of at least `min_hits` hits, from `edge_score` [M] and `edge_index` [2, M], by their first hits."""
         if "edge_index" not in outputs:
             raise InputError("section 'builder': this builder needs the edges' scores; take a model that scores edges")
         edge_2M, probability_M = outputs["edge_index"], sigmoid(outputs["edge_score"])

@@ -5,107 +5,67 @@ Legend: N hits of the event, E embedding dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from pydantic import Field
 from scipy.spatial import cKDTree
 
-from hpctrack.config import Section
 from hpctrack.data.schema import Candidates
+from hpctrack.tracking.builder import Builder, Outputs, radii
 from hpctrack.tracking.lists import Lists, joined
 
-Outputs = Mapping[str, np.ndarray]
 
-
-class GreedyBuilder:
+class GreedyBuilder(Builder):
     """Greedy random condensation, the baseline of D. Murnane, "Influencer Loss", CHEP 2023.
 
     A random free hit takes all free hits within the radius, until no hit is free; candidates do not overlap. The order
     is drawn from the event id, so a repetition gives the same. A candidate's score is 1 - mean distance / radius.
     """
 
-    class Options(Section):
+    class Options(Builder.Options):
         """The radius, and the smallest candidate that counts."""
 
         radius: float | None = Field(None, gt=0, description="null: tuned on validation events after training")
-        min_hits: int = Field(3, ge=1, description="smaller groups are no candidates")
 
-    def __init__(self, options: Options) -> None:
-        self.options = options
-
-    @staticmethod
-    def grid() -> list[dict[str, Any]]:
-        """Settings that tuning tries."""
-        return [{"radius": round(0.05 * k, 2)} for k in range(1, 21)]
-
-    @property
-    def needs_tuning(self) -> bool:
-        """True while the radius is open."""
-        return self.options.radius is None
+    grid = staticmethod(radii)
 
     def build(self, outputs: Outputs, hit_rows: np.ndarray, n_hits: int, event_id: int) -> Candidates:
         """Candidates of one event from `embedding` [N, E] of its hits `hit_rows` [N], ascending."""
-        found = self.lists(outputs, np.argsort(np.random.default_rng(event_id).permutation(n_hits)[hit_rows]))
-        return found._replace(rows=hit_rows[found.rows]).candidates(n_hits, event_id, self.options.min_hits)
+        order = np.argsort(np.random.default_rng(event_id).permutation(n_hits)[hit_rows])
+        return self.lists(outputs, order).at(hit_rows).candidates(n_hits, event_id, self.options.min_hits)
 
-    @staticmethod
-    def sweep(builders: Sequence[GreedyBuilder], outputs: Outputs) -> Iterator[Lists]:
-        """Each builder's candidates of the same event."""
-        order = np.random.default_rng(0).permutation(len(outputs["embedding"]))
-        for builder in builders:
-            yield builder.lists(outputs, order)
-
-    def lists(self, outputs: Outputs, order: np.ndarray) -> Lists:
-        """Candidates, given the order in which hits get their turn."""
+    def lists(self, outputs: Outputs, order: np.ndarray | None = None) -> Lists:
+        """Candidates, given the order [N] in which hits get their turn; by default always the same."""
         radius = self.options.radius
         x_NE = outputs["embedding"].astype(np.float64)
+        if order is None:
+            order = np.random.default_rng(0).permutation(len(x_NE))
         groups = condense(x_NE, order, radius, self.options.min_hits)
         scores = [1 - np.linalg.norm(x_NE[rows] - x_NE[seed], axis=1).mean() / radius for seed, rows in groups]
         return joined([rows for _, rows in groups], scores)
 
 
-class CondensationBuilder:
+class CondensationBuilder(Builder):
     """Object condensation's inference (J. Kieseler, arXiv 2002.03329, section 2).
 
     Hits with beta above `beta_min` get their turn by falling beta (then the lowest row); one that is still free takes
     all free hits within the radius. Candidates do not overlap; a candidate's score is the beta of its hit.
     """
 
-    class Options(Section):
+    class Options(Builder.Options):
         """Threshold, radius, and the smallest candidate that counts."""
 
         beta_min: float | None = Field(None, ge=0, lt=1, description="t_beta; null: tuned on validation events")
         radius: float | None = Field(None, gt=0, description="t_d; null: tuned on validation events")
-        min_hits: int = Field(3, ge=1, description="smaller groups are no candidates")
-
-    def __init__(self, options: Options) -> None:
-        self.options = options
 
     @staticmethod
     def grid() -> list[dict[str, Any]]:
         """Settings that tuning tries: every threshold with every radius."""
         return [{"beta_min": b, "radius": round(0.1 * k, 1)} for b in (0.05, 0.1, 0.2, 0.4, 0.6) for k in range(2, 10)]
 
-    @property
-    def needs_tuning(self) -> bool:
-        """True while the threshold or the radius is open."""
-        return self.options.radius is None or self.options.beta_min is None
-
-    def build(self, outputs: Outputs, hit_rows: np.ndarray, n_hits: int, event_id: int) -> Candidates:
-        """Candidates of one event from `embedding` [N, E] and `beta` [N, 1], in logits, of its hits `hit_rows` [N]."""
-        found = self.lists(outputs)
-        return found._replace(rows=hit_rows[found.rows]).candidates(n_hits, event_id, self.options.min_hits)
-
-    @staticmethod
-    def sweep(builders: Sequence[CondensationBuilder], outputs: Outputs) -> Iterator[Lists]:
-        """Each builder's candidates of the same event."""
-        for builder in builders:
-            yield builder.lists(outputs)
-
     def lists(self, outputs: Outputs) -> Lists:
-        """Candidates in the order of their condensation points' beta."""
+        """Candidates from `embedding` [N, E] and `beta` [N, 1], in logits, by falling beta of their points."""
         beta = 1 / (1 + np.exp(-outputs["beta"].astype(np.float64).ravel()))
         order = np.argsort(-beta, kind="stable")
         order = order[: np.count_nonzero(beta > self.options.beta_min)]

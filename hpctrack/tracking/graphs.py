@@ -5,8 +5,6 @@ Legend: N hits of the event, E embedding dimensions, M edges.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 import torch
 from pydantic import Field
@@ -14,9 +12,8 @@ from pydantic import Field
 from hpctrack.config import Section
 from hpctrack.data.edges import Edges
 from hpctrack.graphs.radius import radius_pairs
+from hpctrack.tracking.builder import Outputs
 from hpctrack.tracking.components import sigmoid
-
-Outputs = Mapping[str, np.ndarray]
 
 
 class EdgesBuilder:

@@ -20,6 +20,10 @@ class Lists(NamedTuple):
     rows: np.ndarray  # [P]
     scores: np.ndarray  # [C]
 
+    def at(self, hit_rows: np.ndarray) -> Lists:
+        """The same candidates, with `hit_rows[row]` in the place of each row; ascending, as rows are."""
+        return self._replace(rows=hit_rows[self.rows])
+
     def candidates(self, n_hits: int, event_id: int, min_hits: int) -> Candidates:
         """The event's candidates, with their exclusive reading."""
         rows, scores = self.rows.astype(np.int32), self.scores.astype(np.float32)

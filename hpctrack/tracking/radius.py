@@ -5,23 +5,21 @@ Legend: N hits of the event, E embedding dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
 from scipy.sparse import csr_matrix
 from scipy.spatial import cKDTree
 
-from hpctrack.config import Section
 from hpctrack.data.schema import Candidates
+from hpctrack.tracking.builder import Builder, Outputs, radii
 from hpctrack.tracking.lists import Lists
 
-Outputs = Mapping[str, np.ndarray]
 
-
-class RadiusBuilder:
+class RadiusBuilder(Builder):
     """Users within a fixed radius of each influencer (D. Murnane, "Influencer Loss", CHEP 2023, inference).
 
     Every influencer whose neighbourhood has at least `min_hits` users is a candidate; nothing is removed, so candidates
@@ -31,32 +29,19 @@ class RadiusBuilder:
     raised perfect tracks from .831 to .848, while merging candidates of high overlap by their hits' votes lowered them.
     """
 
-    class Options(Section):
+    class Options(Builder.Options):
         """The search radius, and the smallest candidate that counts."""
 
         radius: float | None = Field(None, gt=0, description="null: tuned on validation events after training")
-        min_hits: int = Field(3, ge=1, description="smaller neighbourhoods are no candidates")
         assign: Literal["nearest", "best"] = Field(
             "nearest", description="a hit's only track: of the nearest mean user, or of the best candidate that has it"
         )
 
-    def __init__(self, options: Options) -> None:
-        self.options = options
-
-    @staticmethod
-    def grid() -> list[dict[str, Any]]:
-        """Settings that tuning tries."""
-        return [{"radius": round(0.05 * k, 2)} for k in range(1, 21)]
-
-    @property
-    def needs_tuning(self) -> bool:
-        """True while the radius is open."""
-        return self.options.radius is None
+    grid = staticmethod(radii)
 
     def build(self, outputs: Outputs, hit_rows: np.ndarray, n_hits: int, event_id: int) -> Candidates:
         """Candidates of one event from `user` and `influencer` [N, E] of its hits `hit_rows` [N], ascending."""
-        found = self.select(neighbourhoods(outputs, self.options.radius))
-        candidates = found._replace(rows=hit_rows[found.rows]).candidates(n_hits, event_id, self.options.min_hits)
+        candidates = super().build(outputs, hit_rows, n_hits, event_id)
         if self.options.assign == "best":
             return candidates
         track_ids = candidates.track_ids.copy()
@@ -70,6 +55,10 @@ class RadiusBuilder:
         near = neighbourhoods(outputs, max(builder.options.radius for builder in builders))
         for builder in builders:
             yield builder.select(near)
+
+    def lists(self, outputs: Outputs) -> Lists:
+        """Neighbourhoods of at least `min_hits` users, in the order of their influencers."""
+        return self.select(neighbourhoods(outputs, self.options.radius))
 
     def select(self, near: csr_matrix) -> Lists:
         """Candidates from neighbourhoods of at least the radius; their rows are the columns of `near`."""

@@ -1,0 +1,61 @@
+"""What the builders of candidates share: options, tuning, and the way from lists of hits to an event's candidates.
+
+Legend: N hits of the event that the model saw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from hpctrack.config import Section
+from hpctrack.data.schema import Candidates
+from hpctrack.tracking.lists import Lists
+
+Outputs = Mapping[str, np.ndarray]
+
+
+class Builder:
+    """A builder says how hits become candidates, `lists(outputs)`, and which options can be tuned, `grid()`."""
+
+    class Options(Section):
+        """The smallest candidate that counts."""
+
+        min_hits: int = Field(3, ge=1, description="smaller groups are no candidates")
+
+    options: Any
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+
+    @staticmethod
+    def grid() -> list[dict[str, Any]]:
+        """Settings that tuning tries."""
+        raise NotImplementedError
+
+    @property
+    def needs_tuning(self) -> bool:
+        """True while an option of the grid is open."""
+        return any(getattr(self.options, name) is None for setting in self.grid() for name in setting)
+
+    def build(self, outputs: Outputs, hit_rows: np.ndarray, n_hits: int, event_id: int) -> Candidates:
+        """Candidates of one event with `n_hits` hits from the outputs of its hits `hit_rows` [N], ascending."""
+        return self.lists(outputs).at(hit_rows).candidates(n_hits, event_id, self.options.min_hits)
+
+    @staticmethod
+    def sweep(builders: Sequence[Any], outputs: Outputs) -> Iterator[Lists]:
+        """Each builder's candidates of the same event."""
+        for builder in builders:
+            yield builder.lists(outputs)
+
+    def lists(self, outputs: Outputs) -> Lists:
+        """Candidates by the places of their hits among the N."""
+        raise NotImplementedError
+
+
+def radii() -> list[dict[str, Any]]:
+    """A grid of `radius`, for embeddings whose loss has a margin of 1."""
+    return [{"radius": round(0.05 * k, 2)} for k in range(1, 21)]
