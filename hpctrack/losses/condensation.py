@@ -9,19 +9,22 @@ import math
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch_geometric.data import Batch
 
 from hpctrack.config import Section
 from hpctrack.losses.neighbours import neighbours
 from hpctrack.losses.pairs import Points, hinge_sum
-from hpctrack.losses.term import LossTerm, at_least_fp32
-
-TERMS = ("attraction", "repulsion", "beta", "noise", "neighbours")
+from hpctrack.losses.term import Loss, at_least_fp32, events, with_track
 
 
-class CondensationLoss(nn.Module):
+def with_noise(batch: Batch) -> int:
+    """Events that have a hit of no track."""
+    return len(torch.unique(batch.batch[batch.track < 0]))
+
+
+class CondensationLoss(Loss):
     """Charges from beta; each track's largest charge, its condensation point, attracts its hits and repels the others.
 
     With q = arctanh(beta)^2 + q_min and alpha the hit with the largest charge of a track, terms, each the mean over the
@@ -43,31 +46,24 @@ class CondensationLoss(nn.Module):
         neighbours: float = Field(0.0, ge=0, description="weight of the loss on the backbone's `space_0`, `space_1`, …")
         q_min: float = Field(0.5, gt=0, description="charge of a hit with beta 0")
 
-    def __init__(self, options: Options) -> None:
-        super().__init__()
-        self.options = options
-        weights = {name: getattr(options, name) for name in TERMS}
-        self.weights = {name: weight for name, weight in weights.items() if weight > 0}
+    counted = {
+        "attraction": with_track,
+        "repulsion": with_track,
+        "beta": with_track,
+        "noise": with_noise,
+        "neighbours": with_track,
+    }
 
-    def counts(self, batch: Batch) -> dict[str, int]:
-        """Events that have each term, known before the forward pass: with a track, or for `noise` a hit of none."""
-        with_track = int((batch.n_tracks > 0).sum())
-        with_noise = len(torch.unique(batch.batch[batch.track < 0]))
-        return {name: with_noise if name == "noise" else with_track for name in self.weights}
-
-    def forward(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, LossTerm]:
+    def terms(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """The terms for `outputs` embedding [N, E] and beta [N, 1], a logit, on `batch` (track [N], n_tracks, ptr)."""
         x_NE, logit_N = at_least_fp32(outputs["embedding"]), at_least_fp32(outputs["beta"]).squeeze(1)
-        count = self.counts(batch)
-        zero = sum(output.sum() for output in outputs.values()) * 0  # no output goes without a gradient
-        sums = dict.fromkeys(("attraction", "repulsion", "beta", "noise"), zero)
-        bounds = batch.ptr.tolist()
-        for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
-            for name, value in self.event(x_NE[start:stop], logit_N[start:stop], batch.track[start:stop]).items():
+        sums = dict.fromkeys(("attraction", "repulsion", "beta", "noise"), x_NE.new_zeros(()))
+        for rows in events(batch):
+            for name, value in self.event(x_NE[rows], logit_N[rows], batch.track[rows]).items():
                 sums[name] = sums[name] + value
-        if "neighbours" in count:
-            sums["neighbours"] = zero + neighbours(outputs, batch)
-        return {name: LossTerm(sums[name], count[name]) for name in count}
+        if "neighbours" in self.weights:
+            sums["neighbours"] = neighbours(outputs, batch)
+        return sums
 
     def event(self, x_nE: Tensor, logit_n: Tensor, track_n: Tensor) -> dict[str, Tensor]:
         """The terms of one event; those it has."""

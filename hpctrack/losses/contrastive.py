@@ -8,19 +8,17 @@ from __future__ import annotations
 from typing import Literal
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch_geometric.data import Batch
 
 from hpctrack.config import Section
 from hpctrack.losses.neighbours import neighbours
 from hpctrack.losses.pairs import Points, hinge_sum
-from hpctrack.losses.term import LossTerm, at_least_fp32
+from hpctrack.losses.term import Loss, at_least_fp32, events, with_hit, with_track
 from hpctrack.losses.tracks import Tracks, own_groups
 
-TERMS = ("attraction", "repulsion", "neighbours")
 
-
-class ContrastiveLoss(nn.Module):
+class ContrastiveLoss(Loss):
     """Pull hits of a track together, push others out of a margin: hinge embedding loss on one embedding x.
 
     Terms, each the mean over the events that have it:
@@ -42,38 +40,25 @@ class ContrastiveLoss(nn.Module):
         squared_hinge: bool = Field(False, description="square the hinge of the repulsion")
         per: Literal["pair", "hit"] = Field("pair", description="repulsion: mean over pairs, or sum over pairs per hit")
 
-    def __init__(self, options: Options) -> None:
-        super().__init__()
-        self.options = options
-        weights = {name: getattr(options, name) for name in TERMS}
-        self.weights = {name: weight for name, weight in weights.items() if weight > 0}
+    counted = {"attraction": with_track, "repulsion": with_hit, "neighbours": with_track}
 
-    def counts(self, batch: Batch) -> dict[str, int]:
-        """Events that have each term, known before the forward pass: with a hit for repulsion, else with a track."""
-        with_track = int((batch.n_tracks > 0).sum())
-        with_hit = int((batch.ptr.diff() > 0).sum())
-        return {name: with_hit if name == "repulsion" else with_track for name in self.weights}
-
-    def forward(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, LossTerm]:
+    def terms(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """The terms for `outputs` embedding [N, E] on `batch` (track [N], n_tracks [B], ptr [B + 1])."""
         x_NE = at_least_fp32(outputs["embedding"])
-        count = self.counts(batch)
         terms = {
             "attraction": lambda: attraction(x_NE, batch),
             "repulsion": lambda: self.repulsion(x_NE, batch),
             "neighbours": lambda: neighbours(outputs, batch),
         }
-        zero = sum(output.sum() for output in outputs.values()) * 0  # no output goes without a gradient
-        return {name: LossTerm(zero + terms[name](), count[name]) for name in count}
+        return {name: terms[name]() for name in self.weights}
 
     def repulsion(self, x_NE: Tensor, batch: Batch) -> Tensor:
         """Summed over events; an event without a pair in reach contributes 0."""
         total = x_NE.new_zeros(())
-        bounds = batch.ptr.tolist()
-        for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
-            points = Points(x_NE[start:stop], own_groups(batch.track[start:stop]))
+        for rows in events(batch):
+            points = Points(x_NE[rows], own_groups(batch.track[rows]))
             pushed, n_pairs = hinge_sum(points, None, self.options.margin, self.options.squared_hinge)
-            total = total + pushed / max(1, stop - start if self.options.per == "hit" else n_pairs)
+            total = total + pushed / max(1, len(points.x) if self.options.per == "hit" else n_pairs)
         return total
 
 

@@ -9,16 +9,30 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch_geometric.data import Batch
 
 from hpctrack.config import Section
 from hpctrack.errors import InputError
-from hpctrack.losses.term import LossTerm, at_least_fp32
+from hpctrack.losses.term import Loss, at_least_fp32
 
 
-class EdgeLoss(nn.Module):
+def edges_per_event(batch: Batch) -> Tensor:
+    """Number of edges of each event, [B]; InputError if hits have no graph."""
+    if batch.edge_index is None:
+        if batch.num_nodes:
+            raise InputError("section 'loss': this loss is for edges, and the events have none; give data.graph")
+        return batch.ptr.new_zeros(batch.num_graphs)
+    return torch.bincount(batch.batch[batch.edge_index[0]], minlength=batch.num_graphs)
+
+
+def with_edge(batch: Batch) -> int:
+    """Events that have an edge."""
+    return int((edges_per_event(batch) > 0).sum())
+
+
+class EdgeLoss(Loss):
     """Term `edges`: weighted mean of the cross-entropy over an event's edges, mean over the events that have edges.
 
     An edge is true if graph truth has it (data/truth.py). True edges of particles that are no targets count as
@@ -35,22 +49,13 @@ class EdgeLoss(nn.Module):
             "ignore", description="true edges of particles that are no targets: left out, or of one class"
         )
 
-    def __init__(self, options: Options) -> None:
-        super().__init__()
-        self.options = options
-        self.weights = {"edges": options.edges} if options.edges > 0 else {}
+    counted = {"edges": with_edge}
 
-    def counts(self, batch: Batch) -> dict[str, int]:
-        """Events that have an edge, known before the forward pass."""
-        return {name: int((edges_per_event(batch) > 0).sum()) for name in self.weights}
-
-    def forward(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, LossTerm]:
+    def terms(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """The term for `edge_score` [M], logits of the batch's edges with `edge_truth` [M] and `track` [N]."""
         score_M = at_least_fp32(outputs["edge_score"])
-        zero = sum(output.sum() for output in outputs.values()) * 0  # no output goes without a gradient
-        count = self.counts(batch)
-        if not count.get("edges"):
-            return {name: LossTerm(zero, 0) for name in count}
+        if not len(score_M):
+            return {"edges": score_M.sum()}
         event_M = batch.batch[batch.edge_index[0]]
         true_M, weight_M = self.classes(batch, score_M.dtype)
         if self.options.balance:
@@ -59,7 +64,7 @@ class EdgeLoss(nn.Module):
         loss_M = weight_M * F.binary_cross_entropy_with_logits(score_M, true_M.to(score_M.dtype), reduction="none")
         total_B, norm_B = (sums(values, event_M, batch.num_graphs) for values in (loss_M, weight_M))
         mean_B = total_B / torch.where(norm_B > 0, norm_B, 1)
-        return {"edges": LossTerm(zero + mean_B.sum(), count["edges"])}
+        return {"edges": mean_B.sum()}
 
     def classes(self, batch: Batch, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Which edges are to be scored high, bool [M], and weights 0 or 1 [M]."""
@@ -67,15 +72,6 @@ class EdgeLoss(nn.Module):
         true_M = batch.edge_truth & ~other_M if self.options.others == "false" else batch.edge_truth
         counts_M = ~other_M if self.options.others == "ignore" else torch.ones_like(other_M)
         return true_M, counts_M.to(dtype)
-
-
-def edges_per_event(batch: Batch) -> Tensor:
-    """Number of edges of each event, [B]; InputError if hits have no graph."""
-    if batch.edge_index is None:
-        if batch.num_nodes:
-            raise InputError("section 'loss': this loss is for edges, and the events have none; give data.graph")
-        return batch.ptr.new_zeros(batch.num_graphs)
-    return torch.bincount(batch.batch[batch.edge_index[0]], minlength=batch.num_graphs)
 
 
 def balanced(weight_M: Tensor, group_M: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch_geometric.data import Batch
 
 from hpctrack.config import Section
@@ -18,11 +18,11 @@ from hpctrack.losses.influencer_reference import attraction_loop, attraction_sca
 from hpctrack.losses.neighbours import neighbours
 from hpctrack.losses.pairs import Points, hinge_sum
 from hpctrack.losses.parameters import parameters
-from hpctrack.losses.term import LossTerm, at_least_fp32
+from hpctrack.losses.term import Loss, at_least_fp32, events, with_hit, with_track
 from hpctrack.losses.tracks import Tracks, own_groups
 
 
-class InfluencerLoss(nn.Module):
+class InfluencerLoss(Loss):
     """Attract users and influencers of a track, repel users and influencers of different ones, thin out influencers.
 
     Terms, each the mean over the events that have it:
@@ -55,48 +55,42 @@ class InfluencerLoss(nn.Module):
         per: Literal["pair", "hit"] = Field("pair", description="repulsion: mean over pairs, or sum over pairs per hit")
         log_floor: float = Field(1e-6, gt=0, description="added inside the logarithm, bounds its slope")
 
-    def __init__(self, options: Options) -> None:
-        super().__init__()
-        self.options = options
-        weights = {name: getattr(options, name) for name in TERMS}
-        self.weights = {name: weight for name, weight in weights.items() if weight > 0}
+    counted = {
+        "attraction": with_track,
+        "repulsion_ui": with_hit,
+        "repulsion_ii": with_hit,
+        "compactness": with_track,
+        "neighbours": with_track,
+        "parameters": with_track,
+    }
 
-    def counts(self, batch: Batch) -> dict[str, int]:
-        """Events that have each term, known before the forward pass: with a hit for repulsion, else with a track."""
-        with_track = int((batch.n_tracks > 0).sum())
-        with_hit = int((batch.ptr.diff() > 0).sum())
-        return {name: with_hit if name.startswith("repulsion") else with_track for name in self.weights}
-
-    def forward(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, LossTerm]:
+    def terms(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """The terms for `outputs` user and influencer [N, E] on `batch` (track [N], n_tracks [B], ptr [B + 1]).
 
         `neighbours` takes the outputs `space_0`, `space_1`, … [N, D], `parameters` the output of that name [N, 20] and
         the batch's truth of that name [T, 5]; InputError if an output is missing.
         """
         user, influencer = (at_least_fp32(outputs[name]) for name in ("user", "influencer"))
-        count = self.counts(batch)
-        zero = sum(output.sum() for output in outputs.values()) * 0  # no output goes without a gradient
         sums = {}
-        if {"attraction", "compactness"} & count.keys():
+        if {"attraction", "compactness"} & self.weights.keys():
             sums["attraction"], sums["compactness"] = attraction(user, influencer, batch, self.options.log_floor)
-        if self.options.attraction_form in REFERENCE and "attraction" in count:
+        if self.options.attraction_form in REFERENCE and "attraction" in self.weights:
             form = REFERENCE[self.options.attraction_form]
             sums["attraction"] = form(user, influencer, batch, self.options.log_floor)
-        if {"repulsion_ui", "repulsion_ii"} & count.keys():
+        if {"repulsion_ui", "repulsion_ii"} & self.weights.keys():
             sums["repulsion_ui"], sums["repulsion_ii"] = self.repulsion(user, influencer, batch)
-        if "neighbours" in count:
+        if "neighbours" in self.weights:
             sums["neighbours"] = neighbours(outputs, batch)
-        if "parameters" in count:
+        if "parameters" in self.weights:
             sums["parameters"] = parameters(outputs, batch)
-        return {name: LossTerm(zero + sums[name], count[name]) for name in count}
+        return sums
 
     def repulsion(self, user: Tensor, influencer: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Both repulsive terms, summed over events; an event without a pair in reach contributes 0."""
         options = self.options
         ui, ii = user.new_zeros(()), user.new_zeros(())
-        bounds = batch.ptr.tolist()
-        for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
-            u, v, track = user[start:stop], influencer[start:stop], batch.track[start:stop]
+        for rows in events(batch):
+            u, v, track = user[rows], influencer[rows], batch.track[rows]
             own = own_groups(track)
             if options.repulsion_ui:
                 other = torch.where(track < 0, own - len(own), own)  # a hit of no track repels its own influencer, too
@@ -113,7 +107,6 @@ class InfluencerLoss(nn.Module):
 
 
 REFERENCE = {"scatter": attraction_scatter, "loop": attraction_loop}
-TERMS = ("attraction", "repulsion_ui", "repulsion_ii", "compactness", "neighbours", "parameters")
 
 
 def attraction(user: Tensor, influencer: Tensor, batch: Batch, log_floor: float) -> tuple[Tensor, Tensor]:

@@ -10,18 +10,31 @@ from __future__ import annotations
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch_geometric.data import Batch
 
 from hpctrack.config import Section
 from hpctrack.graphs.knn import nearest
 from hpctrack.losses.edges import edges_per_event, sums
 from hpctrack.losses.pairs import Points, hinge_sum
-from hpctrack.losses.term import LossTerm, at_least_fp32
+from hpctrack.losses.term import Loss, at_least_fp32, events, with_hit
 from hpctrack.losses.tracks import own_groups
 
 
-class MetricLoss(nn.Module):
+def true_edges(batch: Batch) -> tuple[Tensor, Tensor]:
+    """True edges of targets [2, P], and their number in each event [B]."""
+    if not int(edges_per_event(batch).sum()):
+        return batch.track.new_zeros(2, 0), batch.ptr.new_zeros(batch.num_graphs)
+    edge_2P = batch.edge_index[:, batch.edge_truth & (batch.track[batch.edge_index[0]] >= 0)]
+    return edge_2P, torch.bincount(batch.batch[edge_2P[0]], minlength=batch.num_graphs)
+
+
+def with_true_edge(batch: Batch) -> int:
+    """Events that have a true edge of a target."""
+    return int((true_edges(batch)[1] > 0).sum())
+
+
+class MetricLoss(Loss):
     """Terms on the embedding x, each the mean over the events that have it:
 
     - `positives`  |x_i - x_j|^2, mean over the batch's true edges on targets: data.graph {name: truth} gives them;
@@ -41,45 +54,26 @@ class MetricLoss(nn.Module):
         margin: float = Field(1.0, gt=0)
         mined: int | None = Field(None, ge=1, description="nearest neighbours a hit is pushed from; null: all")
 
-    def __init__(self, options: Options) -> None:
-        super().__init__()
-        self.options = options
-        weights = {name: getattr(options, name) for name in ("positives", "negatives")}
-        self.weights = {name: weight for name, weight in weights.items() if weight > 0}
+    counted = {"positives": with_true_edge, "negatives": with_hit}
 
-    def counts(self, batch: Batch) -> dict[str, int]:
-        """Events that have each term, known before the forward pass: a true edge of a target; a hit."""
-        with_edge = int((self.true_edges(batch)[1] > 0).sum())
-        with_hit = int((batch.ptr.diff() > 0).sum())
-        return {name: with_hit if name == "negatives" else with_edge for name in self.weights}
-
-    def forward(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, LossTerm]:
+    def terms(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """The terms for `outputs` embedding [N, E] on `batch` (track [N], edge_index and edge_truth [M])."""
         x_NE = at_least_fp32(outputs["embedding"])
-        count = self.counts(batch)
         terms = {"positives": self.pull, "negatives": self.push if self.options.mined is None else self.push_mined}
-        zero = sum(output.sum() for output in outputs.values()) * 0  # no output goes without a gradient
-        return {name: LossTerm(zero + terms[name](x_NE, batch), count[name]) for name in count}
-
-    def true_edges(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """True edges of targets [2, P], and their number in each event [B]."""
-        if not int(edges_per_event(batch).sum()):
-            return batch.track.new_zeros(2, 0), batch.ptr.new_zeros(batch.num_graphs)
-        edge_2P = batch.edge_index[:, batch.edge_truth & (batch.track[batch.edge_index[0]] >= 0)]
-        return edge_2P, torch.bincount(batch.batch[edge_2P[0]], minlength=batch.num_graphs)
+        return {name: terms[name](x_NE, batch) for name in self.weights}
 
     def pull(self, x_NE: Tensor, batch: Batch) -> Tensor:
         """Mean over each event's true edges, summed over events."""
-        (i, j), number_B = self.true_edges(batch)
+        (i, j), number_B = true_edges(batch)
         event_P = batch.batch[i]
         return ((x_NE[i] - x_NE[j]).square().sum(1) / number_B[event_P]).sum()
 
     def push(self, x_NE: Tensor, batch: Batch) -> Tensor:
         """All ordered pairs within the margin, per hit of their event, summed over events."""
-        total, bounds = x_NE.new_zeros(()), batch.ptr.tolist()
-        for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
-            points = Points(x_NE[start:stop], own_groups(batch.track[start:stop]))
-            total = total + hinge_sum(points, None, self.options.margin, squared=True)[0] / max(1, stop - start)
+        total = x_NE.new_zeros(())
+        for rows in events(batch):
+            points = Points(x_NE[rows], own_groups(batch.track[rows]))
+            total = total + hinge_sum(points, None, self.options.margin, squared=True)[0] / max(1, len(points.x))
         return total
 
     def push_mined(self, x_NE: Tensor, batch: Batch) -> Tensor:

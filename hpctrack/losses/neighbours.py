@@ -10,7 +10,7 @@ from torch_geometric.data import Batch
 
 from hpctrack.errors import InputError
 from hpctrack.losses.pairs import Points, hinge_sum
-from hpctrack.losses.term import at_least_fp32
+from hpctrack.losses.term import at_least_fp32, events
 from hpctrack.losses.tracks import Tracks
 
 TRACK_RADIUS = 0.25  # within it a hit is not pulled: hits of a track then are nearer (0.5) than those of others (1)
@@ -44,9 +44,8 @@ def neighbours(outputs: dict[str, Tensor], batch: Batch) -> Tensor:
 def push_others(space_ND: Tensor, batch: Batch) -> Tensor:
     """Squared hinge from hits on tracks to all hits of other tracks or none, per hit on a track, summed over events."""
     total = space_ND.new_zeros(())
-    bounds = batch.ptr.tolist()
-    for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
-        x_nD, track = space_ND[start:stop], batch.track[start:stop]
+    for rows in events(batch):
+        x_nD, track = space_ND[rows], batch.track[rows]
         member = track >= 0
         on_tracks, others = Points(x_nD[member], track[member]), Points(x_nD[~member], track[~member])
         push = sum(hinge_sum(on_tracks, points, 1.0, squared=True)[0] for points in (None, others))

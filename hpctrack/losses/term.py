@@ -1,11 +1,13 @@
-"""What a loss returns, so that batching, accumulation and the number of ranks cannot change it."""
+"""What losses share, and what they return, so that batching, accumulation and the number of ranks cannot change it."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch_geometric.data import Batch
 
 
 class LossTerm(NamedTuple):
@@ -17,6 +19,50 @@ class LossTerm(NamedTuple):
 
     sum: Tensor
     count: int
+
+
+class Loss(nn.Module):
+    """What losses share: a loss sets `counted`, has in `Options` a weight for each term, and computes `terms`."""
+
+    counted: ClassVar[dict[str, Callable[[Batch], int]]]  # term: how many events of a batch have it
+
+    def __init__(self, options: Any) -> None:
+        super().__init__()
+        self.options = options
+        weights = {name: getattr(options, name) for name in self.counted}
+        self.weights = {name: weight for name, weight in weights.items() if weight > 0}
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """Events that have each term with a weight, known before the forward pass."""
+        found = {count: count(batch) for count in {self.counted[name] for name in self.weights}}
+        return {name: found[self.counted[name]] for name in self.weights}
+
+    def forward(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, LossTerm]:
+        """The terms with a weight, of what `terms` takes."""
+        count = self.counts(batch)
+        zero = sum(output.sum() for output in outputs.values()) * 0  # no output goes without a gradient
+        sums = self.terms(outputs, batch)
+        return {name: LossTerm(zero + sums[name], count[name]) for name in count}
+
+    def terms(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """At least the terms with a weight, summed over events."""
+        raise NotImplementedError
+
+
+def events(batch: Batch) -> Iterator[slice]:
+    """The rows of each event's hits."""
+    bounds = batch.ptr.tolist()
+    return map(slice, bounds[:-1], bounds[1:])
+
+
+def with_hit(batch: Batch) -> int:
+    """Events that have a hit."""
+    return int((batch.ptr.diff() > 0).sum())
+
+
+def with_track(batch: Batch) -> int:
+    """Events that have a track."""
+    return int((batch.n_tracks > 0).sum())
 
 
 def at_least_fp32(x: Tensor) -> Tensor:
