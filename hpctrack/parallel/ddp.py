@@ -5,34 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
 from hpctrack.config import ParallelConfig
 from hpctrack.parallel.engine import Engine, MakeOptimizer
-from hpctrack.parallel.env import Env
-from hpctrack.parallel.precision import Precision
 
 
 class DDPEngine(Engine):
     """Replicated model (torch's DistributedDataParallel); without ranks, the model itself."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        make_optimizer: MakeOptimizer,
-        env: Env,
-        precision: Precision,
-        config: ParallelConfig,
-        clip_norm: float | None = None,
-    ) -> None:
-        super().__init__(model, env, precision)
-        self.optimizer = make_optimizer(model)
-        if env.backend is not None:
-            devices = [env.device] if env.device.type == "cuda" else None
+    def spread(self, make_optimizer: MakeOptimizer, config: ParallelConfig, clip_norm: float | None) -> None:
+        """Wrap the model, if there are ranks."""
+        self.optimizer = make_optimizer(self.module)
+        if self.env.backend is not None:
+            devices = [self.env.device] if self.env.device.type == "cuda" else None
             self.parallel = DistributedDataParallel(
-                model, device_ids=devices, gradient_as_bucket_view=True, bucket_cap_mb=config.bucket_mb
+                self.module, device_ids=devices, gradient_as_bucket_view=True, bucket_cap_mb=config.bucket_mb
             )
             if config.compress == "bf16":
                 self.parallel.register_comm_hook(None, in_bf16)

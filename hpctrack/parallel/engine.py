@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from hpctrack.config import ParallelConfig
 from hpctrack.parallel.env import Env
 from hpctrack.parallel.precision import Precision
 
@@ -28,13 +29,26 @@ class Engine:
     lockstep = False
     rehearses = True
 
-    def __init__(self, model: nn.Module, env: Env, precision: Precision) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        make_optimizer: MakeOptimizer,
+        env: Env,
+        precision: Precision,
+        config: ParallelConfig,
+        clip_norm: float | None = None,
+    ) -> None:
         self.env = env
         self.module = model
         self.precision = precision
         self.n_parameters = sum(parameter.numel() for parameter in model.parameters())
         self.parallel: nn.Module = model
         self.optimizer: torch.optim.Optimizer
+        self.spread(make_optimizer, config, clip_norm)
+
+    def spread(self, make_optimizer: MakeOptimizer, config: ParallelConfig, clip_norm: float | None) -> None:
+        """Set `optimizer`, and `parallel` unless it is `module` itself; steps will be clipped to `clip_norm`."""
+        raise NotImplementedError
 
     def sync(self, last: bool) -> None:
         """Whether the next backward pass ends a step, so that gradients are to be summed over ranks."""

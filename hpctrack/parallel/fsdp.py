@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from hpctrack.config import ParallelConfig
 from hpctrack.parallel.engine import Engine, MakeOptimizer, units
-from hpctrack.parallel.env import Env
-from hpctrack.parallel.precision import Precision
 
 
 class FSDPEngine(Engine):
@@ -18,21 +15,13 @@ class FSDPEngine(Engine):
 
     lockstep = True
 
-    def __init__(
-        self,
-        model: nn.Module,
-        make_optimizer: MakeOptimizer,
-        env: Env,
-        precision: Precision,
-        config: ParallelConfig,
-        clip_norm: float | None = None,
-    ) -> None:
-        super().__init__(model, env, precision)
-        mesh = init_device_mesh(env.device.type, (env.world,))
+    def spread(self, make_optimizer: MakeOptimizer, config: ParallelConfig, clip_norm: float | None) -> None:
+        """Share out the units, then the rest of the model."""
+        mesh = init_device_mesh(self.env.device.type, (self.env.world,))
         policy = MixedPrecisionPolicy(reduce_dtype=torch.bfloat16 if config.compress == "bf16" else None)
-        for part in dict.fromkeys([*units(model), model]):
+        for part in dict.fromkeys([*units(self.module), self.module]):
             fully_shard(part, mesh=mesh, mp_policy=policy, reshard_after_forward=config.reshard_after_forward)
-        self.optimizer = make_optimizer(model)  # of the shards
+        self.optimizer = make_optimizer(self.module)  # of the shards
 
     def sync(self, last: bool) -> None:
         """Sum gradients in the next backward pass, or only accumulate."""

@@ -38,17 +38,9 @@ class ZeroEngine(Engine):
 
     rehearses = False  # the library keeps gradients where they cannot be cleared
 
-    def __init__(
-        self,
-        model: nn.Module,
-        make_optimizer: MakeOptimizer,
-        env: Env,
-        precision: Precision,
-        config: ParallelConfig,
-        clip_norm: float | None = None,
-    ) -> None:
-        super().__init__(model, env, precision)
-        self.stage = config.zero_stage
+    def spread(self, make_optimizer: MakeOptimizer, config: ParallelConfig, clip_norm: float | None) -> None:
+        """Let the library share out; InputError if stage 3 cannot."""
+        self.stage, model = config.zero_stage, self.module
         layers = units(model)
         if self.stage == 3 and model in layers:  # it misses the backward pass of a model as a whole
             raise InputError(
@@ -58,11 +50,11 @@ class ZeroEngine(Engine):
         self.optimizer = make_optimizer(model)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.groups = self.optimizer.state_dict()["param_groups"]
-        library = load_library(env)
+        library = load_library(self.env)
         for layer in layers:
             layer._z3_leaf = True  # gathered as a whole, like FSDP's units; how often its parts run may then differ
         self.parallel, *_ = library.initialize(
-            model=model, optimizer=self.optimizer, config=settings(config, precision, clip_norm)
+            model=model, optimizer=self.optimizer, config=settings(config, self.precision, clip_norm)
         )
         self.zero = self.parallel.optimizer
 
