@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Batch
 
+from hpctrack.losses.tracks import Tracks
+
 
 def attraction_loop(user: Tensor, influencer: Tensor, batch: Batch, log_floor: float) -> Tensor:
     """Track by track: exp((1/N) sum_j ln((1/N) sum_i |U_i - I_j|^2)) as it is written."""
@@ -24,17 +26,11 @@ def attraction_loop(user: Tensor, influencer: Tensor, batch: Batch, log_floor: f
 
 def attraction_scatter(user: Tensor, influencer: Tensor, batch: Batch, log_floor: float) -> Tensor:
     """The paper's form: all (user, influencer) pairs of a track, then sums by influencer and by track."""
-    first_track = batch.n_tracks.cumsum(0) - batch.n_tracks
-    member = (batch.track >= 0).nonzero().squeeze(1)
-    track = (batch.track + first_track[batch.batch])[member]
-    i, j = pairs_of_groups(track)
-    size = torch.bincount(track, minlength=int(batch.n_tracks.sum())).to(user.dtype)
-    square = (user[member[i]] - influencer[member[j]]).square().sum(1)
-    mean_square = square.new_zeros(len(member)).index_add(0, j, square) / size[track]
-    logs = (mean_square + log_floor).log()
-    per_track = (logs.new_zeros(len(size)).index_add(0, track, logs) / size).exp()
-    event_of_track = torch.repeat_interleave(torch.arange(len(batch.n_tracks), device=track.device), batch.n_tracks)
-    return (per_track / batch.n_tracks[event_of_track]).sum()
+    tracks = Tracks(batch)
+    i, j = pairs_of_groups(tracks.track)
+    square = (user[tracks.hits[i]] - influencer[tracks.hits[j]]).square().sum(1)
+    mean_square = square.new_zeros(len(tracks.hits)).index_add(0, j, square) / tracks.size[tracks.track]
+    return tracks.per_track(tracks.mean((mean_square + log_floor).log()).exp())
 
 
 def pairs_of_groups(group: Tensor) -> tuple[Tensor, Tensor]:

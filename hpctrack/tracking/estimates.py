@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-FIELD_TESLA = 2.0  # along z, TrackML's detector
-GEV_PER_TESLA_MM = 0.299792458e-3  # pT [GeV] = this x B [T] x R [mm] for unit charge
+from hpctrack.data.perigee import FIELD_T, GEV_PER_T_MM
 
 
 def eta_estimate(offsets: np.ndarray, rows: np.ndarray, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
@@ -22,7 +21,7 @@ def eta_estimate(offsets: np.ndarray, rows: np.ndarray, x: np.ndarray, y: np.nda
 
 
 def pt_estimate(
-    offsets: np.ndarray, rows: np.ndarray, x: np.ndarray, y: np.ndarray, field_tesla: float = FIELD_TESLA
+    offsets: np.ndarray, rows: np.ndarray, x: np.ndarray, y: np.ndarray, field_t: float = FIELD_T
 ) -> np.ndarray:
     """Transverse momentum (GeV) [C] of the circle through the beam line that fits each candidate's hits best.
 
@@ -41,7 +40,7 @@ def pt_estimate(
         uu, uv, vv = (_sum(offsets, weight * product) for product in (du * du, du * dv, dv * dv))
         along = 0.5 * np.arctan2(2 * uv, uu - vv)  # angle of the line
         distance = np.abs(mean_v * np.cos(along) - mean_u * np.sin(along))
-        pt = GEV_PER_TESLA_MM * field_tesla / (2 * distance)
+        pt = GEV_PER_T_MM * field_t / (2 * distance)
     return np.where(size >= 2, pt, np.nan)
 
 
