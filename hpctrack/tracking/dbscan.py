@@ -17,6 +17,7 @@ from sklearn.cluster import DBSCAN
 from hpctrack.config import Section
 from hpctrack.data.schema import Candidates, Event
 from hpctrack.tracking.lists import from_lists
+from hpctrack.tracking.matching import exclusive_lists
 
 
 class Dbscan:
@@ -42,13 +43,9 @@ class Dbscan:
         points_N3 = np.stack([np.cos(phi), np.sin(phi), self.options.eta_weight * eta], axis=1)
         labels = self._labels(points_N3)
         times.append(time.perf_counter())
-        sizes = np.bincount(labels[labels >= 0])
-        members = np.split(
-            rows[np.argsort(labels, kind="stable")][np.count_nonzero(labels < 0) :], np.cumsum(sizes)[:-1]
-        )
-        lists = [rows for rows in members if len(rows) >= self.options.min_hits]
-        scores = [float(len(rows)) for rows in lists]
-        found = from_lists(lists, scores, event.n_hits, event.event_id, self.options.min_hits)
+        offsets, places = exclusive_lists(labels + 1)
+        lists = [rows[one] for one in np.split(places, offsets[1:-1]) if len(one) >= self.options.min_hits]
+        found = from_lists(lists, list(map(len, lists)), event.n_hits, event.event_id, self.options.min_hits)
         times.append(time.perf_counter())
         return found, dict(zip(("cluster_s", "build_s"), np.diff(times).tolist(), strict=True))
 
