@@ -14,9 +14,10 @@ from torch.nn import functional as F
 from torch_geometric.data import Batch
 
 from hpctrack.config import Section
+from hpctrack.graphs.numerics import at_least_fp32
 from hpctrack.losses.neighbours import neighbours
 from hpctrack.losses.pairs import Points, hinge_sum
-from hpctrack.losses.term import Loss, at_least_fp32, events, with_track
+from hpctrack.losses.term import Loss, events, with_track
 
 
 def with_noise(batch: Batch) -> int:

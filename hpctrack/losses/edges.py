@@ -15,7 +15,8 @@ from torch_geometric.data import Batch
 
 from hpctrack.config import Section
 from hpctrack.errors import InputError
-from hpctrack.losses.term import Loss, at_least_fp32
+from hpctrack.graphs.numerics import at_least_fp32
+from hpctrack.losses.term import Loss
 
 
 def edges_per_event(batch: Batch) -> Tensor:

@@ -14,11 +14,12 @@ from torch import Tensor
 from torch_geometric.data import Batch
 
 from hpctrack.config import Section
+from hpctrack.graphs.numerics import at_least_fp32
 from hpctrack.losses.influencer_reference import attraction_loop, attraction_scatter
 from hpctrack.losses.neighbours import neighbours
 from hpctrack.losses.pairs import Points, hinge_sum
 from hpctrack.losses.parameters import parameters
-from hpctrack.losses.term import Loss, at_least_fp32, events, with_hit, with_track
+from hpctrack.losses.term import Loss, events, with_hit, with_track
 from hpctrack.losses.tracks import Tracks, own_groups
 
 

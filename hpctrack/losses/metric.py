@@ -15,9 +15,10 @@ from torch_geometric.data import Batch
 
 from hpctrack.config import Section
 from hpctrack.graphs.knn import nearest
+from hpctrack.graphs.numerics import at_least_fp32
 from hpctrack.losses.edges import edges_per_event, sums
 from hpctrack.losses.pairs import Points, hinge_sum
-from hpctrack.losses.term import Loss, at_least_fp32, events, with_hit
+from hpctrack.losses.term import Loss, events, with_hit
 from hpctrack.losses.tracks import own_groups
 
 

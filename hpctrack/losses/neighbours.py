@@ -9,8 +9,9 @@ from torch import Tensor
 from torch_geometric.data import Batch
 
 from hpctrack.errors import InputError
+from hpctrack.graphs.numerics import at_least_fp32
 from hpctrack.losses.pairs import Points, hinge_sum
-from hpctrack.losses.term import at_least_fp32, events
+from hpctrack.losses.term import events
 from hpctrack.losses.tracks import Tracks
 
 TRACK_RADIUS = 0.25  # within it a hit is not pulled: hits of a track then are nearer (0.5) than those of others (1)

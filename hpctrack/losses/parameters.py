@@ -11,7 +11,7 @@ from torch_geometric.data import Batch
 
 from hpctrack.data.perigee import PHI, SCALES
 from hpctrack.errors import InputError
-from hpctrack.losses.term import at_least_fp32
+from hpctrack.graphs.numerics import at_least_fp32
 from hpctrack.losses.tracks import Tracks
 
 OUTLIER_SIGMA = 5.0  # beyond, the loss rises linearly: a Gaussian in five dimensions does so for 1 of 7,000 tracks

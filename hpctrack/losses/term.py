@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch_geometric.data import Batch
 
@@ -63,8 +62,3 @@ def with_hit(batch: Batch) -> int:
 def with_track(batch: Batch) -> int:
     """Events that have a track."""
     return int((batch.n_tracks > 0).sum())
-
-
-def at_least_fp32(x: Tensor) -> Tensor:
-    """Losses are computed in fp32 at least, whatever precision the model runs in."""
-    return x if x.dtype == torch.float64 else x.float()

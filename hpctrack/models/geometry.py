@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hpctrack.errors import InputError
+from hpctrack.graphs.numerics import at_least_fp32
 
 NEEDED = ("r", "cos_phi", "sin_phi", "z")  # features, scaled as data/features.py does: r and z in m
 PAIR_FEATURES = 10
@@ -29,7 +30,7 @@ class Geometry(nn.Module):
 
     def forward(self, x_NF: Tensor) -> Tensor:
         """(r in m, phi, z in m, eta), at least fp32, without gradient."""
-        x = x_NF.detach() if x_NF.dtype == torch.float64 else x_NF.detach().float()
+        x = at_least_fp32(x_NF.detach())
         r, cos, sin, z = (x[:, column] for column in self.columns)
         return torch.stack([r, torch.atan2(sin, cos), z, torch.asinh(z / r.clamp(min=1e-3))], dim=1)
 

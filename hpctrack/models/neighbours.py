@@ -16,6 +16,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from hpctrack.config import Section
 from hpctrack.graphs.knn import nearest
+from hpctrack.graphs.numerics import at_least_fp32
 from hpctrack.models.geometry import PAIR_FEATURES, Geometry, pair_features
 from hpctrack.models.memory import MemoryModes
 from hpctrack.models.sweeps import Autocast, Tally, backward_rows, chunks, forward_rows, leaf
@@ -129,8 +130,10 @@ class Step(nn.Module):
 
     def update(self, h_nH: Tensor, said_nKH: Tensor, pair_nKP: Tensor, exists_nK: Tensor) -> Tensor:
         """New state of n hits, given what their neighbours say and what they say together with each."""
-        asked_n1H = self.own(self.norm(h_nH)).unsqueeze(1)
-        value_nKH = nn.functional.gelu(asked_n1H + said_nKH + self.pair(pair_nKP))
+        sum_nKH = self.pair(pair_nKP)
+        sum_nKH += said_nKH
+        sum_nKH += self.own(self.norm(h_nH)).unsqueeze(1)
+        value_nKH = nn.functional.gelu(sum_nKH)
         score_nKA = at_least_fp32(self.weight(value_nKH)).masked_fill(~exists_nK.unsqueeze(2), -torch.inf)
         share_nAK = score_nKA.softmax(dim=1).to(value_nKH.dtype).transpose(1, 2)
         heads = share_nAK.shape[1]
@@ -198,7 +201,7 @@ class Listen(torch.autograd.Function):
         tally = Tally(step.parameters())
         with ctx.autocast.again():
             said_NH = forward_rows(step.say, near.chunk, h_NH)[0]
-            g_h, g_said = torch.empty_like(h_NH), torch.zeros_like(said_NH, dtype=at_least_fp32(said_NH).dtype)
+            g_h, g_said = torch.empty_like(h_NH), torch.zeros_like(at_least_fp32(said_NH))
             for rows in chunks(len(h_NH), near.chunk):
                 with torch.enable_grad():
                     leaves = [leaf(h_NH[rows]), leaf(near.gather(said_NH, rows))]
@@ -217,8 +220,3 @@ class Listen(torch.autograd.Function):
 def gather(x_NH: Tensor, row_nK: Tensor) -> Tensor:
     """Rows of x, [n, K, H]."""
     return x_NH.index_select(0, row_nK.flatten()).unflatten(0, row_nK.shape)
-
-
-def at_least_fp32(x: Tensor) -> Tensor:
-    """Distances and softmax sums are computed in fp32 at least."""
-    return x if x.dtype == torch.float64 else x.float()

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from hpctrack.graphs.numerics import at_least_fp32
+
 OnEdges = tuple[Tensor | None, Tensor | None, Tensor | None]  # edge output, sum at targets, sum at sources
 
 
@@ -81,17 +83,12 @@ def chunks(n: int, size: int) -> Iterator[slice]:
         yield slice(start, min(start + size, n))
 
 
-def at_least_fp32(dtype: torch.dtype) -> torch.dtype:
-    """The type in which sums over neighbours are kept."""
-    return torch.promote_types(dtype, torch.float32)
-
-
 def add_rows(total_NH: Tensor | None, index_c: Tensor, x_cH: Tensor, nodes: int) -> Tensor:
     """`total[index] += x` in at least fp32; a new total if there is none."""
-    dtype = at_least_fp32(x_cH.dtype)
+    x_cH = at_least_fp32(x_cH)
     if total_NH is None:
-        total_NH = x_cH.new_zeros(nodes, x_cH.shape[1], dtype=dtype)
-    return total_NH.index_add_(0, index_c, x_cH.to(dtype))
+        total_NH = x_cH.new_zeros(nodes, x_cH.shape[1])
+    return total_NH.index_add_(0, index_c, x_cH)
 
 
 def whole(layer: EdgeLayer, graph: Graph, x_NH: Tensor, e_MH: Tensor | None) -> OnEdges:
