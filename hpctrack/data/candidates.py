@@ -278,33 +278,27 @@ def open_store(folder: str | Path) -> CandidateStore:
 class CandidatesFile:
     """An open candidates file with its offsets."""
 
-    FORMAT = FORMAT
+    FORMAT, AGAIN = FORMAT, AGAIN
 
     def __init__(self, path: Path, event_ids: np.ndarray) -> None:
         """InputError unless the file holds `event_ids`, in rows that its offsets and columns agree on."""
         self.path, self.file = path, open_checked(path, self.FORMAT)
         try:
             with damage(path):
-                self._check(event_ids)
+                self.event_ids = self._column("event_id", "<i8", len(event_ids))[:]
+                if not np.array_equal(self.event_ids, event_ids):
+                    raise InputError(f"{path}: does not hold the events that {INDEX} says; {self.AGAIN}")
+                self._check(len(event_ids))
         except InputError:
             self.file.close()
             raise
 
-    def _check(self, event_ids: np.ndarray) -> None:
-        n = len(event_ids)
-        self.event_ids = self._column("event_id", "<i8", n)[:]
-        if not np.array_equal(self.event_ids, event_ids):
-            raise InputError(f"{self.path}: does not hold the events that {INDEX} says; {AGAIN}")
+    def _check(self, n: int) -> None:
         self.columns = {name: self._column(name, dtype) for name, dtype in COLUMNS.items()}
         if "parameters" in self.file:
             n_candidates = len(self.columns["scores"])
             self.columns["parameters"] = self._column("parameters", PARAMETERS.base, n_candidates)
-        self.offsets = {}
-        for name, column in _AXES.items():
-            offsets, rows = self._column(name, "<i8", n + 1)[:], len(self.columns[column])
-            if offsets[0] != 0 or (np.diff(offsets) < 0).any() or offsets[-1] != rows:
-                raise InputError(f"{self.path}: {name} must rise from 0 to the {rows} rows of {column}; {AGAIN}")
-            self.offsets[column] = offsets
+        self.offsets = {column: self._offsets(name, n, column) for name, column in _AXES.items()}
         self.offsets["parameters"] = self.offsets["scores"]
         self.offsets["hit_offsets"] = self.offsets["scores"] + np.arange(n + 1)  # one more than candidates an event
         if len(self.columns["hit_offsets"]) != self.offsets["hit_offsets"][-1]:
@@ -313,23 +307,34 @@ class CandidatesFile:
                 f"more than candidates for each event; {AGAIN}"
             )
 
+    def _offsets(self, name: str, n: int, column: str) -> np.ndarray:
+        offsets, rows = self._column(name, "<i8", n + 1)[:], len(self.columns[column])
+        if offsets[0] != 0 or (np.diff(offsets) < 0).any() or offsets[-1] != rows:
+            raise InputError(f"{self.path}: {name} must rise from 0 to the {rows} rows of {column}; {self.AGAIN}")
+        return offsets
+
     def _column(self, name: str, dtype: Any, length: int | None = None) -> h5py.Dataset:
         dataset = self.file[name]
         shape = (dataset.size if length is None else length, *WIDTH.get(name, ()))
         if dataset.dtype != np.dtype(dtype) or dataset.shape != shape:
             expected = "(n,)" if length is None else shape
             raise InputError(
-                f"{self.path}: {name} is {dataset.dtype} {dataset.shape}, must be {np.dtype(dtype)} {expected}; {AGAIN}"
+                f"{self.path}: {name} is {dataset.dtype} {dataset.shape}, must be {np.dtype(dtype)} {expected}; "
+                f"{self.AGAIN}"
             )
         if dataset.nbytes > os.path.getsize(self.path):
-            raise InputError(f"{self.path}: {name} claims {dataset.nbytes} bytes, more than the file has; {AGAIN}")
+            raise InputError(f"{self.path}: {name} claims {dataset.nbytes} bytes, more than the file has; {self.AGAIN}")
         return dataset
 
-    def read(self, event_id: int, row: int) -> Candidates:
+    def _parts(self, event_id: int, row: int) -> dict[str, np.ndarray]:
         if not 0 <= row < len(self.event_ids) or self.event_ids[row] != event_id:
-            raise InputError(f"{self.path}: event {event_id} is not in row {row}, where {INDEX} says; {AGAIN}")
+            raise InputError(f"{self.path}: event {event_id} is not in row {row}, where {INDEX} says; {self.AGAIN}")
         with damage(self.path):
-            parts = {name: self.columns[name][slice(*self.offsets[name][row : row + 2])] for name in self.columns}
+            return {name: self.columns[name][slice(*self.offsets[name][row : row + 2])] for name in self.columns}
+
+    def read(self, event_id: int, row: int) -> Candidates:
+        """The candidates of an event; InputError if they cannot be of its hits."""
+        parts = self._parts(event_id, row)
         starts, rows = parts["hit_offsets"], parts["hit_rows"]
         if starts[0] != 0 or (np.diff(starts) < 0).any() or starts[-1] != len(rows):
             raise InputError(

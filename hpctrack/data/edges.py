@@ -80,7 +80,7 @@ def write_index(folder: Path, shards: Sequence[tuple[str, Sequence[int], str]], 
     counts = []
     for name, events, _ in shards:
         file = EdgesFile(folder / name, np.asarray(events))
-        counts.append(np.diff(file.offsets))
+        counts.append(np.diff(file.offsets["score"]))
         file.file.close()
     also = {"n_edges": np.concatenate([np.zeros(0, np.int64), *counts])}
     candidates.write_index(folder, shards, attributes, FORMAT, also)
@@ -89,29 +89,16 @@ def write_index(folder: Path, shards: Sequence[tuple[str, Sequence[int], str]], 
 class EdgesFile(CandidatesFile):
     """An open file of edges."""
 
-    FORMAT = FORMAT
+    FORMAT, AGAIN = FORMAT, AGAIN
 
-    def _check(self, event_ids: np.ndarray) -> None:
-        n = len(event_ids)
-        self.event_ids, self.offsets = (
-            self._column("event_id", "<i8", n)[:],
-            self._column("offsets/edges", "<i8", n + 1)[:],
-        )
+    def _check(self, n: int) -> None:
+        self.columns = {name: self._column(name, dtype) for name, dtype in COLUMNS.items()}
+        self.offsets = {name: self._offsets("offsets/edges", n, name) for name in COLUMNS}
         self.checksums = self._column("checksum", "<u8", n)[:]
-        if not np.array_equal(self.event_ids, event_ids):
-            raise InputError(f"{self.path}: does not hold the events that {candidates.INDEX} says; {AGAIN}")
-        if self.offsets[0] != 0 or (np.diff(self.offsets) < 0).any():
-            raise InputError(f"{self.path}: offsets/edges must rise from 0; {AGAIN}")
-        self.columns = {name: self._column(name, dtype, self.offsets[-1]) for name, dtype in COLUMNS.items()}
 
     def read(self, event_id: int, row: int) -> Edges:
         """The edges of an event; InputError if they fail their checksum."""
-        if not 0 <= row < len(self.event_ids) or self.event_ids[row] != event_id:
-            raise InputError(
-                f"{self.path}: event {event_id} is not in row {row}, where {candidates.INDEX} says; {AGAIN}"
-            )
-        with candidates.damage(self.path):
-            edges = Edges(event_id, *(column[slice(*self.offsets[row : row + 2])] for column in self.columns.values()))
+        edges = Edges(event_id, **self._parts(event_id, row))
         if checksum(event_id, encode(edges)) != int(self.checksums[row]):
             raise InputError(f"{self.path}: event {event_id} fails its checksum; {AGAIN}")
         return edges

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpctrack.data import candidates
+from hpctrack.data import candidates, edges
 from hpctrack.data.candidates import CandidateStore, Journal, committed, write_index, write_shard
 from hpctrack.data.schema import Candidates
 from hpctrack.errors import InputError
@@ -153,6 +153,37 @@ def test_lies_are_named(tmp_path, name, change, message):
         for i in range(6):
             store.read(i)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def write_edges(folder, events):
+    journal, rng, sources = Journal(folder, "w"), np.random.default_rng(0), {}
+    for event in events:
+        sender, receiver = rng.integers(0, 9, (2, event)).astype(np.int32)
+        one = edges.Edges(event, sender, receiver, rng.random(event, dtype=np.float32))
+        sources[event] = journal.append_payload(event, edges.encode(one))
+    journal.close()
+    digest = edges.write_shard(folder, "edges-00000.h5", events, sources)
+    edges.write_index(folder, [("edges-00000.h5", events, digest)], {})
+    return edges.open_store(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("offsets/edges", moved(0, 1), "offsets/edges must rise from 0"),
+        ("offsets/edges", moved(-1, 1), "offsets/edges must rise from 0 to the 6 rows of sender"),
+        ("event_id", moved(2, 1), "does not hold the events that index.h5 says"),
+        ("receiver", lambda v: v[1:], "to the 5 rows of receiver"),
+        ("score", lambda v: v.astype("f8"), "score is float64"),
+        ("score", moved(1, 0.5), "event 2 fails its checksum"),
+    ],
+)
+def test_lies_of_edges_are_named(tmp_path, name, change, message):
+    assert write_edges(tmp_path, [1, 2, 3]).n_edges.tolist() == [1, 2, 3]
+    lie(tmp_path / "edges-00000.h5", name, change)
+    with pytest.raises(InputError, match=f"{message}.*; {edges.AGAIN}"):
+        for i in range(3):
+            edges.open_store(tmp_path).read(i)
 
 
 def test_a_changed_index_is_named(tmp_path):
