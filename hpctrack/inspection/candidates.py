@@ -16,7 +16,7 @@ def describe_candidates(folder: Path) -> dict[str, Any]:
     """A finished candidates folder: totals, settings, histograms, digest."""
     with store.damage(folder / candidates.INDEX):
         found = candidates.CandidateStore(folder)
-    per_event, sizes, n_hits = _sizes([folder / name for name in found.shards])
+    per_event, sizes, n_hits, columns = _sizes([folder / name for name in found.shards])
     return {
         "format": f"{candidates.FORMAT} {candidates.VERSION}",
         "events": len(found),
@@ -25,14 +25,14 @@ def describe_candidates(folder: Path) -> dict[str, Any]:
         "bytes": sum((folder / name).stat().st_size for name in found.shards),
         "digest": found.digest,
         "made_with": found.attributes,
-        "columns": _columns(int(per_event.sum()), int(sizes.sum()), n_hits, len(found)),
+        "columns": columns,
         "histograms": _histograms(per_event, sizes),
     }
 
 
 def describe_file(path: Path) -> dict[str, Any]:
     """One candidates file."""
-    per_event, sizes, n_hits = _sizes([path])
+    per_event, sizes, n_hits, columns = _sizes([path])
     with candidates.open_checked(path) as file, store.damage(path):
         digest = str(file.attrs["digest"])
     return {
@@ -41,7 +41,7 @@ def describe_file(path: Path) -> dict[str, Any]:
         **_totals(per_event, sizes, n_hits),
         "bytes": path.stat().st_size,
         "digest": digest,
-        "columns": _columns(int(per_event.sum()), int(sizes.sum()), n_hits, len(per_event)),
+        "columns": columns,
         "histograms": _histograms(per_event, sizes),
     }
 
@@ -75,9 +75,10 @@ def describe_unfinished(folder: Path) -> dict[str, Any]:
     return facts | describe_journals(sorted(parts.glob("*.journal")), parts / "settings.json")
 
 
-def _sizes(paths: list[Path]) -> tuple[np.ndarray, np.ndarray, int]:
-    """(candidates of each event, hits of each candidate, hits of the events) over the files."""
+def _sizes(paths: list[Path]) -> tuple[np.ndarray, np.ndarray, int, dict[str, dict[str, Any]]]:
+    """(candidates of each event, hits of each candidate, hits of the events, types and bytes of columns) of files."""
     per_event, sizes, n_hits = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], 0
+    columns = {name: {"dtype": dtype.name, "bytes": 0} for name, dtype in candidates.COLUMNS.items()}
     for path in paths:
         with candidates.open_checked(path) as file, store.damage(path):
             offsets = store.small_array(file, "offsets/candidates")
@@ -86,7 +87,11 @@ def _sizes(paths: list[Path]) -> tuple[np.ndarray, np.ndarray, int]:
             between = offsets[1:-1] + np.arange(len(offsets) - 2)  # from one event's end to the next one's beginning
             sizes.append(np.delete(steps, between))
             n_hits += int(file["offsets/hits"][-1])
-    return np.concatenate(per_event), np.concatenate(sizes), n_hits
+            for name in [*candidates.COLUMNS, *candidates.WIDTH]:
+                if name in file:
+                    column = columns.setdefault(name, {"dtype": file[name].dtype.name, "bytes": 0})
+                    column["bytes"] += file[name].nbytes
+    return np.concatenate(per_event), np.concatenate(sizes), n_hits, columns
 
 
 def _totals(per_event: np.ndarray, sizes: np.ndarray, n_hits: int) -> dict[str, int]:
@@ -95,11 +100,3 @@ def _totals(per_event: np.ndarray, sizes: np.ndarray, n_hits: int) -> dict[str, 
 
 def _histograms(per_event: np.ndarray, sizes: np.ndarray) -> dict[str, Any]:
     return {"candidates per event": histogram(per_event), "hits per candidate": histogram(sizes)}
-
-
-def _columns(n: int, n_rows: int, n_hits: int, events: int) -> dict[str, dict[str, object]]:
-    length = {"hit_offsets": n + events, "hit_rows": n_rows, "scores": n, "track_ids": n_hits}
-    return {
-        name: {"dtype": dtype.name, "bytes": length[name] * dtype.itemsize}
-        for name, dtype in candidates.COLUMNS.items()
-    }

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import h5py
 import numpy as np
@@ -133,8 +134,21 @@ def test_what_candidates_hold(house):
     assert facts["digest"] == found.digest and facts["candidates"] == len(sizes) == sum(map(len, events))
     assert facts["histograms"]["hits per candidate"]["mean"] == pytest.approx(sizes.mean())
     assert facts["hits"] == sum(len(event.track_ids) for event in events)
+    assert facts["columns"]["hit_offsets"] == {"dtype": "int64", "bytes": 8 * (len(sizes) + len(events))}
+    assert facts["columns"].keys() == candidates.COLUMNS.keys()
     unfinished = inspect.describe(house / "unfinished", kinds.UNFINISHED_CANDIDATES)
     assert unfinished["candidates"] == facts["candidates"] and unfinished["histograms"] == facts["histograms"]
+
+
+def test_track_parameters_are_listed_where_there_are_some(house, tmp_path):
+    def estimated(one):
+        return replace(one, parameters=np.ones((len(one), len(schema.ESTIMATE)), dtype=np.float32))
+
+    write_candidates(tmp_path, house / "data", estimated)
+    for path in (tmp_path, tmp_path / "candidates-00001.h5"):
+        facts = inspect.describe(path, kinds.kind_of(path))
+        wanted = {"dtype": "float32", "bytes": 4 * len(schema.ESTIMATE) * facts["candidates"]}
+        assert facts["columns"]["parameters"] == wanted and facts["candidates"] > 0
 
 
 def test_what_a_checkpoint_and_a_run_hold(house):
