@@ -15,6 +15,7 @@ from torch_geometric.data import Batch
 from hpctrack.config import Named, lookup, parse
 from hpctrack.models.mlp import MlpBackbone
 from hpctrack.models.neighbours import NeighbourBackbone
+from hpctrack.models.perceptron import two_layers
 from hpctrack.models.transformer import TransformerBackbone
 
 BACKBONES: dict[str, Any] = {"mlp": MlpBackbone, "neighbours": NeighbourBackbone, "transformer": TransformerBackbone}
@@ -29,7 +30,8 @@ class BackboneModel(nn.Module):
         named = parse(Named, backbone, "model", "model.backbone")
         kind = lookup(BACKBONES, named.name, "model.backbone")
         self.backbone = kind(features, parse(kind.Options, named.options, "model", "model.backbone"))
-        self.heads = nn.ModuleDict({name: head(self.backbone.width, out) for name, out in heads.items()})
+        width = self.backbone.width
+        self.heads = nn.ModuleDict({name: two_layers(width, width, out) for name, out in heads.items()})
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Each head's output [N, its dimensions] and the backbone's own, of `batch.x` [N, F] and bounds `batch.ptr`."""
@@ -53,8 +55,3 @@ class BackboneModel(nn.Module):
     def relative_cost(self, hits: np.ndarray, edges: np.ndarray | None = None) -> np.ndarray:
         """Cost of events by their numbers of hits, up to a factor; edges play no part."""
         return self.backbone.relative_cost(hits)
-
-
-def head(width: int, out: int) -> nn.Sequential:
-    """Two-layer perceptron [N, width] -> [N, out]."""
-    return nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, out))

@@ -1,4 +1,4 @@
-"""Multilayer perceptrons whose first layer is applied to parts of its input one by one.
+"""Perceptrons: the plain one of two layers, and one whose first layer is applied to parts of its input one by one.
 
 Legend: N rows, W width of a part, H hidden width.
 """
@@ -11,6 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU, "tanh": nn.Tanh}
+
+
+def two_layers(width: int, hidden: int, out: int) -> nn.Sequential:
+    """Perceptron [N, width] -> [N, out]."""
+    return nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, out))
 
 
 class SplitPerceptron(nn.Module):

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from hpctrack.config import Section
 from hpctrack.models.memory import MemoryModes, in_chunks, run_layers
+from hpctrack.models.perceptron import two_layers
 
 CHUNK_HITS = 4096
 
@@ -47,9 +48,7 @@ class TransformerBackbone(MemoryModes, nn.Module):
         super().__init__()
         self.options = options
         self.width = options.width
-        self.encode = nn.Sequential(
-            nn.Linear(len(features), options.width), nn.GELU(), nn.Linear(options.width, options.width)
-        )
+        self.encode = two_layers(len(features), options.width, options.width)
         self.blocks = nn.ModuleList(
             Block(options.width, options.heads, options.expansion) for _ in range(options.layers)
         )
@@ -76,9 +75,7 @@ class Block(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
         self.norm2 = nn.LayerNorm(width)
-        self.feed_forward = nn.Sequential(
-            nn.Linear(width, expansion * width), nn.GELU(), nn.Linear(expansion * width, width)
-        )
+        self.feed_forward = two_layers(width, expansion * width, width)
 
     def forward(self, h_NH: Tensor, sizes: list[int], chunked: bool = False) -> Tensor:
         """[N, H] -> [N, H]; `chunked` bounds the memory of the backward pass at the cost of computing twice."""
