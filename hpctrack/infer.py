@@ -43,7 +43,6 @@ from hpctrack.runtime.inference import (
     Reconstruction,
     Task,
     everyones,
-    say,
 )
 from hpctrack.runtime.watchdog import Watchdog
 from hpctrack.tracking.builders import build_builder
@@ -144,7 +143,7 @@ def infer(
     if part is None:
         with on_main(lambda: only_writer(out), env):
             if run_on_main(lambda: prepare(out, attributes, how.product), env):
-                say(env, f"{out}: complete, nothing to do")
+                env.say(f"{out}: complete, nothing to do")
                 return 0
             if not task.build():
                 return EXIT_PREEMPTED
@@ -152,14 +151,14 @@ def infer(
         return 0
     with on_main(lambda: only_writer(out, wait=True), env):
         if run_on_main(lambda: prepare(out, attributes, how.product), env):
-            say(env, f"{out}: complete, nothing to do")
+            env.say(f"{out}: complete, nothing to do")
             return 0
     with on_main(lambda: only_writer(out / candidates.PARTS / part.name), env):
         if not task.build():
             return EXIT_PREEMPTED
     with on_main(lambda: only_writer(out, wait=True), env):
         done = run_on_main(lambda: part.end(out), env)
-        say(env, f"{out}: {done} of {part.of} parts done")
+        env.say(f"{out}: {done} of {part.of} parts done")
         if done == part.of:
             sources = everyones(candidates.committed(out, env.rank, env.world), env)
             join(data, out, attributes, sources, env, how.product)

@@ -43,6 +43,11 @@ class Env:
         """True on the rank that prints and writes."""
         return self.rank == 0
 
+    def say(self, text: str) -> None:
+        """Print on rank 0."""
+        if self.is_main:
+            print(text, flush=True)
+
 
 @contextmanager
 def distributed(config: ParallelConfig, threads: int | None) -> Iterator[Env]:
@@ -152,8 +157,8 @@ def say_ranks(env: Env) -> None:
     found = [own] * env.world
     if env.world > 1:
         dist.all_gather_object(found, own)
-    if env.is_main and env.source != ALONE.source:
-        print(ranks_line(env, [(host, device) for host, device, _ in found]), flush=True)
+    if env.source != ALONE.source:
+        env.say(ranks_line(env, [(host, device) for host, device, _ in found]))
     seen: dict[tuple[str, str], int] = {}
     for rank, (host, device, gpu) in enumerate(found):
         if gpu and seen.setdefault((host, gpu), rank) != rank:

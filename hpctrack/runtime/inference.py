@@ -149,7 +149,7 @@ class Task:
         ids = self.data.event_ids
         todo = np.array([row for row in np.flatnonzero(chosen) if int(ids[row]) not in done], dtype=np.int64)
         of = f"part {part.number} of {part.of}, " if part else ""
-        say(env, f"{self.out}: {of}{len(todo)} events to do, {len(done)} done before, {env.world} x {env.device.type}")
+        env.say(f"{self.out}: {of}{len(todo)} events to do, {len(done)} done before, {env.world} x {env.device.type}")
         return todo[longest_first(cost[todo], env.world)[0] == env.rank]
 
     def build(self) -> bool:
@@ -170,14 +170,14 @@ class Task:
                 done += 1
                 if done % max(1, len(rows) // 10) == 0:
                     place = f"({done}/{len(rows)} on this rank)"
-                    say(self.env, f"event {found.event_id}: {len(found)} {self.how.product}  {place}")
+                    self.env.say(f"event {found.event_id}: {len(found)} {self.how.product}  {place}")
             journal.close()
             if self.watchdog:
                 self.watchdog.rest()
             self.sources = self.sources | everyones(places, self.env)
             left = int(all_sum([len(rows) - done], self.env)[0])
             if left:
-                say(self.env, f"{preemption.said()}: {left} events are left, the same command goes on with them")
+                self.env.say(f"{preemption.said()}: {left} events are left, the same command goes on with them")
         return not left
 
 
@@ -201,9 +201,3 @@ def everyones(found: dict[int, Any], env: Env) -> dict[int, Any]:
     for part in gather(found, env):
         union = part | union
     return union
-
-
-def say(env: Env, text: str) -> None:
-    """Print on rank 0."""
-    if env.is_main:
-        print(text, flush=True)

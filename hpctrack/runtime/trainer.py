@@ -167,21 +167,21 @@ class Trainer:
             self.metrics = Metrics(self.folder, self.step)
             self.ledger = Ledger(self.folder, self.step, len(self.data))
         n = self.engine.n_parameters
-        self.say(
+        self.env.say(
             f"{self.folder}: {self.config.model.name} ({n:,} parameters), {len(self.data)} events, "
             f"{self.env.world} x {self.env.device.type} ({self.env.source}, {self.env.backend or 'no'} process group), "
             f"{self.config.train.precision}; {f'resumed at step {self.step}' if found else 'new run'}"
         )
         if self.step < self.config.train.steps:
             for line in self.planner.certificate(self.step):
-                self.say(line)
+                self.env.say(line)
             self.rehearse()
 
     def rehearse(self) -> None:
         """Passes before the first step, whose gradients are discarded: to compile, and to learn what passes need."""
         if self.config.train.compile and self.engine.rehearses:
             self.alive("compilation")
-            self.say(try_compiled(self.engine, self.loss, self.middle_event()))
+            self.env.say(try_compiled(self.engine, self.loss, self.middle_event()))
         if self.memory.auto:
             self.prepare_memory()
 
@@ -194,8 +194,8 @@ class Trainer:
         if not self.memory.fitted:
             self.alive("the calibration of memory")
             for line in calibrate(self.engine, self.loss, self.memory, self.middle_event()):
-                self.say(line)
-        self.say(
+                self.env.say(line)
+        self.env.say(
             f"memory: at most {self.memory.cap / GIB:.3g} GiB a rank ({self.memory.source}), of which a pass may be "
             f"predicted to need {self.memory.room / GIB:.3g}; modes: {', '.join(self.memory.modes)}"
         )
@@ -271,7 +271,7 @@ class Trainer:
         if self.step >= self.next_cost_lines and lines:
             self.next_cost_lines = self.step + self.config.train.valid_every
             for line in lines:
-                self.say(line)
+                self.env.say(line)
 
     def observe(self, result: StepResult, lr: float, step_s: float, data_s: float) -> None:
         """Take a finished step into the ledger, the means of the current log window and the waste report."""
@@ -288,11 +288,11 @@ class Trainer:
         if self.precision.scaled:
             values |= {"skipped": float(result.skipped), "loss_scale": self.precision.loss_scale}
         for retreat in result.retreats:
-            self.say(f"step {self.step}: {retreat.line()}")
+            self.env.say(f"step {self.step}: {retreat.line()}")
             if self.metrics:
                 self.metrics.write("memory", self.step, retreat.values())
         if result.skipped:
-            self.say(
+            self.env.say(
                 f"step {self.step}: the gradient overflowed fp16, no update (number {self.precision.skipped_steps} of "
                 f"the run); loss scale now {self.precision.loss_scale:.0f}"
             )
@@ -314,7 +314,7 @@ class Trainer:
         values = {"epoch": self.planner.position(self.step - 1)[0], **means}
         if self.metrics:
             self.metrics.write("train", self.step, values)
-        self.say(self.progress.line(self.step, values))
+        self.env.say(self.progress.line(self.step, values))
         self.window = Window()
 
     def validate(self) -> None:
@@ -331,7 +331,7 @@ class Trainer:
         }
         if self.metrics:
             self.metrics.write("valid", self.step, values)
-        self.say(f"step {self.step}  validation loss {result.loss:.4f} on {result.events} events")
+        self.env.say(f"step {self.step}  validation loss {result.loss:.4f} on {result.events} events")
 
     def tune(self) -> None:
         """Choose the builder's open options on the validation events."""
@@ -345,13 +345,13 @@ class Trainer:
         counts = tuning_counts(config, outputs)
         counts = np.array(all_sum(counts.ravel(), self.env)).reshape(counts.shape)
         self.tuned = choose(config, counts)
-        self.say(f"tuned on validation events: {', '.join(f'builder.{k}={v}' for k, v in self.tuned.items())}")
+        self.env.say(f"tuned on validation events: {', '.join(f'builder.{k}={v}' for k, v in self.tuned.items())}")
 
     def stop(self, why: str) -> None:
         """End before the last step, with a checkpoint from which the same command goes on."""
         self.save(pending=True)
         self.end()
-        self.say(f"{why}: step {self.step} is saved, the same command goes on from there")
+        self.env.say(f"{why}: step {self.step} is saved, the same command goes on from there")
 
     def close(self) -> None:
         """End the run after its last step."""
@@ -361,9 +361,9 @@ class Trainer:
             if self.metrics:
                 self.metrics.write("waste", self.step, report | {f"balance/{k}": v for k, v in counter.items()})
             for line in [*self.planner.cost.lines(), *waste_lines(report, counter)]:
-                self.say(line)
+                self.env.say(line)
         self.end()
-        self.say(f"done: {self.step} steps, {self.folder / 'checkpoints'}")
+        self.env.say(f"done: {self.step} steps, {self.folder / 'checkpoints'}")
 
     def end(self) -> None:
         """Close the files on rank 0, which may still be writing the checkpoint; the other ranks wait for it."""
@@ -371,11 +371,6 @@ class Trainer:
             self.metrics.close()
             self.ledger.close()
         barrier(self.env)
-
-    def say(self, text: str) -> None:
-        """Print on rank 0."""
-        if self.env.is_main:
-            print(text, flush=True)
 
 
 def flatten(config: BaseModel | dict[str, Any], prefix: str = "") -> dict[str, Any]:
