@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from hpctrack.benchmarks import BENCHES
+from hpctrack.benchmarks import BENCHES, benchmark
 from hpctrack.benchmarks.measure import Figure, Page, commit, machine
 from hpctrack.data.files import write_json, write_text
 from hpctrack.errors import InputError, verb
@@ -23,7 +23,7 @@ from hpctrack.versions import versions
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line of the verb."""
     parser = argparse.ArgumentParser(prog="hpctrack bench", description=__doc__)
-    parser.add_argument("name", choices=sorted(BENCHES))
+    parser.add_argument("name", choices=BENCHES)
     parser.add_argument("--json", type=Path, help="write figures, command, commit, versions and machine here")
     parser.add_argument("--markdown", type=Path, help="write the same as a page for docs/benchmarks/")
     parser.add_argument("--quick", action="store_true", help="the same figures on less work")
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
-    found = run(BENCHES[args.name], args)
+    found = run(benchmark(args.name), args)
     result = {
         "bench": args.name,
         "command": shlex.join(["hpctrack", "bench", *(sys.argv[1:] if argv is None else argv)]),

@@ -1,19 +1,16 @@
-"""Benchmarks: one file each, one line here. `run(quick) -> list[Figure] | Page`, peers measured in the same run.
+"""Benchmarks: one file each, one name here. `run(quick) -> list[Figure] | Page`, peers measured in the same run.
 
 A `run(quick, data=None)` also takes a dataset (`--data FOLDER`).
 """
 
 from __future__ import annotations
 
-from hpctrack.benchmarks import inference, io, layout, loss, memory, model, plan, scaling
+from collections.abc import Callable
+from importlib import import_module
 
-BENCHES = {
-    "inference": inference.run,
-    "io": io.run,
-    "layout": layout.run,
-    "loss": loss.run,
-    "memory": memory.run,
-    "model": model.run,
-    "plan": plan.run,
-    "scaling": scaling.run,
-}
+BENCHES = ("inference", "io", "layout", "loss", "memory", "model", "plan", "scaling")
+
+
+def benchmark(name: str) -> Callable:
+    """The `run` of one; others are not imported, so that a benchmark's processes hold nothing else."""
+    return import_module(f"{__name__}.{name}").run
