@@ -36,7 +36,11 @@ class BackboneModel(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Each head's output [N, its dimensions] and the backbone's own, of `batch.x` [N, F] and bounds `batch.ptr`."""
         h_NH, extra = self.backbone(batch.x, batch.ptr.diff().tolist())
-        return {name: out(h_NH) for name, out in self.heads.items()} | extra
+        return self.read(h_NH, batch.x) | extra
+
+    def read(self, h_NH: Tensor, x_NF: Tensor) -> dict[str, Tensor]:
+        """Each head's output, of the hidden state of hits with features `x_NF`."""
+        return {name: out(h_NH) for name, out in self.heads.items()}
 
     @property
     def memory_modes(self) -> tuple[str, ...]:

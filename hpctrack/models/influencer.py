@@ -10,7 +10,6 @@ from typing import Any
 
 from pydantic import Field
 from torch import Tensor
-from torch_geometric.data import Batch
 
 from hpctrack.config import Section
 from hpctrack.models.backbones import BackboneModel
@@ -35,10 +34,9 @@ class InfluencerModel(BackboneModel):
         super().__init__(features, options.backbone, heads)
         self.parameter_head = ParameterHead(features, self.backbone.width) if options.parameters else None
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """The outputs for `batch.x` [N, F] and bounds `batch.ptr`, and the backbone's own."""
-        h_NH, extra = self.backbone(batch.x, batch.ptr.diff().tolist())
-        outputs = {name: out(h_NH) for name, out in self.heads.items()} | extra
+    def read(self, h_NH: Tensor, x_NF: Tensor) -> dict[str, Tensor]:
+        """`user`, `influencer` and, if wanted, `parameters`."""
+        outputs = super().read(h_NH, x_NF)
         if self.parameter_head is not None:
-            outputs["parameters"] = self.parameter_head(h_NH, batch.x)
+            outputs["parameters"] = self.parameter_head(h_NH, x_NF)
         return outputs
