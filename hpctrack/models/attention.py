@@ -13,34 +13,29 @@ Legend: N hits, c edges of a chunk, F features, H width, S width of a node's sta
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from hpctrack.config import Section
 from hpctrack.models.graph_network import GraphNetwork
 from hpctrack.models.interaction import Score
-from hpctrack.models.perceptron import ACTIVATIONS, SplitPerceptron
+from hpctrack.models.perceptron import ACTIVATIONS, Activation, Sizes, SplitPerceptron
 from hpctrack.models.sweeps import OnEdges
 
 
 class AttentionNetwork(GraphNetwork):
     """Scores edges from both ends' states, after T rounds of messages weighted with the edges' scores."""
 
-    class Options(Section):
+    class Options(GraphNetwork.Options):
         """Sizes."""
 
         width: int = Field(64, ge=1, description="of node states and hidden layers")
         iterations: int = Field(4, ge=1)
-        layers: int = Field(2, ge=1, description="linear layers of each perceptron")
-        norm: Literal["layer", "none"] = "layer"
-        activation: Literal["relu", "silu", "gelu", "tanh"] = "tanh"
+        activation: Activation = "tanh"
         inputs: bool = Field(True, description="each iteration sees the input features again")
         residual: bool = Field(False, description="node states are added to, as in Exa.TrkX")
         recurrent: bool = Field(True, description="all iterations share their weights")
-        chunk: int | None = Field(None, ge=1, description="edges at a time in the harder memory modes; null: by device")
 
     edge_start = None
 
@@ -49,14 +44,13 @@ class AttentionNetwork(GraphNetwork):
         self.inputs = options.inputs
         self.encode = nn.Sequential(nn.Linear(len(features), options.width), ACTIVATIONS[options.activation]())
         state = options.width + (len(features) if options.inputs else 0)
-        sizes = (options.layers, options.norm, options.activation)
 
         def attention() -> SplitPerceptron:
-            return SplitPerceptron([state] * 2, options.width, 1, *sizes)
+            return SplitPerceptron([state] * 2, options.width, 1, *options.sizes)
 
         own = 1 if options.recurrent else options.iterations
         self.iterations = nn.ModuleList(
-            Attention(attention(), state, options.width, sizes, options.residual) for _ in range(own)
+            Attention(attention(), state, options.width, options.sizes, options.residual) for _ in range(own)
         )
         self.head = Score(self.iterations[0].edges if options.recurrent else attention())
 
@@ -69,9 +63,7 @@ class AttentionNetwork(GraphNetwork):
 class Attention(nn.Module):
     """One iteration; `edges` gives the attention's logits."""
 
-    def __init__(
-        self, edges: SplitPerceptron, state: int, width: int, sizes: tuple[int, str, str], residual: bool
-    ) -> None:
+    def __init__(self, edges: SplitPerceptron, state: int, width: int, sizes: Sizes, residual: bool) -> None:
         super().__init__()
         self.edges, self.width, self.residual = edges, width, residual
         self.nodes = SplitPerceptron([state] * 3, width, width, *sizes)

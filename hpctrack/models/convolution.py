@@ -11,12 +11,10 @@ Legend: N hits, c edges of a chunk, H width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 from pydantic import Field
 from torch import Tensor, nn
 
-from hpctrack.config import Section
 from hpctrack.models.graph_network import GraphNetwork
 from hpctrack.models.interaction import Score
 from hpctrack.models.perceptron import ACTIVATIONS, SplitPerceptron
@@ -26,16 +24,13 @@ from hpctrack.models.sweeps import OnEdges
 class ConvolutionNetwork(GraphNetwork):
     """Scores edges from both ends' states, after T convolutions over neighbours in both directions."""
 
-    class Options(Section):
+    class Options(GraphNetwork.Options):
         """Sizes."""
 
         width: int = Field(64, ge=1, description="of node states and hidden layers")
         iterations: int = Field(4, ge=1)
         layers: int = Field(2, ge=1, description="linear layers of the perceptron that scores edges")
-        norm: Literal["layer", "none"] = "layer"
-        activation: Literal["relu", "silu", "gelu", "tanh"] = "relu"
         recurrent: bool = Field(False, description="all iterations share their weights")
-        chunk: int | None = Field(None, ge=1, description="edges at a time in the harder memory modes; null: by device")
 
     edge_start = None
 
@@ -46,8 +41,7 @@ class ConvolutionNetwork(GraphNetwork):
         self.iterations = nn.ModuleList(
             Convolution(options.width, options.norm, options.activation) for _ in range(own)
         )
-        sizes = (options.layers, options.norm, options.activation)
-        self.head = Score(SplitPerceptron([options.width] * 2, options.width, 1, *sizes))
+        self.head = Score(SplitPerceptron([options.width] * 2, options.width, 1, *options.sizes))
 
 
 class Convolution(nn.Module):

@@ -10,14 +10,12 @@ Legend: N hits, M edges, F features, H width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from hpctrack.config import Section
 from hpctrack.models.graph_network import GraphNetwork
 from hpctrack.models.interaction import Score
 from hpctrack.models.perceptron import SplitPerceptron
@@ -27,22 +25,18 @@ from hpctrack.models.sweeps import leaf
 class FilterNetwork(GraphNetwork):
     """Scores edges from both ends' features."""
 
-    class Options(Section):
+    class Options(GraphNetwork.Options):
         """Sizes."""
 
         width: int = Field(512, ge=1, description="of hidden layers")
         layers: int = Field(4, ge=2, description="linear layers")
-        norm: Literal["layer", "none"] = "layer"
-        activation: Literal["relu", "silu", "gelu", "tanh"] = "relu"
-        chunk: int | None = Field(None, ge=1, description="edges at a time in the harder memory modes; null: by device")
 
     edge_start = None
 
     def __init__(self, features: Sequence[str], options: Options) -> None:
         super().__init__(features, 0, options.chunk)
         self.iterations = nn.ModuleList()
-        sizes = (options.layers, options.norm, options.activation)
-        self.head = Score(SplitPerceptron([len(features)] * 2, options.width, 1, *sizes))
+        self.head = Score(SplitPerceptron([len(features)] * 2, options.width, 1, *options.sizes))
 
     def start(self, x_NF: Tensor) -> Tensor:
         """The features; sweeps give weights on hits a gradient only where hits have one."""

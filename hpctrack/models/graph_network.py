@@ -17,12 +17,15 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch_geometric.data import Batch
 
+from hpctrack.config import Section
 from hpctrack.errors import InputError
 from hpctrack.models.memory import MODES, MemoryModes, again
+from hpctrack.models.perceptron import Activation, Norm, Sizes
 from hpctrack.models.sweeps import (
     Autocast,
     EdgeLayer,
@@ -52,6 +55,19 @@ class GraphNetwork(MemoryModes, nn.Module):
 
     A network that is recurrent has one iteration, which is repeated.
     """
+
+    class Options(Section):
+        """What all networks have; each adds its own."""
+
+        layers: int = Field(2, ge=1, description="linear layers of each perceptron")
+        norm: Norm = "layer"
+        activation: Activation = "relu"
+        chunk: int | None = Field(None, ge=1, description="edges at a time in the harder memory modes; null: by device")
+
+        @property
+        def sizes(self) -> Sizes:
+            """Of the network's perceptrons."""
+            return self.layers, self.norm, self.activation
 
     start: Callable[[Tensor], Tensor]
     edge_start: EdgeLayer | None

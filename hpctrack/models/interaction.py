@@ -11,35 +11,31 @@ Legend: N hits, M edges, c edges of a chunk, H width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 from pydantic import Field
 from torch import Tensor, nn
 
-from hpctrack.config import Section
 from hpctrack.models.geometry import PAIR_FEATURES, Geometry, pair_features
 from hpctrack.models.graph_network import GraphNetwork
-from hpctrack.models.perceptron import SplitPerceptron
+from hpctrack.models.perceptron import Activation, Sizes, SplitPerceptron
 from hpctrack.models.sweeps import OnEdges
 
 
 class InteractionNetwork(GraphNetwork):
     """Scores edges from both ends' states and the edge's own, after T interactions."""
 
-    class Options(Section):
+    class Options(GraphNetwork.Options):
         """Sizes."""
 
         width: int = Field(128, ge=1, description="of node and edge states, and of hidden layers")
         iterations: int = Field(8, ge=1)
         layers: int = Field(3, ge=1, description="linear layers of each perceptron")
-        norm: Literal["layer", "none"] = "layer"
-        activation: Literal["relu", "silu", "gelu", "tanh"] = "silu"
+        activation: Activation = "silu"
         recurrent: bool = Field(False, description="all iterations share their weights")
-        chunk: int | None = Field(None, ge=1, description="edges at a time in the harder memory modes; null: by device")
 
     def __init__(self, features: Sequence[str], options: Options) -> None:
         super().__init__(features, options.iterations, options.chunk)
-        width, sizes = options.width, (options.layers, options.norm, options.activation)
+        width, sizes = options.width, options.sizes
         self.geometry = Geometry(features, "the interaction network")
         self.start = SplitPerceptron([len(features)], width, width, *sizes)
         self.edge_start = PairStart(width, sizes)
@@ -51,7 +47,7 @@ class InteractionNetwork(GraphNetwork):
 class PairStart(nn.Module):
     """First edge state, from what the pair of hits says (models/geometry.py)."""
 
-    def __init__(self, width: int, sizes: tuple[int, str, str]) -> None:
+    def __init__(self, width: int, sizes: Sizes) -> None:
         super().__init__()
         self.perceptron = SplitPerceptron([PAIR_FEATURES], width, width, *sizes)
 
@@ -67,7 +63,7 @@ class PairStart(nn.Module):
 class Interaction(nn.Module):
     """One iteration."""
 
-    def __init__(self, width: int, sizes: tuple[int, str, str]) -> None:
+    def __init__(self, width: int, sizes: Sizes) -> None:
         super().__init__()
         self.edges = SplitPerceptron([width] * 3, width, width, *sizes)
         self.nodes = SplitPerceptron([width] * 3, width, width, *sizes)

@@ -6,7 +6,6 @@ Legend: N hits in the batch, F features, H width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 from pydantic import Field
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from hpctrack.config import Section
 from hpctrack.models.memory import CHUNK, MemoryModes, again, in_chunks
-from hpctrack.models.perceptron import ACTIVATIONS
+from hpctrack.models.perceptron import ACTIVATIONS, Activation, Norm
 
 
 class MlpBackbone(MemoryModes, nn.Module):
@@ -31,8 +30,8 @@ class MlpBackbone(MemoryModes, nn.Module):
 
         width: int = Field(512, ge=1)
         layers: int = Field(4, ge=1)
-        norm: Literal["layer", "none"] = "layer"
-        activation: Literal["relu", "silu", "gelu", "tanh"] = "relu"
+        norm: Norm = "layer"
+        activation: Activation = "relu"
 
     def __init__(self, features: Sequence[str], options: Options) -> None:
         super().__init__()

@@ -6,10 +6,14 @@ Legend: N rows, W width of a part, H hidden width.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+Norm = Literal["layer", "none"]
+Activation = Literal["relu", "silu", "gelu", "tanh"]
+Sizes = tuple[int, str, str]  # of a SplitPerceptron: layers, norm, activation
 ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU, "tanh": nn.Tanh}
 
 
