@@ -125,8 +125,10 @@ class Step(nn.Module):
 
     def update(self, h_nH: Tensor, said_nKH: Tensor, pair_nKP: Tensor, exists_nK: Tensor) -> Tensor:
         """New state of n hits, given what their neighbours say and what they say together with each."""
-        asked_n1H = self.own(self.norm(h_nH)).unsqueeze(1)
-        value_nKH = nn.functional.gelu(asked_n1H + said_nKH + self.pair(pair_nKP))
+        sum_nKH = self.pair(pair_nKP)
+        sum_nKH += said_nKH
+        sum_nKH += self.own(self.norm(h_nH)).unsqueeze(1)
+        value_nKH = nn.functional.gelu(sum_nKH)
         score_nKA = at_least_fp32(self.weight(value_nKH)).masked_fill(~exists_nK.unsqueeze(2), -torch.inf)
         share_nAK = score_nKA.softmax(dim=1).to(value_nKH.dtype).transpose(1, 2)
         heads = share_nAK.shape[1]

@@ -127,11 +127,11 @@ def saved(config: RunConfig) -> int:
 
 
 def test_training_is_preempted_in_every_way_requeued_and_ends_exact(cluster, tmp_path):
-    config, path = written(tmp_path)
+    config, path = written(tmp_path, train={"steps": 120, "checkpoint_every": 1000})
     log = tmp_path / "log"
-    cluster.pace.write_text("0.3")
+    cluster.pace.write_text("1")  # all steps together take longer than any signal may
     job = cluster.submit(
-        log, "--nodes=2", "--time=10", "--signal=B:USR1@50", "slurm/train_influencer.sh", path
+        log, "--nodes=2", "--time=10", "--signal=B:USR1@100", "slurm/train_influencer.sh", path
     )  # fmt: skip
 
     def preempted(times: int) -> None:
@@ -144,7 +144,7 @@ def test_training_is_preempted_in_every_way_requeued_and_ends_exact(cluster, tmp
     preempted(1)
     assert saved(config) >= 3 and "preempted (SIGUSR1): step" in log.read_text()
 
-    cluster.start_again(job, minutes=1)  # the signal comes 10 to 40 s after the start
+    cluster.start_again(job, minutes=2)  # the signal comes 20 to 50 s after the start, with time left to save
     preempted(2)
 
     cluster.start_again(job)
@@ -161,9 +161,9 @@ def test_training_is_preempted_in_every_way_requeued_and_ends_exact(cluster, tmp
     cluster.start_again(job)
     cluster.until(job, "COMPLETED")
     text = log.read_text()
-    assert "ranks: 2 from torchrun" in text and "step 60/60" in text and "slurm: done" in text
+    assert "ranks: 2 from torchrun" in text and "step 120/120" in text and "slurm: done" in text
     assert text.count("resumed at step") >= 2 and "restart 3" in text
-    assert problems(Path(config.run)) == [] and steps(config) == saved(config) == 60
+    assert problems(Path(config.run)) == [] and steps(config) == saved(config) == 120
 
 
 def test_a_job_that_is_cancelled_saves_and_stays_away(cluster, tmp_path):
