@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 
+import numpy as np
 import pytest
 from toys import toy_config, toy_dataset
 
+from hpctrack.config import dump_yaml
 from hpctrack.parallel.env import distributed
 from hpctrack.train import train
-from tests.campaigns import costs, tracks
+from tests.campaigns import costs, edge_growth, tracks
 from tests.campaigns.points import Points
 
 
@@ -73,3 +75,17 @@ def test_costs_study_resumes(run, tmp_path, monkeypatch):
     assert all(peak > 0 for row in Points(tmp_path / "costs.jsonl", ()).rows for peak in row["loss_mib"].values())
     assert text.count("| loop |") == 8 and text.count("| radius |") == 2
     assert (tmp_path / "costs.png").stat().st_size > 1000
+
+
+def test_growth_of_edges(tmp_path, capsys):
+    data = toy_dataset(tmp_path / "data", sizes=(4, 6, 9, 12))
+    config = toy_config(tmp_path / "run", data, reading={"graph": {"name": "truth"}})
+    (tmp_path / "config.yaml").write_text(dump_yaml(config))
+    command = ["--config", str(tmp_path / "config.yaml"), "--data", str(data), "--out", str(tmp_path / "out")]
+    assert edge_growth.main(command) == 0 and (tmp_path / "out" / "edges.png").stat().st_size > 1000
+    text = (tmp_path / "out" / "edges.md").read_text()
+    assert "4 events" in text and "| data | 4 |" in text
+    rows = Points(tmp_path / "out" / "edges.jsonl", ()).rows
+    assert edge_growth.main(command) == 0 and Points(tmp_path / "out" / "edges.jsonl", ()).rows == rows
+    x = np.array([10.0, 20.0, 50.0, 100.0])
+    assert edge_growth.exponent(x, 3 * x**1.5) == pytest.approx((1.5, 0, 3), abs=1e-6)
