@@ -43,6 +43,7 @@ class SelectionConfig(Section):
     pt_min_gev: float = Field(0.0, ge=0, description="targets have at least this transverse momentum")
     min_hits: int = Field(3, ge=1, description="targets have at least this many hits")
     noise: bool = Field(True, description="keep noise hits")
+    noise_share: float | None = Field(None, gt=0, lt=1, description="so many among the hits, at most; null: all")
     other_hits: bool = Field(True, description="keep hits of particles that are no targets, as hits of no track")
     tracks: int | None = Field(None, ge=1, description="number of target tracks drawn per event; null: all")
     volumes: list[int] | None = Field(None, min_length=1, description="hits of these volumes alone; null: all")

@@ -110,9 +110,11 @@ def to_data(event: Event, x: np.ndarray, chosen: selecting.Selected, dtype: torc
 
 def expected_hits(dataset: Dataset, selection: SelectionConfig) -> np.ndarray:
     """Hits of each event that `selection` is expected to leave, float [n_events], from the index alone."""
-    hits = dataset.n_hits - (0 if selection.noise else dataset.n_noise)
+    hits, share = (dataset.n_hits - dataset.n_noise).astype(np.float64), selection.noise_share
+    if selection.noise:
+        hits = hits + (dataset.n_noise if share is None else np.minimum(dataset.n_noise, share / (1 - share) * hits))
     if selection.tracks is None:
-        return hits.astype(np.float64)
+        return hits
     return hits * np.minimum(1.0, selection.tracks / np.maximum(dataset.n_particles, 1))
 
 

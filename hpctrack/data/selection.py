@@ -61,11 +61,19 @@ def draw_rows(
     return np.flatnonzero(keep | background)
 
 
+def thin_noise(rows: np.ndarray, noise: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+    """`rows` [N] without so much of the `noise` (bool [N]), at random, that it is more than `share` of what is left."""
+    wanted = round(share / (1 - share) * np.count_nonzero(~noise))
+    surplus = np.count_nonzero(noise) - wanted
+    return np.delete(rows, rng.choice(np.flatnonzero(noise), surplus, replace=False)) if surplus > 0 else rows
+
+
 def select(event: Event, selection: SelectionConfig, rng: np.random.Generator) -> Selected:
     """Apply `selection` to one event.
 
     Drawing fewer tracks than the event has thins the background (noise, and hits of other particles where these are
     kept) by the same fraction, so that the densities keep their ratio. Hits outside of the chosen volumes do not exist.
+    Then noise is thinned to `noise_share`.
     """
     row = event.column("truth.particle_row")
     seen = None if selection.volumes is None else np.isin(event.column("hits.volume_id"), selection.volumes)
@@ -87,6 +95,8 @@ def select(event: Event, selection: SelectionConfig, rng: np.random.Generator) -
         return Selected(rows, np.full(len(rows), -1), np.zeros(0, dtype=np.int64))
     rows = draw_rows(event, drawn, background, fraction, rng)
     rows = rows if seen is None else rows[seen[rows]]
+    if selection.noise_share is not None:
+        rows = thin_noise(rows, row[rows] < 0, selection.noise_share, rng)
     number = np.full(len(target), -1)
     number[drawn] = np.arange(drawn.sum())
     track = np.where(row[rows] >= 0, number[row[rows]], -1)

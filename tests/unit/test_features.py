@@ -77,6 +77,20 @@ def test_small_events_can_be_selected(tracks, noise):
     assert len(chosen.rows) == event.n_hits and chosen.n_tracks == tracks
 
 
+@pytest.mark.parametrize("share", [0.1, 0.3])
+def test_noise_can_be_a_share_of_what_is_seen(share):
+    event = toy_event(1, 40, 200)
+    chosen, everything = (
+        select(event, SelectionConfig(noise_share=limit), np.random.default_rng(0)) for limit in (share, None)
+    )
+    noise = event.column("truth.particle_row")[chosen.rows] < 0
+    assert noise.mean() == pytest.approx(share, abs=1 / len(noise))
+    assert np.isin(chosen.rows, everything.rows).all() and np.all(np.diff(chosen.rows) > 0)
+    assert np.count_nonzero(~noise) == len(everything.rows) - 200
+    few = select(toy_event(1, 40, 2), SelectionConfig(noise_share=share), np.random.default_rng(0))
+    assert np.count_nonzero(toy_event(1, 40, 2).column("truth.particle_row")[few.rows] < 0) == 2
+
+
 def test_selection_of_volumes():
     event = toy_event(3, 12, 9)
     volume, row = event.column("hits.volume_id"), event.column("truth.particle_row")
