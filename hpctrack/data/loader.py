@@ -6,9 +6,12 @@ Every random choice is drawn from (stream, epoch, event id): the same on any ran
 from __future__ import annotations
 
 import atexit
+import os
 import signal
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -137,13 +140,28 @@ class MicroBatches(torch.utils.data.Dataset):
         return pack(batch) if get_worker_info() else batch
 
 
-OPEN: weakref.WeakSet[Iterator[Batch]] = weakref.WeakSet()  # what `iterate` gave and somebody still holds
+ENDING: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()  # flags that reader processes share with this one
 
 
-def leave_signals(_: int) -> None:
-    """In a reader process: a batch system signals it with its rank, which still needs it to end in good order."""
+def leave_signals(ending: torch.Tensor, _: int) -> None:
+    """In a reader process: a batch system signals it with its rank, which still needs it to end in good order.
+
+    Only when the rank is `ending`, a SIGTERM is Python's own, which then waits for the process.
+    """
+
+    def handle(number: int, _: FrameType | None) -> None:
+        if ending.item():
+            os._exit(128 + number)
+
     for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
+        signal.signal(number, handle)
+
+
+@atexit.register
+def let_readers_end() -> None:
+    """Called before Python ends the reader processes that somebody still holds."""
+    for flag in ENDING:
+        flag.fill_(1)
 
 
 def iterate(
@@ -158,6 +176,9 @@ def iterate(
     `pin` puts them into page-locked memory, from where they go to a GPU while it computes. Raises what reading raises,
     and MachineError if a worker dies.
     """
+    ending = torch.zeros(1)
+    if workers:
+        ENDING.add(ending.share_memory_())
     loader = DataLoader(
         MicroBatches(load),
         sampler=specifications,
@@ -166,31 +187,16 @@ def iterate(
         pin_memory=pin,
         persistent_workers=workers > 0,
         prefetch_factor=prefetch_factor if workers else None,
-        worker_init_fn=leave_signals,
+        worker_init_fn=partial(leave_signals, ending),
     )
-    batches = _iterate(loader)
-    OPEN.add(batches)
-    return batches
-
-
-def _iterate(loader: DataLoader) -> Iterator[Batch]:
     try:
         for batch in loader:
             if isinstance(batch, Exception):
                 raise batch
-            yield unpack(batch) if loader.num_workers else batch
+            yield unpack(batch) if workers else batch
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
         raise MachineError(
-            f"a reader process died, out of memory? ({error}; key 'data.workers' is {loader.num_workers})"
+            f"a reader process died, out of memory? ({error}; key 'data.workers' is {workers})"
         ) from error
-    finally:
-        del loader  # and its processes, even if an error's traceback holds on to this frame
-
-
-@atexit.register
-def end_readers() -> None:
-    """End the reader processes that are left: Python would send them SIGTERM, which they ignore, and wait for them."""
-    for batches in list(OPEN):
-        batches.close()
