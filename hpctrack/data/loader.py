@@ -5,13 +5,10 @@ Every random choice is drawn from (stream, epoch, event id): the same on any ran
 
 from __future__ import annotations
 
-import atexit
 import os
 import signal
-import weakref
+import threading
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -140,28 +137,22 @@ class MicroBatches(torch.utils.data.Dataset):
         return pack(batch) if get_worker_info() else batch
 
 
-ENDING: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()  # flags that reader processes share with this one
+SIGNALS = {signal.SIGTERM, signal.SIGUSR1}
 
 
-def leave_signals(ending: torch.Tensor, _: int) -> None:
+def leave_signals(_: int) -> None:
     """In a reader process: a batch system signals it with its rank, which still needs it to end in good order.
 
-    Only when the rank is `ending`, a SIGTERM is Python's own, which then waits for the process.
+    Only from its rank a signal ends it: Python sends SIGTERM to the processes that are left at its end, and waits.
     """
-
-    def handle(number: int, _: FrameType | None) -> None:
-        if ending.item():
-            os._exit(128 + number)
-
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, handle)
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    threading.Thread(target=_end_with_rank, daemon=True).start()
 
 
-@atexit.register
-def let_readers_end() -> None:
-    """Called before Python ends the reader processes that somebody still holds."""
-    for flag in ENDING:
-        flag.fill_(1)
+def _end_with_rank() -> None:
+    while signal.sigwaitinfo(SIGNALS).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def iterate(
@@ -176,9 +167,6 @@ def iterate(
     `pin` puts them into page-locked memory, from where they go to a GPU while it computes. Raises what reading raises,
     and MachineError if a worker dies.
     """
-    ending = torch.zeros(1)
-    if workers:
-        ENDING.add(ending.share_memory_())
     loader = DataLoader(
         MicroBatches(load),
         sampler=specifications,
@@ -187,7 +175,7 @@ def iterate(
         pin_memory=pin,
         persistent_workers=workers > 0,
         prefetch_factor=prefetch_factor if workers else None,
-        worker_init_fn=partial(leave_signals, ending),
+        worker_init_fn=leave_signals,
     )
     try:
         for batch in loader:
