@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch_geometric.data import Batch
 
@@ -26,6 +27,7 @@ from hpctrack.models.memory import CHUNK
 from hpctrack.parallel.collectives import gather
 from hpctrack.parallel.engine import Engine
 from hpctrack.parallel.env import Env
+from hpctrack.runtime import cost
 from hpctrack.runtime.cost import TERMS, LinearFit, batch_terms
 
 GIB = 2**30
@@ -37,9 +39,36 @@ M_MMAP_THRESHOLD, OWN_PAGES = -3, 1 << 20  # of glibc's mallopt: blocks from so 
 
 
 class PeakFit(LinearFit):
-    """Peak bytes of a pass."""
+    """Peak bytes of a pass. What goes with hits^2 is taken in only if the largest events are foretold better with it.
+
+    Small events alone cannot tell it from what goes with hits, and large ones would then be predicted far too high.
+    """
 
     terms = (*TERMS, "hits of a chunk", "edges of a chunk")
+
+    def learn(self, enough: int = ENOUGH) -> bool:
+        """Fit what was collected; False while there is too little."""
+        if len(self.samples) < enough:
+            return False
+        x, y = self.samples[:, :-1], self.samples[:, -1]
+        order = np.argsort(x[:, TERMS.index("hits")], kind="stable")
+        smaller, largest = np.split(order, [-max(1, len(y) // 4)])
+
+        def miss(columns: list[int]) -> float:
+            coefficients = fit_columns(x[smaller], y[smaller], columns)[0]
+            return float(np.abs(x[largest] @ coefficients / y[largest] - 1).max())
+
+        every = list(range(len(self.terms)))
+        columns = min([k for k in every if self.terms[k] != "hits^2"], every, key=miss)  # the simpler one, if equal
+        self.coefficients, self.error = fit_columns(x, y, columns)
+        return True
+
+
+def fit_columns(x: np.ndarray, y: np.ndarray, columns: list[int]) -> tuple[np.ndarray, float]:
+    """`cost.fit` with some columns of x alone; the coefficients of the others are 0."""
+    coefficients = np.zeros(x.shape[1])
+    coefficients[columns], error = cost.fit(x[:, columns], y)
+    return coefficients, error
 
 
 class Memory:
