@@ -43,16 +43,19 @@ def launch(n: int, command: list[str], **environment: str) -> subprocess.Complet
     return subprocess.run(command, env=variables, check=False, capture_output=True, text=True, timeout=120)
 
 
-def mpi_works() -> bool:
-    """Whether mpirun and mpi4py are there and of one MPI."""
+def without_mpi() -> str:
+    """Why mpirun and mpi4py do not work together here; empty if they do."""
     if MPIRUN is None or importlib.util.find_spec("mpi4py") is None:
-        return False
+        return "not installed"
     done = launch(2, [sys.executable, "-c", "from mpi4py import MPI; print('ranks', MPI.COMM_WORLD.size)"])
-    return done.returncode == 0 and done.stdout.count("ranks 2") == 2
+    if done.returncode == 0 and done.stdout.count("ranks 2") == 2:
+        return ""
+    return f"{MPIRUN} ended with {done.returncode}: {' '.join((done.stdout + done.stderr).split())[:300]}"
 
 
+WHY_NOT = without_mpi()
 needs_mpi = pytest.mark.skipif(
-    not mpi_works(), reason="needs mpi4py and an mpirun of the same MPI: pip install 'hpctrack[mpi]' mpich"
+    bool(WHY_NOT), reason=f"needs mpi4py and an mpirun of its MPI: pip install 'hpctrack[mpi]' mpich ({WHY_NOT})"
 )
 
 

@@ -166,7 +166,7 @@ def test_a_resumed_run_chooses_the_same_modes_and_ends_bit_equal(tmp_path):
     data = toy_dataset(tmp_path / "data", sizes=(60, 6, 40, 30, 5, 50))
     model = {"backbone": {"name": "transformer", "width": 16, "layers": 4, "heads": 2}}
     whole, broken = (
-        toy_config(tmp_path / name, data, model=model, loss=LOSS, memory={"cap_gib": 0.0035}, train={"probe_every": 2})
+        toy_config(tmp_path / name, data, model=model, loss=LOSS, memory={"cap_gib": 0.003}, train={"probe_every": 2})
         for name in ("whole", "broken")
     )
     [expected] = run_ranks(1, broken_run, whole)
