@@ -136,7 +136,14 @@ def table(title: str, found: dict[str, tuple[Pass, Pass]]) -> str:
 
 def measure(graph: Event, model: dict[str, Any], mode: str, repeats: int = 1) -> Pass:
     """A fresh process's passes; MachineError with its last words if it fails."""
-    asked = {"graph": str(graph.file), "model": model, "features": FEATURES, "mode": mode, "repeats": repeats}
+    asked = {
+        "graph": str(graph.file),
+        "model": model,
+        "features": FEATURES,
+        "mode": mode,
+        "repeats": repeats,
+        "cap_gib": CAP_GIB,
+    }
     command = [sys.executable, "-m", "hpctrack.benchmarks.memory_pass", json.dumps(asked)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -35,7 +35,9 @@ SAFETY = 0.9  # share of the cap that predictions may fill
 STATE_COPIES = 4  # weights, gradients and AdamW's two moments
 ENOUGH = 5  # samples before a mode is fitted
 CGROUP = Path("/sys/fs/cgroup/memory.max")
-M_MMAP_THRESHOLD, OWN_PAGES = -3, 1 << 20  # of glibc's mallopt: blocks from so many bytes on have pages of their own
+M_MMAP_THRESHOLD = -3  # of glibc's mallopt: blocks from so many bytes on have pages of their own
+OWN_PAGES = (1 << 20, 9 << 20)  # that threshold, at least and at most: what a chunk needs again and again stays below
+PIECES = 1 << 10  # blocks below it are less than this part of the cap
 
 
 class PeakFit(LinearFit):
@@ -92,7 +94,7 @@ class Memory:
         if self.auto and not self.cap:
             self.cap, self.source = own_share(self.env)
         if self.auto and self.env.device.type == "cpu":
-            give_back()
+            give_back(self.cap)
         weights = next(engine.module.parameters())
         self.fixed = STATE_COPIES * engine.n_parameters * weights.element_size()
         self.fits = {mode: PeakFit(state.get("fits", {}).get(mode)) for mode in self.modes}
@@ -194,15 +196,15 @@ class Memory:
         return {"fits": {mode: fit.state() for mode, fit in self.fits.items()}, "ceiling": ceiling}
 
 
-def give_back() -> None:
+def give_back(cap: float) -> None:
     """Let the C library give a freed tensor's memory back at once, so that the process holds what its tensors need.
 
-    By default glibc keeps blocks below a threshold that rises to 32 MiB, in a heap that ends up in pieces. Other
+    That is, of tensors that count against a cap of so many bytes: new pages cost time. By default glibc keeps blocks below a threshold that rises to 32 MiB, in a heap that ends up in pieces. Other
     libraries are left as they are.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
-        libc.mallopt(M_MMAP_THRESHOLD, OWN_PAGES)
+        libc.mallopt(M_MMAP_THRESHOLD, int(min(max(cap / PIECES, OWN_PAGES[0]), OWN_PAGES[1])))
 
 
 def own_share(env: Env) -> tuple[float, str]:
