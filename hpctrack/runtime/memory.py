@@ -199,8 +199,8 @@ class Memory:
 def give_back(cap: float) -> None:
     """Let the C library give a freed tensor's memory back at once, so that the process holds what its tensors need.
 
-    That is, of tensors that count against a cap of so many bytes: new pages cost time. By default glibc keeps blocks below a threshold that rises to 32 MiB, in a heap that ends up in pieces. Other
-    libraries are left as they are.
+    That is, of tensors that count against a cap of so many bytes: new pages cost time. By default glibc keeps blocks
+    below a threshold that rises to 32 MiB, in a heap that ends up in pieces. Other libraries are left as they are.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
