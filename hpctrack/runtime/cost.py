@@ -52,8 +52,12 @@ class LinearFit:
         """Fit what was collected; False while there is too little."""
         if len(self.samples) < enough:
             return False
-        self.coefficients, self.error = fit(self.samples[:, :-1], self.samples[:, -1])
+        self.coefficients, self.error = self.fit(self.samples[:, :-1], self.samples[:, -1])
         return True
+
+    def fit(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, float]:
+        """Coefficients [T] for samples with terms `x` [n, T] and values `y` [n], and the median relative error."""
+        return fit(x, y)
 
     def predict(self, terms: np.ndarray) -> np.ndarray:
         """Predicted values [n] of micro-batches with `terms` [n, T]; of one, with terms [T]."""

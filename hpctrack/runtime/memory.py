@@ -48,11 +48,8 @@ class PeakFit(LinearFit):
 
     terms = (*TERMS, "hits of a chunk", "edges of a chunk")
 
-    def learn(self, enough: int = ENOUGH) -> bool:
-        """Fit what was collected; False while there is too little."""
-        if len(self.samples) < enough:
-            return False
-        x, y = self.samples[:, :-1], self.samples[:, -1]
+    def fit(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, float]:
+        """The fit, with or without hits^2."""
         order = np.argsort(x[:, TERMS.index("hits")], kind="stable")
         smaller, largest = np.split(order, [-max(1, len(y) // 4)])
 
@@ -62,8 +59,7 @@ class PeakFit(LinearFit):
 
         every = list(range(len(self.terms)))
         columns = min([k for k in every if self.terms[k] != "hits^2"], every, key=miss)  # the simpler one, if equal
-        self.coefficients, self.error = fit_columns(x, y, columns)
-        return True
+        return fit_columns(x, y, columns)
 
 
 def fit_columns(x: np.ndarray, y: np.ndarray, columns: list[int]) -> tuple[np.ndarray, float]:
