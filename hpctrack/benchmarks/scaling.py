@@ -31,6 +31,7 @@ from hpctrack.runtime import checkpoint
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "influencer.yaml"
 PROBE_EVERY = 2
+ROUNDS = 4
 SETTINGS = [
     "data.valid=null",
     "data.selection.tracks=500",
@@ -66,8 +67,8 @@ def run(quick: bool, data: Path | None = None, runs: Path | None = None) -> Page
     if runs is not None:
         return page(read_runs(runs))
     with tempfile.TemporaryDirectory() as folder:
-        more = ["data.selection.tracks=100", "train.steps=3"] if quick else ["train.steps=5"]
-        measure(Path(folder), data or helix_dataset(Path(folder)), (1, 2), 1 if quick else 2, more)
+        rounds, more = (1, ["data.selection.tracks=100", "train.steps=3"]) if quick else (ROUNDS, ["train.steps=7"])
+        measure(Path(folder), data or helix_dataset(Path(folder)), (1, 2), rounds, more)
         return page(read_runs(Path(folder)))
 
 
