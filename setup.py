@@ -17,6 +17,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["hpctrack", "hpctrack.*"]),
+    package_data={"hpctrack": ["pretrained/*/*"]},
     install_requires=[
         "torch>=2.6",
         "torch-geometric>=2.6",

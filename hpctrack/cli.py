@@ -14,6 +14,7 @@ VERBS = {
     "infer": "write track candidates (also: torchrun -m hpctrack.infer)",
     "evaluate": "candidates against truth -> results.json",
     "report": "one self-contained HTML page of a run",
+    "export": "a run's newest checkpoint without what only training needs, to give away",
     "inspect": "what a dataset, candidates, run or checkpoint holds; --verify checks it",
     "bench": "measured performance, as ratios within one run",
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -57,10 +58,18 @@ class CurriculumStage(Section):
 
 
 class AugmentConfig(Section):
-    """Symmetries of the detector used in training."""
+    """What training does to events at random: symmetries of the detector, and parts of an event."""
 
     rotate: bool = Field(False, description="random rotation about the beam line")
     mirror: bool = Field(False, description="random reflections y -> -y and z -> -z")
+    sector_rad: float | None = Field(
+        None, gt=0, lt=2 * math.pi, description="only hits in a random sector of phi of this size; null: whole events"
+    )
+
+    @property
+    def share(self) -> float:
+        """Expected share of an event's hits."""
+        return 1.0 if self.sector_rad is None else self.sector_rad / (2 * math.pi)
 
 
 class DataConfig(Section):
@@ -194,6 +203,9 @@ class ParallelConfig(Section):
     offload_optimizer: bool = Field(False, description="deepspeed: optimizer state in the memory of the host")
     offload_param: bool = Field(False, description="deepspeed, stage 3: weights in the memory of the host")
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    bind_cores: bool = Field(
+        True, description="on CPUs, ranks of a node that may use the same cores split them, if there are enough"
+    )
     timeout_s: float = Field(600.0, gt=0, description="a collective that waits longer ends the run")
 
     @model_validator(mode="after")

@@ -80,7 +80,8 @@ class EventLoader:
     def __call__(self, row: int, epoch: int) -> Data:
         event = self.dataset.read(row, self.columns)
         rng = np.random.default_rng([*self.stream, epoch, event.event_id])
-        chosen = selecting.select(event, selecting.in_epoch(self.selection, self.curriculum, epoch), rng)
+        selection = selecting.in_epoch(self.selection, self.curriculum, epoch)
+        chosen = selecting.select(event, selection, rng, self.augmentation.sector_rad)
         columns = {name: event.column(name)[chosen.rows] for name in self.feature_columns}
         if self.parameters:
             columns |= {name: event.column(name)[chosen.particles].astype(np.float64) for name in perigee.COLUMNS}

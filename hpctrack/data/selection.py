@@ -10,7 +10,7 @@ import numpy as np
 from hpctrack.config import CurriculumStage, SelectionConfig
 from hpctrack.data.schema import Event
 
-COLUMNS = ["truth.particle_row", "particles.px", "particles.py", "hits.volume_id"]  # what `select` reads
+COLUMNS = ["truth.particle_row", "particles.px", "particles.py", "hits.volume_id", "hits.phi"]  # what `select` reads
 
 
 @dataclass(frozen=True)
@@ -68,15 +68,28 @@ def thin_noise(rows: np.ndarray, noise: np.ndarray, share: float, rng: np.random
     return np.delete(rows, rng.choice(np.flatnonzero(noise), surplus, replace=False)) if surplus > 0 else rows
 
 
-def select(event: Event, selection: SelectionConfig, rng: np.random.Generator) -> Selected:
-    """Apply `selection` to one event.
+def in_reach(
+    event: Event, selection: SelectionConfig, sector_rad: float | None, rng: np.random.Generator
+) -> np.ndarray | None:
+    """Hits in the chosen volumes and in a random sector of phi, bool [N]; None for all."""
+    seen = None if selection.volumes is None else np.isin(event.column("hits.volume_id"), selection.volumes)
+    if sector_rad is None:
+        return seen
+    inside = (event.column("hits.phi") - rng.uniform(0, 2 * np.pi)) % (2 * np.pi) < sector_rad
+    return inside if seen is None else inside & seen
 
-    Drawing fewer tracks than the event has thins the background (noise, and hits of other particles where these are
-    kept) by the same fraction, so that the densities keep their ratio. Hits outside of the chosen volumes do not exist.
-    Then noise is thinned to `noise_share`.
+
+def select(
+    event: Event, selection: SelectionConfig, rng: np.random.Generator, sector_rad: float | None = None
+) -> Selected:
+    """Apply `selection` to one event, or to a random sector of it.
+
+    Hits outside of the chosen volumes and of the sector do not exist: a particle's track is what is left of it. Drawing
+    fewer tracks than there are thins the background (noise, and hits of other particles where these are kept) by the
+    same fraction, so that the densities keep their ratio. Then noise is thinned to `noise_share`.
     """
     row = event.column("truth.particle_row")
-    seen = None if selection.volumes is None else np.isin(event.column("hits.volume_id"), selection.volumes)
+    seen = in_reach(event, selection, sector_rad, rng)
     target = target_particles(event, selection.pt_min_gev, selection.min_hits, seen)
     drawn, fraction = target, 1.0
     if selection.tracks is not None and selection.tracks < target.sum():

@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from hpctrack.config import ParallelConfig
 from hpctrack.errors import EXIT_INPUT, InputError, MachineError
+from hpctrack.parallel.binding import Cores, allowed_cores, binding_text, bound, shares
 from hpctrack.parallel.faults import lost_ranks
 from hpctrack.parallel.launchers import INIT_METHOD, MPI, Place, find_place, slurm_meeting
 from hpctrack.parallel.mpi import mpi_end, mpi_meeting
@@ -67,8 +68,8 @@ def distributed(config: ParallelConfig, threads: int | None) -> Iterator[Env]:
     env = make_env(config, place)
     if env.backend is not None:
         start_group(env, config)
-    say_ranks(env)
-    with lost_ranks(config.timeout_s):
+    cores = introduce(env, threads if config.bind_cores else None)
+    with lost_ranks(config.timeout_s), bound(cores):
         yield env
     if env.backend is not None:
         ENDED.append(dist.group.WORLD)
@@ -122,12 +123,12 @@ def choose_device(wanted: str, local_rank: int, source: str) -> torch.device:
         raise InputError("key 'parallel.device': cuda asked for, but torch sees no GPU; use cpu or auto")
     if n_gpus == 0:
         return torch.device("cpu")
-    bound = n_gpus == 1 and (source == "Slurm" or source in MPI)  # if it is not, `say_ranks` finds two ranks on a GPU
-    if local_rank >= n_gpus and not bound:
+    own = n_gpus == 1 and (source == "Slurm" or source in MPI)  # if it is not, `introduce` finds two ranks on a GPU
+    if local_rank >= n_gpus and not own:
         raise InputError(
             f"local rank {local_rank} has no GPU of its own ({n_gpus} here); start {n_gpus} ranks per node"
         )
-    index = 0 if bound else local_rank
+    index = 0 if own else local_rank
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
 
@@ -151,16 +152,23 @@ def start_group(env: Env, config: ParallelConfig) -> None:
         raise MachineError(f"rank {env.rank} of {env.world} did not meet the others at {where} ({why})") from error
 
 
-def say_ranks(env: Env) -> None:
-    """Rank 0 of a launcher's ranks prints which there are, and where; InputError if two have the same GPU."""
-    own = (socket.gethostname(), str(env.device), gpu_identity(env.device))
+def introduce(env: Env, threads: int | None) -> Cores:
+    """The ranks tell each other where they are, and rank 0 of a launcher's ranks prints it.
+
+    Returns the cores that this rank, of so many threads, is to be bound to; none on GPUs or for `threads` None.
+    InputError if two ranks have the same GPU.
+    """
+    own = (socket.gethostname(), str(env.device), gpu_identity(env.device), allowed_cores())
     found = [own] * env.world
     if env.world > 1:
         dist.all_gather_object(found, own)
+    hosts, _, _, allowed = zip(*found, strict=True)
+    free = threads is None or env.device.type != "cpu"
+    cores = [()] * env.world if free else shares(hosts, allowed, threads)
     if env.source != ALONE.source:
-        env.say(ranks_line(env, [(host, device) for host, device, _ in found]))
+        env.say(ranks_line(env, [(host, device) for host, device, _, _ in found]) + binding_text(cores))
     seen: dict[tuple[str, str], int] = {}
-    for rank, (host, device, gpu) in enumerate(found):
+    for rank, (host, device, gpu, _) in enumerate(found):
         if gpu and seen.setdefault((host, gpu), rank) != rank:
             if not env.is_main:
                 raise SystemExit(EXIT_INPUT)
@@ -168,6 +176,7 @@ def say_ranks(env: Env) -> None:
             raise InputError(
                 f"ranks {other} and {rank} have the same GPU ({device} of {host}); start fewer ranks per node"
             )
+    return cores[env.rank]
 
 
 def gpu_identity(device: torch.device) -> str:

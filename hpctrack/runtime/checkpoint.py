@@ -1,7 +1,7 @@
 """Checkpoints: written to a temporary folder, renamed when whole, and only then named by `latest`.
 
 A checkpoint is a folder `step-00000120` with `state.pt` (tensors and plain values, read with weights_only) and
-`meta.json`.
+`meta.json`. Those that come with the package (pretrained/) are meant by their names.
 """
 
 from __future__ import annotations
@@ -23,13 +23,24 @@ from hpctrack.errors import InputError, MachineError
 
 LATEST = "latest"
 STATE, META = "state.pt", "meta.json"
+SHIPPED = Path(__file__).parents[1] / "pretrained"
 NEEDED = ("step", "config", "data", "tuned", "window")  # keys of the meta data that others rely on
 
 
 def save(folder: Path, step: int, state: dict[str, Any], meta: dict[str, Any], keep: int) -> Path:
     """Write checkpoint `step` into `folder` and let `latest` name it; older ones beyond `keep` are removed."""
     final = folder / f"step-{step:08d}"
-    temporary = folder / f".{final.name}.tmp"
+    write(final, state, meta)
+    write_text(folder / LATEST, final.name)
+    for old in sorted(folder.glob("step-*"))[:-keep]:
+        if old != final:
+            shutil.rmtree(old)
+    return final
+
+
+def write(final: Path, state: dict[str, Any], meta: dict[str, Any]) -> None:
+    """Write a checkpoint's folder, whole or not at all, in the place of one that is there."""
+    temporary = final.parent / f".{final.name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
@@ -44,11 +55,6 @@ def save(folder: Path, step: int, state: dict[str, Any], meta: dict[str, Any], k
     if final.exists():  # the same step, written again after a resume
         shutil.rmtree(final)
     publish(temporary, final)
-    write_text(folder / LATEST, final.name)
-    for old in sorted(folder.glob("step-*"))[:-keep]:
-        if old != final:
-            shutil.rmtree(old)
-    return final
 
 
 def latest(folder: Path) -> Path | None:
@@ -62,13 +68,17 @@ def latest(folder: Path) -> Path | None:
 
 
 def find(path: Path) -> Path:
-    """The checkpoint meant by a run folder, a `checkpoints` folder or a checkpoint itself."""
-    for folder in (path, path / "checkpoints"):
+    """The checkpoint meant by a run folder, a `checkpoints` folder, a checkpoint itself or a shipped one's name."""
+    for folder in (path, path / "checkpoints", SHIPPED / path):
         if (folder / STATE).is_file():
             return folder
         if found := latest(folder):
             return found
-    raise InputError(f"{path}: no checkpoint here (expected a run folder, or a folder with {STATE} and {META})")
+    shipped = ", ".join(sorted(entry.parent.name for entry in SHIPPED.glob(f"*/{STATE}")))
+    raise InputError(
+        f"{path}: no checkpoint here (expected a run folder, a folder with {STATE} and {META}, or a shipped model: "
+        f"{shipped})"
+    )
 
 
 def read_meta(path: Path) -> dict[str, Any]:

@@ -34,7 +34,7 @@ class Planner:
     ) -> None:
         self.config, self.data, self.env = config.plan, data, env
         self.seed = config.seed
-        self.hits = expected_hits(data, config.data.selection)
+        self.hits = expected_hits(data, config.data.selection) * config.data.augment.share
         self.edges = edges
         sizes = np.maximum(model.relative_cost(self.hits, edges), 1e-9)
         self.sizes = sizes / sizes.mean()

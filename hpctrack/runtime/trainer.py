@@ -65,6 +65,7 @@ MAY_CHANGE = {  # keys that a resumed run may set otherwise: they do not change 
     "parallel.offload_optimizer",
     "parallel.offload_param",
     "parallel.device",
+    "parallel.bind_cores",
     "parallel.timeout_s",
 }
 

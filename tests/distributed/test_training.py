@@ -17,6 +17,7 @@ from campaigns.resume import campaign
 from ranks import run_ranks, start_ranks
 from toys import toy_config, toy_dataset
 
+from hpctrack import export
 from hpctrack.config import dump_yaml
 from hpctrack.errors import InputError, MachineError
 from hpctrack.parallel.env import distributed
@@ -128,9 +129,13 @@ def test_a_finished_run_is_left_alone_and_moves_between_rank_counts(tmp_path):
 def test_a_run_can_start_from_the_weights_of_another(tmp_path):
     data = toy_dataset(tmp_path / "data")
     first = toy_config(tmp_path / "first", data, train={"steps": 6})
-    train = {"steps": 1, "start_from": str(tmp_path / "first")}
+    train = {"steps": 1, "start_from": str(tmp_path / "given")}
     second = toy_config(tmp_path / "second", data, train=train, optim={"lr": 1e-30})
     run_ranks(1, run, first)
+    words = [str(tmp_path / "first"), str(tmp_path / "given")]
+    assert export.main(words) == 0
+    assert list(checkpoint.read_state(tmp_path / "given")) == ["model"]
+    assert export.main(words) == 2  # it is there
     run_ranks(2, run, second)
     weights = [final_state(tmp_path / name)["model"] for name in ("second", "first")]
     torch.testing.assert_close(*weights, rtol=0, atol=1e-29)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from toys import toy_event
 
-from hpctrack.config import SelectionConfig
+from hpctrack.config import AugmentConfig, SelectionConfig
 from hpctrack.data.features import FEATURES, augment, compute_features, feature_columns
 from hpctrack.data.selection import select, target_particles
 from hpctrack.errors import InputError
@@ -101,3 +101,16 @@ def test_selection_of_volumes():
     assert both.rows.tolist() == list(range(event.n_hits))
     few = select(event, SelectionConfig(volumes=[13], min_hits=4, noise=False), np.random.default_rng(0))
     assert few.n_tracks == 0 and set(few.rows) == set(np.flatnonzero((volume == 13) & (row >= 0)))  # three hits each
+
+
+def test_a_sector_of_an_event():
+    event = toy_event(3, 40, 200)
+    phi, row = event.column("hits.phi"), event.column("truth.particle_row")
+    for seed in range(4):
+        part = select(event, SelectionConfig(), np.random.default_rng(seed), sector_rad=1.0)
+        start = np.random.default_rng(seed).uniform(0, 2 * np.pi)
+        inside = np.flatnonzero((phi - start) % (2 * np.pi) < 1.0)
+        assert 0 < len(inside) < event.n_hits and part.rows.tolist() == inside.tolist()
+        whole_or_part = np.bincount(row[inside][row[inside] >= 0], minlength=40)
+        assert part.n_tracks == np.count_nonzero(whole_or_part >= 3)  # min_hits counts what is left of a track
+    assert AugmentConfig(sector_rad=1.0).share == pytest.approx(1 / (2 * np.pi)) and AugmentConfig().share == 1

@@ -12,6 +12,7 @@ from hpctrack.config import ParallelConfig
 from hpctrack.errors import InputError
 from hpctrack.parallel import env as env_module
 from hpctrack.parallel import launchers
+from hpctrack.parallel.binding import allowed_cores, binding_text, bound, shares
 from hpctrack.parallel.env import Env, choose_device, ranks_line, with_meeting
 from hpctrack.parallel.launchers import Place, find_place, first_node, slurm_meeting
 
@@ -158,13 +159,13 @@ def test_devices(monkeypatch):
 
 
 def test_two_ranks_on_a_gpu_are_refused(monkeypatch, capsys):
-    found = [("n1", "cuda:0", "GPU-a"), ("n2", "cuda:0", "GPU-a"), ("n1", "cuda:0", "GPU-a")]
+    found = [(host, "cuda:0", "GPU-a", (0, 1)) for host in ("n1", "n2", "n1")]
     monkeypatch.setattr(env_module, "gpu_identity", lambda device: "GPU-a")
     monkeypatch.setattr(env_module.dist, "all_gather_object", lambda box, own: box.__setitem__(slice(None), found))
     with pytest.raises(InputError, match=r"ranks 0 and 2 have the same GPU \(cuda:0 of n1\)"):
-        env_module.say_ranks(Env(0, 3, 0, torch.device("cpu"), "nccl", "Slurm"))
+        env_module.introduce(Env(0, 3, 0, torch.device("cpu"), "nccl", "Slurm"), 1)
     with pytest.raises(SystemExit) as end:
-        env_module.say_ranks(Env(1, 3, 0, torch.device("cpu"), "nccl", "Slurm"))
+        env_module.introduce(Env(1, 3, 0, torch.device("cpu"), "nccl", "Slurm"), 1)
     assert end.value.code == 2 and capsys.readouterr().out.count("\n") == 1
 
 
@@ -188,3 +189,24 @@ def test_sharding_has_a_group_even_of_one():
     place = Place("no launcher", 0, 1, 0)
     assert env_module.make_env(ParallelConfig(device="cpu"), place).backend is None
     assert env_module.make_env(ParallelConfig(device="cpu", strategy="fsdp"), place).backend == "gloo"
+
+
+def test_ranks_of_a_host_split_the_cores_that_they_share():
+    eight = tuple(range(8))
+    assert shares(["a", "a"], [eight] * 2, 1) == [(0, 1, 2, 3), (4, 5, 6, 7)]
+    assert shares(["a", "b", "a"], [(3, 5, 9)] * 3, 1) == [(3,), (), (5, 9)]  # b has one rank
+    assert shares(["a"] * 3, [eight] * 3, 2) == [(0, 1), (2, 3, 4), (5, 6, 7)]
+    assert shares(["a"] * 3, [eight] * 3, 3) == [()] * 3  # nine threads on eight cores
+    assert shares(["a", "a"], [(0, 1), (2, 3)], 1) == [()] * 2  # the launcher has bound them
+    assert shares(["a", "a"], [()] * 2, 1) == [()] * 2  # the system does not say
+
+
+def test_binding_ends_with_its_context():
+    before = allowed_cores()
+    with bound(before[:1]):
+        assert allowed_cores() == before[:1]
+        with bound(()):
+            assert allowed_cores() == before[:1]
+    assert allowed_cores() == before
+    assert binding_text([(0,), (), (1,)]) == "; each bound to 1 core"
+    assert binding_text([(0, 1), (2, 3, 4)]) == "; each bound to 2-3 cores" and binding_text([()]) == ""
