@@ -46,9 +46,14 @@ say "infer: candidates of the test events on $ranks ranks"
 ranks hpctrack.infer --checkpoint "$out/run" --data "$out/data/test-$tracks" --out "$out/candidates" \
   --submission "$out/submission.csv"
 
+say "infer: the same events with the shipped model, for comparison"
+ranks hpctrack.infer --checkpoint influencer-500 --data "$out/data/test-$tracks" --out "$out/candidates-shipped"
+
 say "evaluate and report"
-hpctrack evaluate "$out/candidates" --data "$out/data/test-$tracks" --out "$out/results.json" --pt-min-gev 1
+for model in "" -shipped; do
+  hpctrack evaluate "$out/candidates$model" --data "$out/data/test-$tracks" --out "$out/results$model.json" --pt-min-gev 1
+done
 hpctrack report --run "$out/run" --results "$out/results.json" --candidates "$out/candidates" \
-  --data "$out/data/test-$tracks" --out "$out/report.html"
+  --data "$out/data/test-$tracks" --reference "$out/results-shipped.json" --out "$out/report.html"
 
 say "done: open $out/report.html"
