@@ -67,7 +67,7 @@ def run(quick: bool, data: Path | None = None, runs: Path | None = None) -> Page
     if runs is not None:
         return page(read_runs(runs))
     with tempfile.TemporaryDirectory() as folder:
-        rounds, more = (1, ["data.selection.tracks=100", "train.steps=3"]) if quick else (ROUNDS, ["train.steps=7"])
+        rounds, more = (1, ["data.selection.tracks=100", "train.steps=3"]) if quick else (ROUNDS, ["train.steps=5"])
         measure(Path(folder), data or helix_dataset(Path(folder)), (1, 2), rounds, more)
         return page(read_runs(Path(folder)))
 
