@@ -19,7 +19,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from hpctrack.models.graph_network import GraphNetwork
-from hpctrack.models.interaction import Score
 from hpctrack.models.perceptron import ACTIVATIONS, Activation, Sizes, SplitPerceptron
 from hpctrack.models.sweeps import OnEdges
 
@@ -52,7 +51,7 @@ class AttentionNetwork(GraphNetwork):
         self.iterations = nn.ModuleList(
             Attention(attention(), state, options.width, options.sizes, options.residual) for _ in range(own)
         )
-        self.head = Score(self.iterations[0].edges if options.recurrent else attention())
+        self.read_from(options, state, scores=self.iterations[0].edges if options.recurrent else None)
 
     def start(self, x_NF: Tensor) -> Tensor:
         """x_0 [N, S]."""

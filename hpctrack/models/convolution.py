@@ -16,7 +16,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from hpctrack.models.graph_network import GraphNetwork
-from hpctrack.models.interaction import Score
 from hpctrack.models.perceptron import ACTIVATIONS, SplitPerceptron
 from hpctrack.models.sweeps import OnEdges
 
@@ -41,7 +40,7 @@ class ConvolutionNetwork(GraphNetwork):
         self.iterations = nn.ModuleList(
             Convolution(options.width, options.norm, options.activation) for _ in range(own)
         )
-        self.head = Score(SplitPerceptron([options.width] * 2, options.width, 1, *options.sizes))
+        self.read_from(options, options.width)
 
 
 class Convolution(nn.Module):

@@ -1,6 +1,7 @@
 """Filter: a perceptron on the concatenated features of an edge's two hits, without message passing (Exa.TrkX).
 
-It is a graph network of no iteration: the first layer's shares are computed on the hits and added on the edges, so that
+With `embed_edges` it embeds pairs of hits, as the PairEmbedding among the hybrids of Exa.TrkX. It is a graph network of
+no iteration: the first layer's shares are computed on the hits and added on the edges, so that
 the concatenation is never made, and the memory modes work through edges in chunks. Without gradients edges are always
 scored chunk by chunk.
 
@@ -17,8 +18,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from hpctrack.models.graph_network import GraphNetwork
-from hpctrack.models.interaction import Score
-from hpctrack.models.perceptron import SplitPerceptron
 from hpctrack.models.sweeps import leaf
 
 
@@ -36,7 +35,7 @@ class FilterNetwork(GraphNetwork):
     def __init__(self, features: Sequence[str], options: Options) -> None:
         super().__init__(features, 0, options.chunk)
         self.iterations = nn.ModuleList()
-        self.head = Score(SplitPerceptron([len(features)] * 2, options.width, 1, *options.sizes))
+        self.read_from(options, len(features))
 
     def start(self, x_NF: Tensor) -> Tensor:
         """The features; sweeps give weights on hits a gradient only where hits have one."""

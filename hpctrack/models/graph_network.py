@@ -3,9 +3,13 @@
     x_0 = start(features), e_0 = edge_start(pair of hits)
     e_t+1, sums of messages at both ends = edge part of (x_t at the edge's ends, e_t)
     x_t+1 = node part of (x_t, sums)
-    score = head(x_T at the edge's ends, e_T)
+    score and embedding of an edge = head(x_T at the edge's ends, e_T), embedding of a hit = hit_head(x_T)
 
-Legend: N hits, M edges, F features, H width, T iterations.
+Embeddings of hits and of edges beside the score are those of the GNNNodeEmbedding and the GNNEdgeEmbedding of Exa.TrkX
+(D. Murnane, "Track reconstruction with metric learning and GNNs"; its public code trains both outputs together, as loss
+`hybrid` does).
+
+Legend: N hits, M edges, F features, H width, T iterations, E embedding dimensions, K what is read from an edge: 1 + E.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -24,8 +28,8 @@ from torch_geometric.data import Batch
 
 from hpctrack.config import Section
 from hpctrack.errors import InputError
-from hpctrack.models.memory import MODES, MemoryModes, again
-from hpctrack.models.perceptron import Activation, Norm, Sizes
+from hpctrack.models.memory import MODES, MemoryModes, again, in_chunks
+from hpctrack.models.perceptron import Activation, Norm, Sizes, SplitPerceptron
 from hpctrack.models.sweeps import (
     Autocast,
     EdgeLayer,
@@ -50,8 +54,27 @@ class Iteration(EdgeLayer, Protocol):
         """Node states after the iteration, [N, H]."""
 
 
+class Score(nn.Module):
+    """What is read from an edge, from its ends' states and, if the perceptron has a third part, its own."""
+
+    def __init__(self, perceptron: SplitPerceptron) -> None:
+        super().__init__()
+        self.perceptron = perceptron
+
+    def project(self, x_NH: Tensor) -> tuple[Tensor, Tensor]:
+        """The nodes' shares in the first layer."""
+        return self.perceptron.part(0, x_NH), self.perceptron.part(1, x_NH)
+
+    def edge(self, source_cH: Tensor, target_cH: Tensor, e_cH: Tensor | None) -> OnEdges:
+        """Logit and, if wanted, embedding [c, K]."""
+        h_cH = source_cH + target_cH
+        if e_cH is not None:
+            h_cH = h_cH + self.perceptron.part(2, e_cH)
+        return self.perceptron.rest(h_cH), None, None
+
+
 class GraphNetwork(MemoryModes, nn.Module):
-    """Scores the edges of graphs. A network sets `start`, `edge_start` (or None), `iterations` and `head`.
+    """Scores the edges of graphs. A network sets `start`, `edge_start` (or None), `iterations`, and calls `read_from`.
 
     A network that is recurrent has one iteration, which is repeated.
     """
@@ -63,6 +86,8 @@ class GraphNetwork(MemoryModes, nn.Module):
         norm: Norm = "layer"
         activation: Activation = "relu"
         chunk: int | None = Field(None, ge=1, description="edges at a time in the harder memory modes; null: by device")
+        embed_hits: int = Field(0, ge=0, description="dimensions of an embedding of hits beside the score; 0: none")
+        embed_edges: int = Field(0, ge=0, description="dimensions of an embedding of edges beside the score; 0: none")
 
         @property
         def sizes(self) -> Sizes:
@@ -73,10 +98,23 @@ class GraphNetwork(MemoryModes, nn.Module):
     edge_start: EdgeLayer | None
     iterations: nn.ModuleList
     head: EdgeLayer
+    hit_head: SplitPerceptron | None
 
     def __init__(self, features: Sequence[str], iterations: int, chunk: int | None) -> None:
         super().__init__()
         self.n_features, self.n_iterations, self.chunk = len(features), iterations, chunk
+
+    def read_from(self, options: Any, hit: int, edge: int = 0, scores: SplitPerceptron | None = None) -> None:
+        """Make the heads, on states of hits of width `hit` and of edges, if there are any, of width `edge`.
+
+        `scores`: a perceptron of the network that scores edges, to be used if there is no more to read from them.
+        """
+        if scores is None or options.embed_edges:
+            widths = [hit, hit, edge] if edge else [hit, hit]
+            scores = SplitPerceptron(widths, options.width, 1 + options.embed_edges, *options.sizes)
+        self.head, self.hit_head = Score(scores), None
+        if options.embed_hits:
+            self.hit_head = SplitPerceptron([hit], options.width, options.embed_hits, *options.sizes)
 
     @property
     def memory_modes(self) -> tuple[str, ...]:
@@ -89,35 +127,41 @@ class GraphNetwork(MemoryModes, nn.Module):
         return [self.iterations[t % len(self.iterations)] for t in range(self.n_iterations)]
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """`edge_score` [M], logits of `batch.edge_index` [2, M], from `batch.x` [N, F]."""
+        """`edge_score` [M], logits of `batch.edge_index` [2, M], from `batch.x` [N, F].
+
+        And, if wanted, `embedding` [N, E] of the hits and `edge_embedding` [M, E] of the edges.
+        """
         graph = self.graph(batch)
         place_N4 = self.geometry(batch.x) if self.edge_start is not None else batch.x
         start = self.start if self.memory == "plain" else partial(again, self.start)
         x_NH = start(batch.x).to(batch.x.dtype)
         if not torch.is_grad_enabled():
-            score_M1, _ = NodeStates(self, graph, place_N4).forward(x_NH)
+            read_MK, x_NH, _ = NodeStates(self, graph, place_N4).forward(x_NH)
         elif self.memory in ("chunks", "offload"):
-            score_M1 = KeepNodeStates.apply(NodeStates(self, graph, place_N4), x_NH, *self.edge_parameters())
+            read_MK, x_NH = KeepNodeStates.apply(NodeStates(self, graph, place_N4), x_NH, *self.edge_parameters())
         else:
-            score_M1 = self.keep_edge_states(graph, place_N4, x_NH)
-        return {"edge_score": score_M1.squeeze(1).clone()}  # FSDP wants outputs that are no views
+            read_MK, x_NH = self.keep_edge_states(graph, place_N4, x_NH)
+        outputs = {"edge_score": read_MK[:, 0].clone()}  # FSDP wants outputs that are no views
+        if read_MK.shape[1] > 1:
+            outputs["edge_embedding"] = read_MK[:, 1:].clone()
+        if self.hit_head is not None:
+            in_parts = self.memory in ("chunks", "offload") or not torch.is_grad_enabled()
+            embed = partial(in_chunks, self.hit_head, size=graph.chunk) if in_parts else self.hit_head
+            outputs["embedding"] = embed(x_NH) if self.memory == "plain" else again(embed, x_NH)
+        return outputs
 
     def graph(self, batch: Batch) -> Graph:
-        """The batch's edges; InputError if it has hits and no graph."""
-        edges = batch.edge_index
-        if edges is None:
-            if batch.num_nodes:
-                raise InputError("section 'model': the model scores edges, and the events have none; give a graph")
-            edges = torch.zeros(2, 0, dtype=torch.long, device=batch.x.device)
+        """The batch's edges."""
+        edge_2M = edges_of(batch)
         chunk = self.chunk or CHUNK[batch.x.device.type]
-        return Graph(edges[0], edges[1], batch.num_nodes, chunk, self.memory == "offload")
+        return Graph(edge_2M[0], edge_2M[1], batch.num_nodes, chunk, self.memory == "offload")
 
     def edge_parameters(self) -> list[nn.Parameter]:
         """Weights of everything but `start`, each once."""
         return list(nn.ModuleList([m for m in (self.edge_start, self.iterations, self.head) if m]).parameters())
 
-    def keep_edge_states(self, graph: Graph, place_N4: Tensor, x_NH: Tensor) -> Tensor:
-        """Scores [M, 1] in the modes in which autograd keeps edge states: of all iterations, or of some."""
+    def keep_edge_states(self, graph: Graph, place_N4: Tensor, x_NH: Tensor) -> tuple[Tensor, Tensor]:
+        """What edges are read as [M, K] and x_T, where autograd keeps edge states: of all iterations, or of some."""
         run = whole if self.memory == "plain" else sweep
         degree_N1 = graph.degree(x_NH.dtype)
 
@@ -135,13 +179,22 @@ class GraphNetwork(MemoryModes, nn.Module):
                 x_NH, e_MH = again(iterate, self.steps[first : first + size], x_NH, e_MH)
         else:
             x_NH, e_MH = iterate(self.steps, x_NH, e_MH)
-        return run(self.head, graph, x_NH, e_MH)[0]
+        return run(self.head, graph, x_NH, e_MH)[0], x_NH
 
     def relative_cost(self, hits: np.ndarray, edges: np.ndarray | None = None) -> np.ndarray:
         """Weights applied in a forward pass by event size; edges go with hits^1.9 if they are not known."""
         edges = 4e-4 * hits**1.9 if edges is None else edges
         step = sum(p.numel() for p in self.iterations[0].parameters())
         return self.n_iterations * step * (hits + edges)
+
+
+def edges_of(batch: Batch) -> Tensor:
+    """The batch's edges [2, M]; InputError if it has hits and no graph."""
+    if batch.edge_index is not None:
+        return batch.edge_index
+    if batch.num_nodes:
+        raise InputError("section 'model': the model scores edges, and the events have none; give a graph")
+    return torch.zeros(2, 0, dtype=torch.long, device=batch.x.device)
 
 
 def sweep(layer: EdgeLayer, graph: Graph, x_NH: Tensor, e_MH: Tensor | None) -> OnEdges:
@@ -166,8 +219,8 @@ class NodeStates:
         self.anchor_at = 0  # iteration; 0: none
         self.anchor: OnEdges = (None, None, None)  # its edge state, and the sums of the iteration before it
 
-    def forward(self, x_NH: Tensor, backward: bool = False) -> tuple[Tensor, list[Tensor | None]]:
-        """Scores [M, 1], and what to keep for a `backward` pass."""
+    def forward(self, x_NH: Tensor, backward: bool = False) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+        """What edges are read as [M, K], x_T, and what to keep for a `backward` pass."""
         states, on_edges = [], (self.start_edges(), None, None)
         anchor_at = len(self.steps) // 2 if backward and on_edges[0] is not None else 0
         for t, step in enumerate(self.steps):
@@ -176,16 +229,19 @@ class NodeStates:
             states.append(self.graph.shelve(x_NH) if backward else x_NH.new_empty(0))
             on_edges = forward_edges(step, self.graph, x_NH, on_edges[0], into=on_edges[0])
             x_NH = forward_rows(step.update, self.graph.chunk, x_NH, *on_edges[1:], self.degree_N1)[0]
-        score_M1 = forward_edges(self.net.head, self.graph, x_NH, on_edges[0], totals=False)[0]
+        read_MK = forward_edges(self.net.head, self.graph, x_NH, on_edges[0], totals=False)[0]
         anchor, self.anchor = self.anchor, (None, None, None)
-        return score_M1.to(x_NH.device), [*anchor, *on_edges, *states, self.graph.shelve(x_NH)]
+        return read_MK.to(x_NH.device), x_NH, [*anchor, *on_edges, *states, self.graph.shelve(x_NH)]
 
-    def backward(self, kept: Sequence[Tensor | None], g_score_M1: Tensor) -> tuple[Tensor, list[Tensor | None]]:
-        """Gradients of x_0 and of the network's edge parameters."""
+    def backward(
+        self, kept: Sequence[Tensor | None], g_read_MK: Tensor, g_last_NH: Tensor
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """Gradients of x_0 and of the network's edge parameters, from those of what `forward` gave."""
         self.anchor, (e_MH, inward, outward), states = tuple(kept[:3]), kept[3:6], list(kept[6:])
         graph, tally = self.graph, Tally(self.net.edge_parameters())
         x_NH = states.pop().to(graph.device)
-        g_x, g_e = backward_edges(self.net.head, graph, x_NH, e_MH, (g_score_M1, None, None), tally)
+        g_x, g_e = backward_edges(self.net.head, graph, x_NH, e_MH, (g_read_MK, None, None), tally)
+        g_x += g_last_NH
         for t in reversed(range(len(states))):
             step, x_NH = self.steps[t], states[t].to(graph.device)
             inputs = [x_NH, inward, outward]
@@ -231,18 +287,18 @@ class KeepNodeStates(torch.autograd.Function):
     """`NodeStates` for autograd."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, run: NodeStates, x_NH: Tensor, *parameters: Tensor) -> Tensor:
-        """Scores [M, 1]; `parameters` are the network's `edge_parameters`."""
+    def forward(ctx: FunctionCtx, run: NodeStates, x_NH: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """What edges are read as [M, K], and x_T; `parameters` are the network's `edge_parameters`."""
         ctx.run, ctx.autocast = run, Autocast(x_NH.device)
         with ctx.autocast.again():
-            score_M1, kept = run.forward(x_NH, backward=True)
+            read_MK, last_NH, kept = run.forward(x_NH, backward=True)
         ctx.save_for_backward(*kept)
-        return score_M1
+        return read_MK, last_NH.clone() if last_NH is x_NH else last_NH  # no output is an input
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, g_score_M1: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: FunctionCtx, g_read_MK: Tensor, g_last_NH: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x_0 and the parameters."""
         with ctx.autocast.again():
-            g_x, gradients = ctx.run.backward(ctx.saved_tensors, g_score_M1)
+            g_x, gradients = ctx.run.backward(ctx.saved_tensors, g_read_MK, g_last_NH)
         return (None, g_x, *gradients)

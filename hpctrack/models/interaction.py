@@ -41,7 +41,7 @@ class InteractionNetwork(GraphNetwork):
         self.edge_start = PairStart(width, sizes)
         own = 1 if options.recurrent else options.iterations
         self.iterations = nn.ModuleList(Interaction(width, sizes) for _ in range(own))
-        self.head = Score(SplitPerceptron([width] * 3, width, 1, *sizes))
+        self.read_from(options, width, width)
 
 
 class PairStart(nn.Module):
@@ -80,22 +80,3 @@ class Interaction(nn.Module):
     def update(self, x_NH: Tensor, inward_NH: Tensor, outward_NH: Tensor, degree_N1: Tensor) -> Tensor:
         """x'."""
         return x_NH + self.nodes(x_NH, inward_NH, outward_NH)
-
-
-class Score(nn.Module):
-    """Logit of an edge from its ends' states and, if the perceptron has a third part, its own."""
-
-    def __init__(self, perceptron: SplitPerceptron) -> None:
-        super().__init__()
-        self.perceptron = perceptron
-
-    def project(self, x_NH: Tensor) -> tuple[Tensor, Tensor]:
-        """The nodes' shares in the first layer."""
-        return self.perceptron.part(0, x_NH), self.perceptron.part(1, x_NH)
-
-    def edge(self, source_cH: Tensor, target_cH: Tensor, e_cH: Tensor | None) -> OnEdges:
-        """Logit [c, 1]."""
-        h_cH = source_cH + target_cH
-        if e_cH is not None:
-            h_cH = h_cH + self.perceptron.part(2, e_cH)
-        return self.perceptron.rest(h_cH), None, None

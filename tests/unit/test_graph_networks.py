@@ -21,6 +21,9 @@ NETWORKS = {
     "attention own weights": {"recurrent": False, "residual": True, "inputs": False, "norm": "none"},
     "convolution": {},
     "convolution recurrent": {"recurrent": True, "layers": 1, "norm": "none"},
+    "interaction with embeddings": {"embed_hits": 3, "embed_edges": 2},
+    "attention with embeddings": {"embed_hits": 3, "embed_edges": 2},
+    "convolution with an embedding of hits": {"embed_hits": 3},
 }
 
 
@@ -33,8 +36,8 @@ def make(network: str, mode: str = "plain", features=FEATURES, **options) -> nn.
 
 
 def step(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
-    """Scores, and gradients of all parameters."""
-    score = model(batch)["edge_score"]
+    """All outputs, and gradients of all parameters."""
+    score = torch.cat([value.flatten() for value in model(batch).values()])
     (score * torch.linspace(-1, 2, len(score), dtype=score.dtype)).sum().backward()
     return score.detach(), [p.grad for p in model.parameters()]
 
