@@ -14,6 +14,7 @@ from torch_geometric.data import Batch, Data
 from hpctrack.config import RunConfig, parse
 from hpctrack.data import schema
 from hpctrack.data.store import ShardWriter, write_index
+from hpctrack.graphs.triplets import triplets
 
 RADII = np.array([30.0, 70.0, 120.0, 170.0, 260.0, 360.0])  # mm
 FEATURES = ["r", "cos_phi", "sin_phi", "z"]
@@ -153,3 +154,19 @@ def toy_data(
         parameters=torch.tensor(np.random.default_rng([7, event_id]).normal(size=(n_tracks, 5)), dtype=dtype),
         num_nodes=len(track),
     )
+
+
+def rows_of(name: str, batch: Batch) -> torch.Tensor:
+    """The event of each row of an output: a row stands for a hit, in `edge_…` for an edge, in `triplet_…` for two."""
+    if name.startswith("triplet_"):
+        return batch.batch[batch.edge_index[0, triplets(batch.edge_index, batch.num_nodes)[0]]]
+    return batch.batch[batch.edge_index[0]] if name.startswith("edge_") else batch.batch
+
+
+def reordered(name: str, batch: Batch, hits: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
+    """Which row of an output stands where, when the batch of one event has its hits and edges in another order."""
+    if not name.startswith("triplet_"):
+        return edges if name.startswith("edge_") else hits
+    then, now = (triplets(edge_2M, batch.num_nodes) for edge_2M in (batch.edge_index, batch.edge_index[:, edges]))
+    then, now = (a * batch.num_edges + b for a, b in (then, edges[now]))
+    return then.argsort()[torch.searchsorted(then.sort().values, now)]

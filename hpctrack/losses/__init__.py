@@ -10,16 +10,20 @@ from hpctrack.config import Named, lookup, parse
 from hpctrack.losses.condensation import CondensationLoss
 from hpctrack.losses.contrastive import ContrastiveLoss
 from hpctrack.losses.edges import EdgeLoss
+from hpctrack.losses.hybrid import HybridLoss
 from hpctrack.losses.influencer import InfluencerLoss
 from hpctrack.losses.metric import MetricLoss
 from hpctrack.losses.term import LossTerm
+from hpctrack.losses.triplets import TripletLoss
 
 LOSSES: dict[str, Any] = {
     "condensation": CondensationLoss,
     "contrastive": ContrastiveLoss,
     "edges": EdgeLoss,
+    "hybrid": HybridLoss,
     "influencer": InfluencerLoss,
     "metric": MetricLoss,
+    "triplets": TripletLoss,
 }
 
 __all__ = ["LOSSES", "LossTerm", "build_loss"]

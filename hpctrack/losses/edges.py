@@ -16,7 +16,7 @@ from torch_geometric.data import Batch
 from hpctrack.config import Section
 from hpctrack.errors import InputError
 from hpctrack.graphs.numerics import at_least_fp32
-from hpctrack.losses.term import Loss
+from hpctrack.losses.term import Loss, needed
 
 
 def edges_per_event(batch: Batch) -> Tensor:
@@ -54,23 +54,28 @@ class EdgeLoss(Loss):
 
     def terms(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """The term for `edge_score` [M], logits of the batch's edges with `edge_truth` [M] and `track` [N]."""
-        score_M = at_least_fp32(outputs["edge_score"])
+        score_M = needed(outputs, "edge_score", "a model that scores edges")
         if not len(score_M):
             return {"edges": score_M.sum()}
-        event_M = batch.batch[batch.edge_index[0]]
-        true_M, weight_M = self.classes(batch, score_M.dtype)
+        return {"edges": self.cross_entropy(score_M, batch.edge_truth, batch.edge_index[0], batch)}
+
+    def cross_entropy(self, score_M: Tensor, truth_M: Tensor, hit_M: Tensor, batch: Batch) -> Tensor:
+        """Weighted mean over each event's scores [M], summed over events.
+
+        `truth_M`: which are in the truth; `hit_M`: a hit of each, which says the event, and the particle of a true one.
+        """
+        score_M, event_M = at_least_fp32(score_M), batch.batch[hit_M]
+        true_M, weight_M = self.classes(truth_M, truth_M & (batch.track[hit_M] < 0), score_M.dtype)
         if self.options.balance:
             weight_M = balanced(weight_M, 2 * event_M + true_M.long())
         weight_M = torch.where(true_M, self.options.true_weight * weight_M, weight_M)
         loss_M = weight_M * F.binary_cross_entropy_with_logits(score_M, true_M.to(score_M.dtype), reduction="none")
         total_B, norm_B = (sums(values, event_M, batch.num_graphs) for values in (loss_M, weight_M))
-        mean_B = total_B / torch.where(norm_B > 0, norm_B, 1)
-        return {"edges": mean_B.sum()}
+        return (total_B / torch.where(norm_B > 0, norm_B, 1)).sum()
 
-    def classes(self, batch: Batch, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Which edges are to be scored high, bool [M], and weights 0 or 1 [M]."""
-        other_M = batch.edge_truth & (batch.track[batch.edge_index[0]] < 0)
-        true_M = batch.edge_truth & ~other_M if self.options.others == "false" else batch.edge_truth
+    def classes(self, truth_M: Tensor, other_M: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Which are to be scored high, bool [M], and weights 0 or 1 [M]; `other_M`: true, of particles not sought."""
+        true_M = truth_M & ~other_M if self.options.others == "false" else truth_M
         counts_M = ~other_M if self.options.others == "ignore" else torch.ones_like(other_M)
         return true_M, counts_M.to(dtype)
 

@@ -8,6 +8,8 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor, nn
 from torch_geometric.data import Batch
 
+from hpctrack.errors import InputError
+
 
 class LossTerm(NamedTuple):
     """One term of a loss over some events: the sum of its per-event values, and the number of events that have it.
@@ -62,3 +64,10 @@ def with_hit(batch: Batch) -> int:
 def with_track(batch: Batch) -> int:
     """Events that have a track."""
     return int((batch.n_tracks > 0).sum())
+
+
+def needed(outputs: dict[str, Tensor], name: str, source: str) -> Tensor:
+    """A model's output; InputError that says what gives it if the model has none."""
+    if name not in outputs:
+        raise InputError(f"section 'loss': needs the output '{name}' of {source}; the model gives {', '.join(outputs)}")
+    return outputs[name]

@@ -14,6 +14,7 @@ from hpctrack.models.embedding import CondensationModel, EmbeddingModel
 from hpctrack.models.filter import FilterNetwork
 from hpctrack.models.influencer import InfluencerModel
 from hpctrack.models.interaction import InteractionNetwork
+from hpctrack.models.triplets import TripletNetwork
 
 MODELS: dict[str, Any] = {
     "attention": AttentionNetwork,
@@ -23,6 +24,7 @@ MODELS: dict[str, Any] = {
     "filter": FilterNetwork,
     "influencer": InfluencerModel,
     "interaction": InteractionNetwork,
+    "triplets": TripletNetwork,
 }
 
 

@@ -18,7 +18,7 @@ from hpctrack.tracking.builder import Outputs
 from hpctrack.tracking.components import ComponentsBuilder, WalkBuilder
 from hpctrack.tracking.condensing import CondensationBuilder, GreedyBuilder
 from hpctrack.tracking.density import DbscanBuilder, HdbscanBuilder
-from hpctrack.tracking.graphs import EdgesBuilder, RadiusGraphBuilder
+from hpctrack.tracking.graphs import EdgesBuilder, RadiusEdgesBuilder, RadiusGraphBuilder
 from hpctrack.tracking.matching import match
 from hpctrack.tracking.radius import RadiusBuilder
 
@@ -30,10 +30,11 @@ BUILDERS: dict[str, Any] = {
     "greedy": GreedyBuilder,
     "hdbscan": HdbscanBuilder,
     "radius": RadiusBuilder,
+    "radius_edges": RadiusEdgesBuilder,
     "radius_graph": RadiusGraphBuilder,
     "walk": WalkBuilder,
 }
-OF_EDGES = ("edges", "radius_graph")  # these make edges for a next stage, not candidates
+OF_EDGES = ("edges", "radius_edges", "radius_graph")  # these make edges for a next stage, not candidates
 
 
 def build_builder(config: Named, **tuned: Any) -> Any:

@@ -1,6 +1,6 @@
 """Builders of stages before the last: they turn outputs into edges (data/edges.py), which the next stage reads.
 
-Legend: N hits of the event, E embedding dimensions, M edges.
+Legend: N hits of the event, E embedding dimensions, M edges, t triplets of a chunk.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from pydantic import Field
 
 from hpctrack.config import Section
 from hpctrack.data.edges import Edges
+from hpctrack.errors import InputError
 from hpctrack.graphs.radius import radius_pairs
+from hpctrack.graphs.triplets import triplet_chunks
 from hpctrack.tracking.builder import Outputs
 from hpctrack.tracking.components import sigmoid
 
@@ -60,3 +62,30 @@ class RadiusGraphBuilder:
         score = 1 - (x_NE[i] - x_NE[j]).norm(dim=1) / self.options.radius
         sender, receiver = hit_rows[torch.stack([i, j]).numpy()].astype(np.int32)
         return Edges(event_id, sender, receiver, score.clamp(min=0).numpy())
+
+
+class RadiusEdgesBuilder:
+    """The edges that go on in another one, or from it, that is near in an embedding: scored 1 - distance / radius."""
+
+    class Options(Section):
+        """How near."""
+
+        radius: float = Field(0.5, gt=0, description="in the embedding, where the loss has a margin of 1")
+
+    needs_tuning = False
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+
+    def build(self, outputs: Outputs, hit_rows: np.ndarray, n_hits: int, event_id: int) -> Edges:
+        """Edges of one event from `edge_embedding` [M, E] and `edge_index` [2, M] of its hits `hit_rows` [N]."""
+        if "edge_embedding" not in outputs:
+            raise InputError("section 'builder': radius_edges needs a model that embeds edges (model.embed_edges)")
+        x_ME, edge_2M = (torch.from_numpy(outputs[name]) for name in ("edge_embedding", "edge_index"))
+        nearest_M = x_ME.new_full((len(x_ME),), torch.inf)
+        for pair_2t in triplet_chunks(edge_2M, len(hit_rows)):
+            distance_t = (x_ME[pair_2t[0]] - x_ME[pair_2t[1]]).norm(dim=1)
+            nearest_M.scatter_reduce_(0, pair_2t.flatten(), distance_t.repeat(2), "amin")
+        kept_M = nearest_M < self.options.radius
+        sender, receiver = hit_rows[edge_2M[:, kept_M].numpy()].astype(np.int32)
+        return Edges(event_id, sender, receiver, (1 - nearest_M[kept_M] / self.options.radius).numpy())

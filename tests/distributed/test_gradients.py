@@ -31,12 +31,12 @@ MODELS_FOR = {  # losses of other outputs than the influencer model's
     "condensation": {"name": "condensation", "embedding": 3, "backbone": TRANSFORMER},
     "contrastive": {"name": "embedding", "embedding": 3, "backbone": TRANSFORMER},
     "edges": {"name": "attention", "width": 8, "iterations": 2},
+    "hybrid": {"name": "interaction", "width": 8, "iterations": 2, "embed_hits": 2, "embed_edges": 3},
     "metric": {"name": "embedding", "embedding": 3, "backbone": {"name": "mlp", "width": 8, "layers": 2}},
+    "triplets": {"name": "triplets", "network": {"name": "attention", "width": 8, "iterations": 2}},
 }
-GRAPHS_FOR = {
-    "edges": {"name": "doublets", "phi_slope_max_per_mm": 0.02, "z0_max_mm": 500.0},
-    "metric": {"name": "truth"},
-}
+DOUBLETS = {"name": "doublets", "phi_slope_max_per_mm": 0.02, "z0_max_mm": 500.0}
+GRAPHS_FOR = {"edges": DOUBLETS, "hybrid": DOUBLETS, "metric": {"name": "truth"}, "triplets": DOUBLETS}
 CASES = [(name, options) for name in sorted(LOSSES) for options in VARIANTS.get(name, [{}])]
 Found = tuple[list[np.ndarray], float, int]
 

@@ -18,7 +18,15 @@ CONFIGS = {  # of the builders on embeddings
     "greedy": Named(name="greedy", radius=0.5),
     "radius": Named(name="radius", radius=0.5),
 }
-ON_EDGES = {"components", "dbscan", "edges", "hdbscan", "radius_graph", "walk"}  # in test_edge_builders.py
+ON_EDGES = {
+    "components",
+    "dbscan",
+    "edges",
+    "hdbscan",
+    "radius_edges",
+    "radius_graph",
+    "walk",
+}  # in test_edge_builders.py
 OPEN = {name: Named(name=name) for name in CONFIGS}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch_geometric.data import Batch
-from toys import toy_batch
+from toys import reordered, rows_of, toy_batch
 
 from hpctrack.config import Named
 from hpctrack.errors import InputError
@@ -22,14 +22,18 @@ VARIANTS = {
         {"attraction_form": "scatter"},
         {"parameters": 0.1},
     ],
+    "hybrid": [{}, {"of": "hits", "mined": 4}, {"edges": 0.0, "margin": 1.5}],
     "metric": [{}, {"mined": 4, "margin": 1.5}],
+    "triplets": [{}, {"edges": 1.0, "balance": True, "others": "true"}],
 }
 OUTPUTS = {  # of a model for this loss: dimensions
     "condensation": {"embedding": 3, "beta": 1},
     "contrastive": {"embedding": 3},
     "edges": {"edge_score": None},  # one a row, of the rows that are edges
+    "hybrid": {"edge_score": None, "edge_embedding": 3, "embedding": 3},
     "influencer": {"user": 3, "influencer": 3},
     "metric": {"embedding": 3},
+    "triplets": {"triplet_score": None, "edge_score": None},
 }
 SPACES = {"space_0": 3, "space_1": 2}  # in addition, where neighbours are trained
 CASES = [(name, options) for name in sorted(LOSSES) for options in VARIANTS.get(name, [{}])]
@@ -55,8 +59,8 @@ def outputs_for(loss, batch: Batch, dtype=torch.float64) -> dict[str, torch.Tens
 
 
 def shape(name: str, width: int | None, batch: Batch) -> tuple[int, ...]:
-    """Shape of an output: a row stands for a hit, in `edge_…` for an edge."""
-    rows = batch.num_edges if name.startswith("edge_") else batch.num_nodes
+    """Shape of an output."""
+    rows = len(rows_of(name, batch))
     return (rows,) if width is None else (rows, width)
 
 
@@ -71,8 +75,7 @@ def test_a_batch_is_the_sum_of_its_events(loss):
     together = loss(outputs, batch)
     alone = []
     for i, event in enumerate(batch.to_data_list()):
-        of_edge = batch.batch[batch.edge_index[0]] == i
-        own = {k: v[of_edge if k.startswith("edge_") else batch.batch == i] for k, v in outputs.items()}
+        own = {k: v[rows_of(k, batch) == i] for k, v in outputs.items()}
         alone.append(loss(own, Batch.from_data_list([event])))
     for name, term in together.items():
         torch.testing.assert_close(term.sum, sum(a[name].sum for a in alone), rtol=1e-12, atol=1e-14)
@@ -96,8 +99,8 @@ def test_order_of_hits_and_numbering_of_tracks_do_not_matter(loss):
     batch.track = torch.where(batch.track >= 0, renumbered[batch.track], batch.track)[order]
     batch.parameters = batch.parameters[renumbered.argsort()]
     edges = torch.randperm(batch.num_edges, generator=torch.Generator().manual_seed(2))
+    shuffled = {k: v[reordered(k, batch, order, edges)] for k, v in outputs.items()}
     batch.edge_index, batch.edge_truth = order.argsort()[batch.edge_index][:, edges], batch.edge_truth[edges]
-    shuffled = {k: v[edges if k.startswith("edge_") else order] for k, v in outputs.items()}
     for name, term in loss(shuffled, batch).items():
         torch.testing.assert_close(term.sum, expected[name].sum, rtol=1e-12, atol=1e-14)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch_geometric.data import Batch
-from toys import FEATURES, toy_batch
+from toys import FEATURES, reordered, rows_of, toy_batch
 
 from hpctrack.config import Named
 from hpctrack.errors import InputError
@@ -15,15 +15,20 @@ NEIGHBOURS = {"name": "neighbours", "width": 8, "stages": 2, "steps": 2, "neighb
 TRANSFORMER = {"name": "transformer", "width": 8, "layers": 2, "heads": 2}
 CONFIGS = {  # the model's name, and what sets this configuration of it apart
     "attention": {"width": 8, "iterations": 3, "chunk": 7},
+    "attention hits": {"width": 8, "iterations": 3, "chunk": 7, "embed_hits": 3},
     "condensation": {"embedding": 3, "backbone": TRANSFORMER},
     "convolution": {"width": 8, "iterations": 3, "chunk": 7},
     "embedding": {"embedding": 3, "backbone": NEIGHBOURS},
     "embedding mlp": {"embedding": 3, "backbone": {"name": "mlp", "width": 8, "layers": 2}},
     "filter": {"width": 8, "layers": 3, "chunk": 7},
+    "filter pairs": {"width": 8, "layers": 3, "chunk": 7, "embed_edges": 3},
     "influencer neighbours": {"embedding": 3, "backbone": NEIGHBOURS},
     "influencer parameters": {"embedding": 3, "backbone": NEIGHBOURS, "parameters": True},
     "influencer transformer": {"embedding": 3, "backbone": TRANSFORMER},
     "interaction": {"width": 8, "iterations": 3, "chunk": 7},
+    "interaction edges": {"width": 8, "iterations": 3, "chunk": 7, "embed_edges": 3},
+    "triplets": {"network": {"name": "attention", "width": 8, "iterations": 2, "chunk": 7}},
+    "triplets mean": {"pool": "mean", "network": {"name": "interaction", "width": 8, "iterations": 2, "embed_hits": 2}},
 }
 
 
@@ -41,11 +46,6 @@ def make(config: Named, memory: str = "plain") -> torch.nn.Module:
     return build_model(config, FEATURES, memory).double()
 
 
-def rows_of(name: str, batch: Batch) -> torch.Tensor:
-    """The event of each row of an output: a row stands for a hit, in `edge_…` for an edge."""
-    return batch.batch[batch.edge_index[0]] if name.startswith("edge_") else batch.batch
-
-
 def test_batched_equals_alone(config):
     model, batch = make(config), toy_batch(edges=4)
     together = model(batch)
@@ -61,11 +61,11 @@ def test_order_of_hits_and_edges_does_not_matter(config):
     generator = torch.Generator().manual_seed(1)
     hits, edges = (torch.randperm(n, generator=generator) for n in (batch.num_nodes, batch.num_edges))
     expected = model(batch)
+    order = {name: reordered(name, batch, hits, edges) for name in expected}
     batch.x = batch.x[hits]
     batch.edge_index = hits.argsort()[batch.edge_index][:, edges]
     for name, value in model(batch).items():
-        order = edges if name.startswith("edge_") else hits
-        torch.testing.assert_close(value, expected[name][order], rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(value, expected[name][order[name]], rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize(("sizes", "noise"), [((0,), 0), ((0, 0), 0), ((0,), 1), ((0,), 7), ((3, 0, 2), 0)])
