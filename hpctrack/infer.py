@@ -97,9 +97,9 @@ def infer_config(meta: dict[str, Any], overrides: Sequence[str], path: Path) -> 
     """Settings of this inference: the run's model and (tuned) builder, then the overrides."""
     run = parse(RunConfig, meta["config"], str(path / checkpoint.META))
     for override in overrides:
-        if not override.startswith(("selection.", "graph.", "builder.")):
+        if not override.startswith(("selection.", "graph.", "builder.", "builder=")):
             raise InputError(
-                f"override '{override}': inference takes selection.key=value, graph.key=… and builder.key=…"
+                f"override '{override}': inference takes selection.key=value, graph.key=…, builder.key=… and builder=…"
             )
     graph = run.data.graph
     values = {

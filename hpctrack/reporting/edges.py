@@ -10,7 +10,8 @@ import numpy as np
 from hpctrack import __version__
 from hpctrack.config import SelectionConfig
 from hpctrack.data import selection as selecting
-from hpctrack.data.edges import EdgeStore
+from hpctrack.data.edges import Edges, EdgeStore
+from hpctrack.data.schema import Event
 from hpctrack.data.store import Dataset
 from hpctrack.data.truth import COLUMNS as TRUTH_COLUMNS
 from hpctrack.data.truth import graph_truth
@@ -58,7 +59,12 @@ def evaluate_edges(folder: Path, data: Path, cuts: Cuts, command: list[str]) -> 
 def tally(store: EdgeStore, dataset: Dataset, i: int, selection: SelectionConfig, cuts: Cuts) -> EdgeTally:
     """Counts of the i-th event that has edges."""
     event = dataset.read(int(np.searchsorted(dataset.event_ids, store.event_ids[i])), COLUMNS)
-    rows, found = selecting.select(event, selection, np.random.default_rng(0)).rows, store.read(i)
+    return tally_event(event, store.read(i), selection, cuts)
+
+
+def tally_event(event: Event, found: Edges, selection: SelectionConfig, cuts: Cuts) -> EdgeTally:
+    """Counts of an event with `COLUMNS`: its edges, among the hits that `selection` leaves, which draws none."""
+    rows = selecting.select(event, selection, np.random.default_rng(0)).rows
     number = np.zeros(event.n_hits, dtype=np.int64)
     number[rows] = np.arange(len(rows))
     edge_2M = number[np.stack([found.sender, found.receiver])]

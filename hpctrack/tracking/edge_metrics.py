@@ -87,3 +87,11 @@ def auc(tally: EdgeTally) -> float | None:
         return None
     below = np.cumsum(false) - false
     return float((target * (below + false / 2)).sum() / target.sum() / false.sum())
+
+
+def cut_that_keeps(tally: EdgeTally, share: float) -> float:
+    """The highest cut, to a bin's width, that `share` of the true edges of targets pass; 0 if there are none."""
+    from_above = np.cumsum(tally.scores[0, ::-1])[::-1]
+    passed = np.flatnonzero(from_above >= share * from_above[0])
+    first = int(passed[-1]) if from_above[0] else 0
+    return 0.0 if first == 0 else float(1 / (1 + np.exp(EDGE - (first - 1) * 2 * EDGE / BINS)))

@@ -18,12 +18,17 @@ from hpctrack.graphs import GRAPHS, build_graph
 from hpctrack.inspection import kinds
 from hpctrack.parallel.env import distributed
 from hpctrack.train import train
+from tests.campaigns import pipeline_table
 
 ROOT = Path(__file__).parents[2]
 SMALL = {
     "embedding": ["model.backbone={name: mlp, width: 16, layers: 2}", "model.embedding=4", "loss.mined=10"],
     "filter": ["model.width=16", "builder.cut=0.0"],
     "gnn": ["model.width=8", "model.iterations=2"],
+    "pair_embedding": ["model.width=16", "builder.cut=0.0"],
+    "node_embedding": ["model.width=8", "model.iterations=2", "loss.mined=10"],
+    "edge_embedding": ["model.width=8", "model.iterations=2"],
+    "triplets": ["model.network={name: attention, width: 8, iterations: 2}"],
 }
 
 
@@ -35,16 +40,16 @@ def dataset(tmp_path_factory) -> Path:
     return folder / "data"
 
 
-def train_stage(stage: str, run: Path, data: Path) -> None:
+def train_stage(stage: str, run: Path, data: Path, *more: str) -> None:
     values = [f"run={run}", f"data.train={data}", f"data.valid={data}", "data.selection.pt_min_gev=0.5"]
     values += ["train.steps=10", "train.valid_every=5", "train.log_every=5", "optim.warmup_steps=2", "optim.lr=0.01"]
-    config = load_config(ROOT / "configs" / "pipeline" / f"{stage}.yaml", [*values, *SMALL[stage]])
+    config = load_config(ROOT / "configs" / "pipeline" / f"{stage}.yaml", [*values, *SMALL[stage], *more])
     with distributed(config.parallel, 1) as env:
         assert train(config, env) == 0
 
 
-def run_stage(run: Path, data: Path, out: Path) -> None:
-    assert infer.main(["--checkpoint", str(run), "--data", str(data), "--out", str(out)]) == 0
+def run_stage(run: Path, data: Path, out: Path, *more: str) -> None:
+    assert infer.main(["--checkpoint", str(run), "--data", str(data), "--out", str(out), *more]) == 0
 
 
 def test_the_chain_on_two_ranks(dataset, tmp_path):
@@ -71,19 +76,51 @@ def test_the_chain_on_two_ranks(dataset, tmp_path):
     assert all(len(store.read(i).track_ids) == data.n_hits[i] for i in range(4))
 
 
-def test_stored_edges_come_back_among_the_selected_hits(dataset, tmp_path):
-    data = Dataset(dataset)
-    folder, sources, known = tmp_path / "edges", {}, {}
+def store_edges(folder: Path, data: Dataset, known: dict[int, edges.Edges]) -> list[int]:
+    """Write a folder of edges as a stage would; its events."""
     journal = candidates.Journal(folder, "rank-00000")
-    rng = np.random.default_rng(0)
-    for i, event in enumerate(data.event_ids):
-        ends = np.unique(np.sort(rng.integers(0, data.n_hits[i], (2, 30)), axis=0), axis=1).astype(np.int32)
-        known[int(event)] = edges.Edges(int(event), *ends, rng.random(ends.shape[1], dtype=np.float32))
-        sources[int(event)] = journal.append_payload(int(event), edges.encode(known[int(event)]))
+    sources = {event: journal.append_payload(event, edges.encode(one)) for event, one in known.items()}
     journal.close()
     ids = data.event_ids.tolist()
     digest = edges.write_shard(folder, "edges-00000.h5", ids, sources)
     edges.write_index(folder, [("edges-00000.h5", ids, digest)], {"dataset_fingerprint": data.fingerprint})
+    return ids
+
+
+def test_hybrids_and_triplets_train_write_edges_and_are_compared(dataset, tmp_path):
+    data, folder, rng, known = Dataset(dataset), tmp_path / "edges", np.random.default_rng(0), {}
+    for i, event in enumerate(data.event_ids.tolist()):
+        true = truth.graph_truth(data.read(i, truth.COLUMNS))
+        ends = np.concatenate([true, rng.integers(0, data.n_hits[i], (2, 2 * true.shape[1]))], axis=1)
+        ends = np.unique(np.sort(ends[:, ends[0] != ends[1]], axis=0), axis=1).astype(np.int32)
+        known[event] = edges.Edges(event, *ends, np.ones(ends.shape[1], dtype=np.float32))
+    store_edges(folder, data, known)
+    compared = []
+    for stage in ("pair_embedding", "node_embedding", "edge_embedding", "triplets"):
+        run, out = tmp_path / stage, tmp_path / f"{stage}-edges"
+        run_ranks(1, train_stage, stage, run, dataset, f"data.graph.edges={folder}")
+        run_ranks(1, run_stage, run, dataset, out, "builder={name: edges, cut: 0.0}")
+        store = edges.open_store(out)
+        assert [len(store.read(i)) for i in range(4)] == [len(one) for one in known.values()]
+        results = tmp_path / "results.json"
+        assert not evaluate.main([str(out), "--data", str(dataset), "--out", str(results), "--pt-min-gev", "0.5"])
+        assert json.loads(results.read_text())["auc"] > 0.5, stage
+        compared += [f"{stage}={run}", f"{stage}, scores={run}:edges"]
+    arguments = ["--checkpoints", *compared, "--data", str(dataset), "--events", "2", "--out", str(tmp_path / "table")]
+    assert not pipeline_table.main(arguments)
+    points, shown = tmp_path / "table" / "edges.jsonl", (tmp_path / "table" / "pipeline.md").read_text()
+    measured = points.read_text()
+    assert len(measured.splitlines()) == 8 * 2 * 2 and shown.count("\n| ") == 1 + 8 * 2
+    assert not pipeline_table.main(arguments)
+    assert points.read_text() == measured and (tmp_path / "table" / "pipeline.md").read_text() == shown
+
+
+def test_stored_edges_come_back_among_the_selected_hits(dataset, tmp_path):
+    data, folder, rng, known = Dataset(dataset), tmp_path / "edges", np.random.default_rng(0), {}
+    for i, event in enumerate(data.event_ids.tolist()):
+        ends = np.unique(np.sort(rng.integers(0, data.n_hits[i], (2, 30)), axis=0), axis=1).astype(np.int32)
+        known[event] = edges.Edges(event, *ends, rng.random(ends.shape[1], dtype=np.float32))
+    ids = store_edges(folder, data, known)
     config = load_config(ROOT / "configs/pipeline/filter.yaml", [f"data.graph.edges={folder}"]).data.graph
     graph = build_graph(config, dataset)
     for i, event_id in enumerate(ids):

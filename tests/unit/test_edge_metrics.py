@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from hpctrack.tracking.edge_metrics import at_cut, auc, tally_edges
+from hpctrack.tracking.edge_metrics import CUTS, at_cut, auc, cut_that_keeps, tally_edges
 
 
 def make(seed, n_hits=30, n_edges=80):
@@ -55,3 +55,13 @@ def test_events_are_added():
     both = one + two
     assert both.events == 2 and both.true_target == one.true_target + two.true_target
     assert at_cut(both, 0.5)["purity"] == tuple(np.add(at_cut(one, 0.5)["purity"], at_cut(two, 0.5)["purity"]))
+
+
+@given(st.integers(0, 10**6), st.sampled_from([0.3, 0.9, 1.0]))
+def test_the_cut_that_keeps_a_share_is_the_highest(seed, share):
+    tally = tally_edges(*make(seed))
+    cut = cut_that_keeps(tally, share)
+    kept, all_ = at_cut(tally, cut)["kept_true"]
+    assert kept >= share * all_
+    for higher in (c for c in (*CUTS, 0.995, 0.9999) if c > cut + 0.002):
+        assert all_ == 0 or at_cut(tally, higher)["kept_true"][0] < share * all_
