@@ -145,10 +145,14 @@ class GraphNetwork(MemoryModes, nn.Module):
         if read_MK.shape[1] > 1:
             outputs["edge_embedding"] = read_MK[:, 1:].clone()
         if self.hit_head is not None:
-            in_parts = self.memory in ("chunks", "offload") or not torch.is_grad_enabled()
-            embed = partial(in_chunks, self.hit_head, size=graph.chunk) if in_parts else self.hit_head
-            outputs["embedding"] = embed(x_NH) if self.memory == "plain" else again(embed, x_NH)
+            outputs["embedding"] = self.embed(x_NH, graph.chunk)
         return outputs
+
+    def embed(self, x_NH: Tensor, chunk: int) -> Tensor:
+        """Embedding [N, E] of hits with states `x_NH`."""
+        if self.memory in ("chunks", "offload") or not torch.is_grad_enabled():
+            return in_chunks(self.hit_head, x_NH, size=chunk)
+        return self.hit_head(x_NH) if self.memory == "plain" else again(self.hit_head, x_NH)
 
     def graph(self, batch: Batch) -> Graph:
         """The batch's edges."""
