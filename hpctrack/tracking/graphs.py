@@ -5,6 +5,8 @@ Legend: N hits of the event, E embedding dimensions, M edges, t triplets of a ch
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from pydantic import Field
@@ -18,18 +20,22 @@ from hpctrack.tracking.builder import Outputs
 from hpctrack.tracking.components import sigmoid
 
 
-class EdgesBuilder:
+class GraphBuilder:
+    """What builders of edges share: no option of theirs is tuned."""
+
+    needs_tuning = False
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+
+
+class EdgesBuilder(GraphBuilder):
     """The edges that a filter or a classifier scores highly enough, with their probability as score."""
 
     class Options(Section):
         """The cut."""
 
         cut: float = Field(0.01, ge=0, lt=1, description="edges must be as probable")
-
-    needs_tuning = False
-
-    def __init__(self, options: Options) -> None:
-        self.options = options
 
     def build(self, outputs: Outputs, hit_rows: np.ndarray, n_hits: int, event_id: int) -> Edges:
         """Edges of one event from `edge_score` [M] and `edge_index` [2, M] of its hits `hit_rows` [N]."""
@@ -39,18 +45,13 @@ class EdgesBuilder:
         return Edges(event_id, sender, receiver, score[kept].astype(np.float32))
 
 
-class RadiusGraphBuilder:
+class RadiusGraphBuilder(GraphBuilder):
     """An edge between any two hits that are near in a learned embedding, scored 1 - distance / radius."""
 
     class Options(Section):
         """How near."""
 
         radius: float = Field(0.2, gt=0, description="in the embedding, where the loss has a margin of 1")
-
-    needs_tuning = False
-
-    def __init__(self, options: Options) -> None:
-        self.options = options
 
     def build(self, outputs: Outputs, hit_rows: np.ndarray, n_hits: int, event_id: int) -> Edges:
         """Edges of one event from `embedding` [N, E] of its hits `hit_rows` [N], in the order of their ends."""
@@ -64,18 +65,13 @@ class RadiusGraphBuilder:
         return Edges(event_id, sender, receiver, score.clamp(min=0).numpy())
 
 
-class RadiusEdgesBuilder:
+class RadiusEdgesBuilder(GraphBuilder):
     """The edges that go on in another one, or from it, that is near in an embedding: scored 1 - distance / radius."""
 
     class Options(Section):
         """How near."""
 
         radius: float = Field(0.5, gt=0, description="in the embedding, where the loss has a margin of 1")
-
-    needs_tuning = False
-
-    def __init__(self, options: Options) -> None:
-        self.options = options
 
     def build(self, outputs: Outputs, hit_rows: np.ndarray, n_hits: int, event_id: int) -> Edges:
         """Edges of one event from `edge_embedding` [M, E] and `edge_index` [2, M] of its hits `hit_rows` [N]."""
