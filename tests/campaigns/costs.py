@@ -113,7 +113,7 @@ def ratios(rows: Sequence[dict[str, Any]], points: Sequence[str]) -> list[dict[s
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown."""
-    lines = ["![cost over the baseline's](costs.png)", ""]
+    lines = ["![costs over the baseline's, against tracks](costs.png)", ""]
     lines += ["| figure | influencer | tracks | hits | ratio to the baseline | range | baseline |", "|---" * 7 + "|"]
     for row in sorted(rows, key=lambda row: (row["figure"], row["curve"], row["n_tracks"])):
         lines.append(

@@ -25,12 +25,10 @@ from hpctrack.data.store import Dataset
 from hpctrack.infer import infer_config
 from hpctrack.runtime import checkpoint
 from hpctrack.runtime.inference import INFER, ByModel
-from hpctrack.tracking.matching import match_candidates, match_exclusive
 from hpctrack.tracking.metrics import METRICS, fraction
 from tests.campaigns.points import Points
+from tests.campaigns.readings import READINGS, heading
 
-READINGS = {"candidates": match_candidates, "exclusive": match_exclusive}
-TITLES = {"candidates": "by radius or seeds alone, as in the paper", "exclusive": "after duplicate removal"}
 SHOWN = ("efficiency", "fake_rate", "double_majority_efficiency", "perfect_efficiency", "duplicate_rate")
 ALL = "all"
 Truth = tuple[np.ndarray, np.ndarray]
@@ -101,8 +99,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown: a table for each reading, values with half of the 68 % Wilson interval."""
     lines = ["![efficiency and fake rate against tracks](tracks.png)"]
     heads = [name.replace("_", " ") for name in SHOWN]
-    for reading, title in TITLES.items():
-        lines += ["", f"{title[0].upper()}{title[1:]}:", ""]
+    for reading in READINGS:
+        lines += heading(reading)
         lines += ["| system | tracks | hits | events | " + " | ".join(heads) + " |", "|---" * (4 + len(SHOWN)) + "|"]
         for row in rows:
             cells = [text(row[reading][name]) for name in SHOWN]

@@ -1,6 +1,6 @@
 """Does grouping like-sized events hurt? The influencer model trained with several windows, several seeds each.
 
-    python tests/campaigns/windows.py --work FOLDER [--windows 1 8 epoch] [--seeds 1 2 3] [--steps 400]
+    python -m tests.campaigns.windows --work FOLDER [--windows 1 8 epoch] [--seeds 1 2 3] [--steps 400]
 
 Simulates low pile-up ACTS events, whose numbers of tracks differ widely, trains on all tracks with pT > 1 GeV of each,
 and prints final validation loss and test efficiency of every window, with differences to the first and their errors
@@ -16,6 +16,8 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+
+from tests.campaigns.seeds import error
 
 ROOT = Path(__file__).parents[2]
 EVENTS = {"train": (320, 1), "valid": (60, 2), "test": (120, 3)}  # number, simulation seed
@@ -81,11 +83,6 @@ def main() -> None:
                 text += f" ({statistics.mean(differences):+.4f} ± {error(differences):.4f})"
             cells.append(text)
         print(f"| {window} | {' | '.join(cells)} |")
-
-
-def error(values: list[float]) -> float:
-    """Standard error of the mean."""
-    return statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
 
 
 if __name__ == "__main__":
