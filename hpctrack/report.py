@@ -16,7 +16,7 @@ from hpctrack.data.candidates import CandidateStore
 from hpctrack.data.files import publish, temporary_name
 from hpctrack.data.store import Dataset
 from hpctrack.errors import InputError, verb
-from hpctrack.reporting import page, parameters, sections
+from hpctrack.reporting import page, parameters, sections, studies
 from hpctrack.reporting.display import Display, display_png, make_display
 from hpctrack.reporting.sources import Run, load_results
 from hpctrack.reporting.tally import COLUMNS, Cuts
@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     references = [(path.stem, load_results(path)) for path in args.reference]
     run = Run(args.run) if args.run else None
     display = load_display(args, results) if args.candidates else None
+    study_parts = [part for folder in args.study for part in studies.sections(folder)]
     parts = [
         sections.headline(results, references),
         sections.rates(results, references),
@@ -41,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         sections.losses(run),
         sections.event_display(display, results),
         sections.timings(run, results),
+        *study_parts,
         sections.provenance(run, results),
     ]
     title = args.title or f"Track candidates: {args.run.resolve().name if args.run else args.results.stem}"
@@ -60,6 +62,10 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--candidates", type=Path, help="candidates folder, for the event display (with --data)")
     parser.add_argument("--data", type=Path, help="dataset folder, for the event display (with --candidates)")
     parser.add_argument("--reference", type=Path, nargs="*", default=[], help="further results.json to compare with")
+    parser.add_argument(
+        "--study", type=Path, action="append", default=[], metavar="FOLDER",
+        help="also show this study's table and picture (what tests/campaigns wrote); may be given several times",
+    )  # fmt: skip
     parser.add_argument("--title", help="heading of the page (name of the run)")
     parser.add_argument("--event", type=int, help="event to display (the one with the median number of targets)")
     parser.add_argument(

@@ -143,6 +143,31 @@ def test_steps_logged_twice_count_once(tmp_path: Path):
     assert run_folder.train[-1]["loss"] == 9.0 and run_folder.unreadable == 1
 
 
+def make_study(folder: Path, name: str, text: str, picture: bytes | None = None) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.md").write_text(text)
+    if picture is not None:
+        (folder / f"{name}.png").write_bytes(picture)
+    return folder
+
+
+TABLE = "| system | tracks < 9 |\n|---|---|\n| `one` | 0.9812 ± 0.0031 |\n| two | – |\n"
+PICTURE = b"\x89PNG\r\n\x1a\nrest"
+
+
+def test_studies_are_sections_of_the_page(folder: Path, tmp_path: Path):
+    text = f"![efficiency & rate](tracks.png)\n\nAs in the\npaper:\n{TABLE}\n## Again\n\n{TABLE}"
+    one = make_study(tmp_path / "one", "tracks", text, PICTURE)
+    two = make_study(tmp_path / "two", "pile_up", f"# Other events\n{TABLE}")
+    make_study(two, "without_title", TABLE)
+    html = run(folder, tmp_path / "page.html", "--study", one, "--study", two)
+    assert html.references == [] and len(html.pictures) == 6 + 1 + 1
+    assert base64.b64decode(html.pictures[-1].removeprefix("data:image/png;base64,")) == PICTURE
+    assert html.text.index("Efficiency & rate") < html.text.index("Other events") < html.text.index("Without title")
+    assert html.text.count("one 0.9812 ± 0.0031 two –") == 4 and "As in the paper: system tracks < 9" in html.text
+    assert html.text.index("Without title") < html.text.index("Configuration and versions")
+
+
 class TestDisplay:
     def display(self, event, found, **options) -> Display:
         return make_display(event, found, Cuts(pt_min_gev=1.0), **options)
@@ -215,6 +240,29 @@ class TestBadInput:
         assert "not JSON" in self.fails(capsys, "--results", tmp_path / "half.json", "--out", tmp_path / "p.html")
         (tmp_path / "other.json").write_text("[1]")
         assert "format" in self.fails(capsys, "--results", tmp_path / "other.json", "--out", tmp_path / "p.html")
+
+    def test_studies(self, folder: Path, tmp_path: Path, capsys):
+        study, text = tmp_path / "study", "![x](tracks.png)\n" + TABLE
+
+        def words() -> str:
+            options = ("--results", folder / "results-1.json", "--out", tmp_path / "p.html", "--study", study)
+            return self.fails(capsys, *options)
+
+        assert "study: no such folder" in words()
+        study.mkdir()
+        assert "no table (*.md) in it" in words()
+        make_study(study, "tracks", text)
+        assert "tracks.png: missing, but tracks.md shows it" in words()
+        make_study(study, "tracks", text, b"GIF")
+        assert "tracks.png: not a PNG" in words()
+        make_study(study, "tracks", "![x](../tracks.png)\n", PICTURE)
+        assert "only a PNG in the same folder" in words()
+        make_study(study, "tracks", TABLE + "| three |\n")
+        assert "1 cells instead of 2 in the row '| three |'" in words()
+        make_study(study, "tracks", "\n")
+        assert "tracks.md: empty" in words()
+        make_study(study, "tracks", "| three |\n| four |\n")
+        assert "expected a line |---|" in words() and not (tmp_path / "p.html").exists()
 
     def test_candidates_of_other_data_or_no_such_event(self, folder: Path, tmp_path: Path, capsys):
         options = [

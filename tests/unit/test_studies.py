@@ -11,6 +11,7 @@ from toys import toy_config, toy_dataset
 
 from hpctrack.config import dump_yaml
 from hpctrack.parallel.env import distributed
+from hpctrack.reporting import studies
 from hpctrack.train import train
 from tests.campaigns import costs, edge_growth, tracks
 from tests.campaigns.points import Points
@@ -52,6 +53,8 @@ def test_tracks_study_resumes_and_draws_alike(run, tmp_path, capsys, monkeypatch
     assert (tmp_path / "tracks.jsonl").read_text() == lines
     assert (tmp_path / "tracks.png").stat().st_size > 1000
     text = (tmp_path / "tracks.md").read_text()
+    [section] = studies.sections(tmp_path)
+    assert "<h2>Efficiency and fake rate against tracks</h2>" in section and section.count("<table>") == 2
     assert text.count("| one | 3 |") == 2 and text.count("| two | ") == 4 and "after" in text.lower()
 
 
@@ -75,6 +78,7 @@ def test_costs_study_resumes(run, tmp_path, monkeypatch):
     assert all(peak > 0 for row in Points(tmp_path / "costs.jsonl", ()).rows for peak in row["loss_mib"].values())
     assert text.count("| loop |") == 8 and text.count("| radius |") == 2
     assert (tmp_path / "costs.png").stat().st_size > 1000
+    assert "data:image/png;base64," in studies.sections(tmp_path)[0]
 
 
 def test_growth_of_edges(tmp_path, capsys):
