@@ -19,7 +19,7 @@ OTHERS = {"radius": "{:.2f}", "train_s": "{:.0f}", "infer_s": "{:.4f}"}
 OTHER_HEADS = ("radius", "training, s", "an event, s")
 NOTE = (
     "Mean ± standard deviation over seeds; in brackets the difference to the base, seed by seed, ± the standard error "
-    "of its mean. –: nothing was counted."
+    "of its mean. –: nothing was counted. Seconds are wall-clock time of one thread, whatever else the machine did."
 )
 Values = dict[int, float]  # by seed
 
@@ -30,12 +30,13 @@ def values(rows: Sequence[dict[str, Any]], variant: str, reading: str, name: str
     return {seed: value for seed, value in mine.items() if value is not None}
 
 
-def cell(mine: Values, base: Values | None) -> str:
-    """`0.9812 ± 0.0031 (+0.0010 ± 0.0004)`; without `base`, no difference."""
+def cell(mine: Values, base: Values | None, runs: int) -> str:
+    """`0.9812 ± 0.0031 (+0.0010 ± 0.0004)`; without `base`, no difference; says if it is not of all `runs`."""
     if not mine:
         return "–"
     away = seeds.difference(mine, base) if base is not None else None
-    return seeds.text(*seeds.mean_and_spread(list(mine.values()))) + (f" ({seeds.text(*away, '+')})" if away else "")
+    text = seeds.text(*seeds.mean_and_spread(list(mine.values()))) + (f" ({seeds.text(*away, '+')})" if away else "")
+    return text if len(mine) == runs else f"{text}, {len(mine)} of {runs} runs"
 
 
 def other(rows: Sequence[dict[str, Any]], key: str) -> str:
@@ -47,8 +48,8 @@ def other(rows: Sequence[dict[str, Any]], key: str) -> str:
 def table(rows: Sequence[dict[str, Any]], missing: Sequence[str], about: str) -> str:
     """Markdown: a table for each reading, the base first; what is missing is named."""
     events = sorted({row["events"] for row in rows})
-    lines = ["![the ablation: metrics of the base and its variants](ablation.png)", "", f"Base: `{about}`."]
-    lines[-1] += f" {' or '.join(map(str, events))} events. {NOTE}"
+    lines = ["![the ablation: metrics of the base and its variants](ablation.png)", ""]
+    lines.append(f"Base: `{about}`. {' or '.join(map(str, events)) or 'No'} events. {NOTE}")
     if missing:
         lines += ["", f"Not there (yet): {', '.join(missing)}."]
     names = list(dict.fromkeys(row["variant"] for row in rows))
@@ -61,7 +62,7 @@ def table(rows: Sequence[dict[str, Any]], missing: Sequence[str], about: str) ->
             cells = [variant, str(len(mine))]
             for name in SHOWN:
                 base = None if variant == BASE else values(rows, BASE, reading, name)
-                cells.append(cell(values(rows, variant, reading, name), base))
+                cells.append(cell(values(rows, variant, reading, name), base, len(mine)))
             cells += [other(mine, key) for key in OTHERS]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, ""])

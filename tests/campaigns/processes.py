@@ -30,11 +30,11 @@ class Processes:
         """Run `hpctrack NAME WORDS…`; what it says is added to `log`. VerbError if it fails."""
         command = [sys.executable, "-m", f"hpctrack.{name}", *map(str, words)]
         with open(log, "a") as file:
-            file.write(f"$ hpctrack {name} {' '.join(map(str, words))}\n")
-            file.flush()
             with self.lock:
                 if self.ending:
                     raise CancelledError
+                file.write(f"$ hpctrack {name} {' '.join(map(str, words))}\n")
+                file.flush()
                 env = os.environ | {"OMP_NUM_THREADS": "1"}
                 child = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=env)
                 self.running.add(child)
@@ -42,7 +42,8 @@ class Processes:
             with self.lock:
                 self.running.remove(child)
         if code:
-            raise VerbError(f"{name}: exit code {code}: {log.read_text().splitlines()[-1]}")
+            last = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-1]
+            raise VerbError(f"{name}: exit code {code}: {last}")
 
     def end(self) -> None:
         """Ask what runs to end, and start nothing more; training saves first."""

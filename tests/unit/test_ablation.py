@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import os
+import signal
+import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +18,7 @@ from hpctrack.errors import InputError
 from hpctrack.losses import build_loss
 from hpctrack.models import build_model
 from hpctrack.reporting import studies
+from hpctrack.runtime.preempt import SIGNALS
 from tests.campaigns import ablation, halves, seeds
 from tests.campaigns.points import Points
 from tests.campaigns.processes import Processes, VerbError
@@ -131,3 +137,19 @@ def test_last_words_of_a_verb(tmp_path):
     with pytest.raises(VerbError, match=r"report: exit code 2: .*no.json: no such file"):
         processes.verb(log, "report", "--results", tmp_path / "no.json", "--out", tmp_path / "x")
     assert log.read_text().startswith("$ hpctrack report --results") and not processes.running
+
+
+def test_what_runs_ends_with_the_study(tmp_path, monkeypatch):
+    sleeper = tmp_path / "python"
+    sleeper.write_text("#!/bin/sh\nexec sleep 60\n")
+    sleeper.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(sleeper))
+    processes, handlers, begin = Processes(), {s: signal.getsignal(s) for s in SIGNALS}, time.monotonic()
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    try:
+        assert list(processes.each("ab", lambda name: processes.verb(tmp_path / name, "train"), 1)) == []
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert time.monotonic() - begin < 30 and not processes.running
+    assert (tmp_path / "a").read_text() and not ((tmp_path / "b").exists() and (tmp_path / "b").read_text())
