@@ -7,7 +7,7 @@
 #   STUDIES_STEPS        optimizer steps of each system                  (default: as in the recipes)
 #   STUDIES_TRACKS       tracks of an event in training and in the report's tables   (default: 500, as in the recipes)
 #   STUDIES_POINTS       numbers of tracks that are studied, with commas (default: 10,20,50,100,200,300,400,500,all)
-#   STUDIES_EVENTS       events a point                                  (default: 50)
+#   STUDIES_EVENTS       events a point, and of the report's tables      (default: 50)
 #   STUDIES_COST_EVENTS  the same for costs                              (default: 5)
 set -euo pipefail
 [ $# -ge 4 ] || { echo "usage: launch/studies.sh TRAIN VALID TEST OUT [key=value …]" >&2; exit 2; }
@@ -16,6 +16,7 @@ train=$1 valid=$2 test=$3 out=$4
 shift 4
 ranks=${STUDIES_RANKS:-2}
 tracks=${STUDIES_TRACKS:-500}
+events=${STUDIES_EVENTS:-50}
 points=${STUDIES_POINTS:-10,20,50,100,200,300,400,500,all}
 systems=(influencer greedy condensation)
 begin=$SECONDS
@@ -34,13 +35,13 @@ say "efficiency and fakes against tracks: $points"
 checkpoints=()
 for system in "${systems[@]}"; do checkpoints+=("$system=$out/$system"); done
 python -m tests.campaigns.tracks --checkpoints "${checkpoints[@]}" --data "$test" --points "$points" \
-  --events "${STUDIES_EVENTS:-50}" --out "$out/tracks"
+  --events "$events" --out "$out/tracks"
 
 say "costs against tracks: $points"
 python -m tests.campaigns.costs --data "$test" --points "$points" --events "${STUDIES_COST_EVENTS:-5}" --out "$out/costs"
 
 say "tables of $tracks tracks an event"
-hpctrack convert "$test" "$out/test-$tracks" --pt-min-gev 1 --tracks "$tracks" --remove-noise --seed 7
+hpctrack convert "$test" "$out/test-$tracks" --pt-min-gev 1 --tracks "$tracks" --remove-noise --seed 7 --limit "$events"
 for system in "${systems[@]}"; do
   ranks hpctrack.infer --checkpoint "$out/$system" --data "$out/test-$tracks" --out "$out/candidates-$system"
   hpctrack evaluate "$out/candidates-$system" --data "$out/test-$tracks" --out "$out/$system.json" --pt-min-gev 1

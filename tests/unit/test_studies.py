@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +18,9 @@ from hpctrack.reporting import studies
 from hpctrack.train import train
 from tests.campaigns import costs, edge_growth, tracks
 from tests.campaigns.points import Points
+
+ROOT = Path(__file__).parents[2]
+RECIPES = ("influencer-500", "greedy", "condensation")
 
 
 def test_points_are_kept_and_a_cut_line_is_dropped(tmp_path):
@@ -93,3 +99,30 @@ def test_growth_of_edges(tmp_path, capsys):
     assert edge_growth.main(command) == 0 and Points(tmp_path / "out" / "edges.jsonl", ()).rows == rows
     x = np.array([10.0, 20.0, 50.0, 100.0])
     assert edge_growth.exponent(x, 3 * x**1.5) == pytest.approx((1.5, 0, 3), abs=1e-6)
+
+
+def test_the_launcher_runs_every_verb(tmp_path):
+    for name in ("torchrun", "python", "hpctrack"):  # in place of these, what they would be told
+        (tmp_path / name).write_text(f'#!/bin/sh\necho {name} "$@"\n')
+        (tmp_path / name).chmod(0o755)
+    command = ["bash", str(ROOT / "launch" / "studies.sh"), "A", "B", "C", "OUT"]
+    small = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "STUDIES_STEPS": "6",
+        "STUDIES_POINTS": "3",
+        "STUDIES_EVENTS": "2",
+    }
+    said = subprocess.run(
+        [*command, "seed=2"], env=os.environ | small, capture_output=True, text=True, check=True
+    ).stdout
+    lines = [line for line in said.splitlines() if line and not line.startswith("==")]
+    trained = [line for line in lines if "hpctrack.train" in line]
+    assert [line.split("configs/")[1].split()[0] for line in trained] == [f"{name}.yaml" for name in RECIPES]
+    assert all((ROOT / "configs" / f"{name}.yaml").is_file() for name in RECIPES)
+    assert all("data.train=A data.valid=B data.selection.tracks=500 train.steps=6 seed=2" in line for line in trained)
+    systems = "influencer=OUT/influencer greedy=OUT/greedy condensation=OUT/condensation"
+    assert f"python -m tests.campaigns.tracks --checkpoints {systems} --data C --points 3 --events 2" in said
+    assert sum("hpctrack.infer" in line for line in lines) == sum(" evaluate " in line for line in lines) == 3
+    assert "--study OUT/tracks --study OUT/costs --out OUT/report.html" in lines[-1]
+    wrong = subprocess.run(command[:3], capture_output=True, text=True, check=False)
+    assert wrong.returncode == 2 and wrong.stderr.startswith("usage: launch/studies.sh TRAIN VALID TEST OUT")
