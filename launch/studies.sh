@@ -3,7 +3,7 @@
 # efficiency and fakes against the number of tracks (Fig. 2 of D. Murnane, "Influencer Loss", CHEP 2023), costs against it
 # (Fig. 3), and a report of all. Running it again goes on where it stopped. Costs want a machine that does nothing else.
 #   bash launch/studies.sh TRAIN VALID TEST OUT [key=value …]      (overrides hold for every training)
-#   STUDIES_RANKS        processes in training and inference             (default: 2)
+#   STUDIES_RANKS        processes in training and inference             (default: 1, since a step is one event)
 #   STUDIES_STEPS        optimizer steps of each system                  (default: as in the recipes)
 #   STUDIES_TRACKS       tracks of an event in training and in the report's tables   (default: 500, as in the recipes)
 #   STUDIES_POINTS       numbers of tracks that are studied, with commas (default: 10,20,50,100,200,300,400,500,all)
@@ -14,7 +14,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 train=$1 valid=$2 test=$3 out=$4
 shift 4
-ranks=${STUDIES_RANKS:-2}
+ranks=${STUDIES_RANKS:-1}
 tracks=${STUDIES_TRACKS:-500}
 events=${STUDIES_EVENTS:-50}
 points=${STUDIES_POINTS:-10,20,50,100,200,300,400,500,all}
