@@ -19,10 +19,16 @@ trap 'told=1; kill -USR1 $step 2>/dev/null || true' USR1 TERM # srun passes it o
 say() { echo "slurm: $* ($(date '+%F %T'), job $SLURM_JOB_ID, restart ${SLURM_RESTART_COUNT:-0})"; }
 
 run() { # a job step; returns its exit code. Launchers that are left 60 s after the first one ended are ended, too
+  local seconds=0
   srun --kill-on-bad-exit=0 --wait=60 "$@" &
   step=$!
   [ -z "$told" ] || kill -USR1 $step # told while the step was being prepared
-  while kill -0 $step 2>/dev/null; do wait $step || true; done # a signal to this shell ends a wait early
+  while kill -0 $step 2>/dev/null; do
+    [ -n "$told" ] || { wait $step || true; continue; } # a signal to this shell ends the wait early
+    sleep 1
+    seconds=$((seconds + 1))
+    [ $((seconds % 15)) != 0 ] || kill -USR1 $step 2>/dev/null || true # ranks that were still starting have not heard it
+  done
   wait $step
 }
 
