@@ -50,7 +50,7 @@ say "infer: the same events with the shipped model, for comparison"
 ranks hpctrack.infer --checkpoint influencer-500 --data "$out/data/test-$tracks" --out "$out/candidates-shipped"
 
 say "evaluate and report"
-for model in "" -shipped; do
+for model in -shipped ""; do
   hpctrack evaluate "$out/candidates$model" --data "$out/data/test-$tracks" --out "$out/results$model.json" --pt-min-gev 1
 done
 hpctrack report --run "$out/run" --results "$out/results.json" --candidates "$out/candidates" \
