@@ -50,10 +50,10 @@ say "infer: the same events with the shipped model, for comparison"
 ranks hpctrack.infer --checkpoint influencer-500 --data "$out/data/test-$tracks" --out "$out/candidates-shipped"
 
 say "evaluate and report"
-for model in -shipped ""; do
-  hpctrack evaluate "$out/candidates$model" --data "$out/data/test-$tracks" --out "$out/results$model.json" --pt-min-gev 1
+for found in candidates-shipped:influencer-500 candidates:results; do
+  hpctrack evaluate "$out/${found%:*}" --data "$out/data/test-$tracks" --out "$out/${found#*:}.json" --pt-min-gev 1
 done
 hpctrack report --run "$out/run" --results "$out/results.json" --candidates "$out/candidates" \
-  --data "$out/data/test-$tracks" --reference "$out/results-shipped.json" --out "$out/report.html"
+  --data "$out/data/test-$tracks" --reference "$out/influencer-500.json" --out "$out/report.html"
 
 say "done: open $out/report.html"
