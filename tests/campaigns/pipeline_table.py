@@ -33,6 +33,7 @@ from hpctrack.runtime.inference import ByModel
 from hpctrack.tracking.builders import OF_EDGES
 from hpctrack.tracking.edge_metrics import BINS, EdgeTally, at_cut, auc, cut_that_keeps
 from tests.campaigns.points import Points
+from tests.campaigns.tracks import text
 
 KEYS = ("system", "data", "event_id", "noise", "model", "builder")
 ALL_EDGES = {"name": "edges", "cut": 0.0}
@@ -128,11 +129,6 @@ def table(rows: Sequence[dict[str, Any]], keep: float, cuts: Cuts) -> str:
             cells += [f"{found['cut']:.4f}", *(text(found[name]) for name in SHOWN), penalty, f"{found['seconds']:.2f}"]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, ""])
-
-
-def text(number: dict[str, Any]) -> str:
-    """`0.9812 ± 0.0031`, with the binomial error."""
-    return "–" if number["value"] is None else f"{number['value']:.4f} ± {number['error']:.4f}"
 
 
 def ratio(a: dict[str, Any], b: dict[str, Any]) -> str:
