@@ -176,7 +176,9 @@ class TrainConfig(Section):
     """Length, precision and bookkeeping of training."""
 
     steps: int = Field(ge=1, description="optimizer steps in all; epochs follow from the data")
-    start_from: str | None = Field(None, description="run or checkpoint with whose weights a new run begins")
+    start_from: str | None = Field(
+        None, description="run or checkpoint with whose weights a new run begins; its model and features may be a part"
+    )
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
     compile: bool = Field(False, description="torch.compile the model, with sizes of events as variables")
     tf32: bool = Field(False, description="GPUs may round the inputs of fp32 matrix products to TF32")

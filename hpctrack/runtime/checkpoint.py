@@ -12,6 +12,7 @@ import shutil
 import struct
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,25 @@ def load_into(target: Any, state: dict[str, Any], path: Path) -> None:
     except (RuntimeError, KeyError, ValueError) as error:
         first = " ".join(str(error).split())[:200]
         raise InputError(f"{path / STATE}: holds another model than the configuration says ({first})") from None
+
+
+def begin_from(model: torch.nn.Module, path: Path, features: Sequence[str]) -> list[str]:
+    """Give a new model the weights of a checkpoint, which may be of a smaller one; names of those that begin anew.
+
+    The model may have more layers, and after the checkpoint's features more (`features`: its own). The latter's weights
+    begin at zero, so the first layers still compute what they did. InputError if the checkpoint has anything else.
+    """
+    given, state = read_state(path)["model"], model.state_dict()
+    known = read_meta(path)["config"]["data"]["features"]
+    if list(features[: len(known)]) != known:
+        raise InputError(f"{path}: made for the features {', '.join(known)}; key 'data.features' must begin with these")
+    for name, value in given.items():
+        own = state.get(name)
+        wider = own is not None and own.ndim == 2 and tuple(own.shape) == (len(value), len(features))
+        if wider and value.shape[1:] == (len(known),):
+            given[name] = torch.nn.functional.pad(value, (0, len(features) - len(known)))
+    load_into(model, {**state, **given}, path)
+    return sorted(state.keys() - given.keys())
 
 
 def digest(model: torch.nn.Module) -> str:

@@ -92,7 +92,8 @@ class Trainer:
         model = model.to(env.device, self.dtype)
         if config.train.start_from and not checkpoint.latest(self.folder / "checkpoints"):
             source = checkpoint.find(Path(config.train.start_from))
-            checkpoint.load_into(model, checkpoint.read_state(source)["model"], source)
+            anew = checkpoint.begin_from(model, source, config.data.features)
+            env.say(f"weights of {source}{f', {len(anew)} tensors more begin anew: {anew[0]} …' if anew else ''}")
         if config.train.compile:
             compile_model(model, config.memory.policy == "auto", env.device.type)
         self.graph = build_graph(config.data.graph, config.data.train)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from campaigns.resume import campaign
 from ranks import run_ranks, start_ranks
-from toys import toy_config, toy_dataset
+from toys import FEATURES, toy_config, toy_dataset
 
 from hpctrack import export
 from hpctrack.config import dump_yaml
@@ -142,6 +142,25 @@ def test_a_run_can_start_from_the_weights_of_another(tmp_path):
     other = toy_config(tmp_path / "other", data, train=train, model={"embedding": 5})
     with pytest.raises(AssertionError, match="holds another model than the configuration says"):
         run_ranks(1, run, other)
+
+
+def test_a_run_can_start_from_the_weights_of_a_smaller_model(tmp_path, capsys):
+    data, still = toy_dataset(tmp_path / "data"), {"lr": 1e-30, "weight_decay": 0.0}
+    first = toy_config(tmp_path / "first", data, train={"steps": 1})
+    backbone = first.model.options["backbone"] | {"layers": 2}
+    grown = {"reading": {"features": [*FEATURES, "eta"]}, "model": {"backbone": backbone}, "optim": still}
+    train = {"steps": 1, "start_from": str(tmp_path / "first")}
+    run(first)
+    run(toy_config(tmp_path / "second", data, train=train, **grown))
+    old, new = (final_state(tmp_path / name)["model"] for name in ("first", "second"))
+    wider = [name for name, value in old.items() if value.shape != new[name].shape]
+    assert len(wider) == 1 and not new[wider[0]][:, len(FEATURES) :].abs().gt(1e-29).any()
+    for name, value in old.items():
+        torch.testing.assert_close(new[name][:, : len(FEATURES)] if name in wider else new[name], value)
+    assert "tensors more begin anew: " in capsys.readouterr().out
+    grown["reading"] = {"features": FEATURES[::-1]}
+    with pytest.raises(InputError, match="made for the features .* must begin with these"):
+        run(toy_config(tmp_path / "third", data, train=train, **grown))
 
 
 @pytest.mark.parametrize("plan", [{}, {"window": "epoch", "cost": "learned", "hits_per_micro_batch": 50}])
