@@ -1,6 +1,7 @@
 """Filter: a perceptron on the concatenated features of an edge's two hits, without message passing (Exa.TrkX).
 
-With `embed_edges` it embeds pairs of hits, as the PairEmbedding among the hybrids of Exa.TrkX. It is a graph network of
+With `pairs` it also sees what the two hits say together about a track through both (models/geometry.py). With
+`embed_edges` it embeds pairs of hits, as the PairEmbedding among the hybrids of Exa.TrkX. It is a graph network of
 no iteration: the first layer's shares are computed on the hits and added on the edges, so that
 the concatenation is never made, and the memory modes work through edges in chunks. Without gradients edges are always
 scored chunk by chunk.
@@ -17,8 +18,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from hpctrack.models.geometry import PAIR_FEATURES, Geometry, pair_features
 from hpctrack.models.graph_network import GraphNetwork
-from hpctrack.models.sweeps import leaf
+from hpctrack.models.sweeps import OnEdges, leaf
 
 
 class FilterNetwork(GraphNetwork):
@@ -29,13 +31,15 @@ class FilterNetwork(GraphNetwork):
 
         width: int = Field(512, ge=1, description="of hidden layers")
         layers: int = Field(4, ge=2, description="linear layers")
-
-    edge_start = None
+        pairs: bool = Field(False, description="see slopes, intercepts and distances of the pair, too")
 
     def __init__(self, features: Sequence[str], options: Options) -> None:
         super().__init__(features, 0, options.chunk)
         self.iterations = nn.ModuleList()
-        self.read_from(options, len(features))
+        self.edge_start = PairFeatures() if options.pairs else None
+        if options.pairs:
+            self.geometry = Geometry(features, "the filter with model.pairs")
+        self.read_from(options, len(features), PAIR_FEATURES if options.pairs else 0)
 
     def start(self, x_NF: Tensor) -> Tensor:
         """The features; sweeps give weights on hits a gradient only where hits have one."""
@@ -45,3 +49,15 @@ class FilterNetwork(GraphNetwork):
         """Weights applied in a forward pass by event size; edges go with hits^1.9 if they are not known."""
         edges = 4e-4 * hits**1.9 if edges is None else edges
         return sum(p.numel() for p in self.parameters()) * (hits + edges)
+
+
+class PairFeatures(nn.Module):
+    """What a pair of hits says, as the state of its edge."""
+
+    def project(self, place_N4: Tensor) -> tuple[Tensor, Tensor]:
+        """Edges gather coordinates."""
+        return place_N4, place_N4
+
+    def edge(self, source_c4: Tensor, target_c4: Tensor, _: None) -> OnEdges:
+        """[c, PAIR_FEATURES]."""
+        return pair_features(source_c4, target_c4), None, None

@@ -21,7 +21,7 @@ CONFIGS = {  # the model's name, and what sets this configuration of it apart
     "embedding": {"embedding": 3, "backbone": NEIGHBOURS},
     "embedding mlp": {"embedding": 3, "backbone": {"name": "mlp", "width": 8, "layers": 2}},
     "filter": {"width": 8, "layers": 3, "chunk": 7},
-    "filter pairs": {"width": 8, "layers": 3, "chunk": 7, "embed_edges": 3},
+    "filter pairs": {"width": 8, "layers": 3, "chunk": 7, "embed_edges": 3, "pairs": True},
     "influencer neighbours": {"embedding": 3, "backbone": NEIGHBOURS},
     "influencer parameters": {"embedding": 3, "backbone": NEIGHBOURS, "parameters": True},
     "influencer transformer": {"embedding": 3, "backbone": TRANSFORMER},
