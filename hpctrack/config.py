@@ -65,11 +65,17 @@ class AugmentConfig(Section):
     sector_rad: float | None = Field(
         None, gt=0, lt=2 * math.pi, description="only hits in a random sector of phi of this size; null: whole events"
     )
+    outside: float = Field(
+        0.0, ge=0, le=1, description="share of the hits outside the sector that stay, as hits of no track"
+    )
 
     @property
     def share(self) -> float:
         """Expected share of an event's hits."""
-        return 1.0 if self.sector_rad is None else self.sector_rad / (2 * math.pi)
+        if self.sector_rad is None:
+            return 1.0
+        inside = self.sector_rad / (2 * math.pi)
+        return inside + (1 - inside) * self.outside
 
 
 class DataConfig(Section):

@@ -81,7 +81,7 @@ class EventLoader:
         event = self.dataset.read(row, self.columns)
         rng = np.random.default_rng([*self.stream, epoch, event.event_id])
         selection = selecting.in_epoch(self.selection, self.curriculum, epoch)
-        chosen = selecting.select(event, selection, rng, self.augmentation.sector_rad)
+        chosen = selecting.select(event, selection, rng, self.augmentation)
         columns = {name: event.column(name)[chosen.rows] for name in self.feature_columns}
         if self.parameters:
             columns |= {name: event.column(name)[chosen.particles].astype(np.float64) for name in perigee.COLUMNS}

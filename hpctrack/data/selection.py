@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hpctrack.config import CurriculumStage, SelectionConfig
+from hpctrack.config import AugmentConfig, CurriculumStage, SelectionConfig
 from hpctrack.data.schema import Event
 
 COLUMNS = ["truth.particle_row", "particles.px", "particles.py", "hits.volume_id", "hits.phi"]  # what `select` reads
@@ -68,28 +68,43 @@ def thin_noise(rows: np.ndarray, noise: np.ndarray, share: float, rng: np.random
     return np.delete(rows, rng.choice(np.flatnonzero(noise), surplus, replace=False)) if surplus > 0 else rows
 
 
-def in_reach(
-    event: Event, selection: SelectionConfig, sector_rad: float | None, rng: np.random.Generator
-) -> np.ndarray | None:
-    """Hits in the chosen volumes and in a random sector of phi, bool [N]; None for all."""
-    seen = None if selection.volumes is None else np.isin(event.column("hits.volume_id"), selection.volumes)
-    if sector_rad is None:
-        return seen
-    inside = (event.column("hits.phi") - rng.uniform(0, 2 * np.pi)) % (2 * np.pi) < sector_rad
-    return inside if seen is None else inside & seen
+def in_volumes(event: Event, selection: SelectionConfig) -> np.ndarray | None:
+    """Hits in the chosen volumes, bool [N]; None for all."""
+    return None if selection.volumes is None else np.isin(event.column("hits.volume_id"), selection.volumes)
+
+
+def in_sector(event: Event, sector_rad: float, rng: np.random.Generator) -> np.ndarray:
+    """Hits in a random sector of phi, bool [N]."""
+    return (event.column("hits.phi") - rng.uniform(0, 2 * np.pi)) % (2 * np.pi) < sector_rad
 
 
 def select(
-    event: Event, selection: SelectionConfig, rng: np.random.Generator, sector_rad: float | None = None
+    event: Event, selection: SelectionConfig, rng: np.random.Generator, part: AugmentConfig | None = None
 ) -> Selected:
-    """Apply `selection` to one event, or to a random sector of it.
+    """Apply `selection` to one event, or to a random sector of it and some hits outside, as `part` says.
 
     Hits outside of the chosen volumes and of the sector do not exist: a particle's track is what is left of it. Drawing
     fewer tracks than there are thins the background (noise, and hits of other particles where these are kept) by the
-    same fraction, so that the densities keep their ratio. Then noise is thinned to `noise_share`.
+    same fraction, so that the densities keep their ratio. Then noise is thinned to `noise_share`. Hits that stay
+    `outside` of the sector are of no track: without them, a model never learns that hits at other azimuths are others.
     """
+    seen = in_volumes(event, selection)
+    if part is None or part.sector_rad is None:
+        return select_in(event, selection, rng, seen)
+    inside = in_sector(event, part.sector_rad, rng)
+    near = select_in(event, selection, rng, inside if seen is None else inside & seen)
+    if not part.outside:
+        return near
+    far_rows = select_in(event, selection, rng, ~inside if seen is None else ~inside & seen).rows
+    far_rows = far_rows[rng.random(len(far_rows)) < part.outside]
+    rows, track = np.append(near.rows, far_rows), np.append(near.track, np.full(len(far_rows), -1))
+    order = np.argsort(rows)
+    return Selected(rows[order], track[order], near.particles)
+
+
+def select_in(event: Event, selection: SelectionConfig, rng: np.random.Generator, seen: np.ndarray | None) -> Selected:
+    """Apply `selection` to the hits `seen` (bool [N], default all)."""
     row = event.column("truth.particle_row")
-    seen = in_reach(event, selection, sector_rad, rng)
     target = target_particles(event, selection.pt_min_gev, selection.min_hits, seen)
     drawn, fraction = target, 1.0
     if selection.tracks is not None and selection.tracks < target.sum():

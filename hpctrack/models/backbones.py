@@ -9,10 +9,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch_geometric.data import Batch
 
-from hpctrack.config import Named, lookup, parse
+from hpctrack.config import Named, Section, lookup, parse
+from hpctrack.models.geometry import Geometry, on_circle
 from hpctrack.models.mlp import MlpBackbone
 from hpctrack.models.neighbours import NeighbourBackbone
 from hpctrack.models.perceptron import two_layers
@@ -22,12 +25,27 @@ BACKBONES: dict[str, Any] = {"mlp": MlpBackbone, "neighbours": NeighbourBackbone
 
 
 class BackboneModel(nn.Module):
-    """A backbone and heads: each of `heads` {output: dimensions} is a perceptron on the backbone's hidden state."""
+    """A backbone and heads, perceptrons on its hidden state: of `points`, which embed hits, and {output: dimensions}.
 
-    def __init__(self, features: Sequence[str], backbone: dict[str, Any], heads: dict[str, int]) -> None:
+    With `azimuth` points have two more dimensions, (cos phi, sin phi) times it: hits of far azimuths are apart without
+    learning, which training on sectors cannot teach.
+    """
+
+    class Options(Section):
+        """Embedding and backbone; `backbone` takes a name and that backbone's own options."""
+
+        embedding: int = Field(8, ge=1, description="dimensions of the space in which a track's hits meet")
+        backbone: dict[str, Any] = {"name": "neighbours"}
+        azimuth: float = Field(0.0, ge=0, description="radius of a circle of hits by phi, two more dimensions; 0: none")
+
+    def __init__(
+        self, features: Sequence[str], options: Options, points: Sequence[str], heads: dict[str, int] | None = None
+    ) -> None:
         super().__init__()
-        self.n_features = len(features)
-        named = parse(Named, backbone, "model", "model.backbone")
+        self.n_features, self.points, self.azimuth = len(features), tuple(points), options.azimuth
+        self.geometry = Geometry(features, "model.azimuth") if options.azimuth else None
+        heads = {name: options.embedding for name in points} | (heads or {})
+        named = parse(Named, options.backbone, "model", "model.backbone")
         kind = lookup(BACKBONES, named.name, "model.backbone")
         self.backbone = kind(features, parse(kind.Options, named.options, "model", "model.backbone"))
         width = self.backbone.width
@@ -40,7 +58,11 @@ class BackboneModel(nn.Module):
 
     def read(self, h_NH: Tensor, x_NF: Tensor) -> dict[str, Tensor]:
         """Each head's output, of the hidden state of hits with features `x_NF`."""
-        return {name: out(h_NH) for name, out in self.heads.items()}
+        outputs = {name: out(h_NH) for name, out in self.heads.items()}
+        if self.geometry is None:
+            return outputs
+        circle_N2 = on_circle(self.geometry(x_NF), self.azimuth)
+        return outputs | {name: torch.cat([outputs[name], circle_N2], dim=1) for name in self.points}
 
     @property
     def memory_modes(self) -> tuple[str, ...]:

@@ -35,6 +35,12 @@ class Geometry(nn.Module):
         return torch.stack([r, torch.atan2(sin, cos), z, torch.asinh(z / r.clamp(min=1e-3))], dim=1)
 
 
+def on_circle(place_N4: Tensor, radius: float) -> Tensor:
+    """radius (cos phi, sin phi) [N, 2] of hits at `place_N4`: hits of far azimuths are apart, without learning."""
+    phi_N = place_N4[:, 1]
+    return radius * torch.stack([phi_N.cos(), phi_N.sin()], dim=1)
+
+
 def pair_features(a: Tensor, b: Tensor) -> Tensor:
     """[..., P] of pairs of hits with coordinates `a` and `b` [..., 4] as of Geometry, all of order one.
 

@@ -6,12 +6,10 @@ A third head, if wanted, estimates track parameters.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from pydantic import Field
 from torch import Tensor
 
-from hpctrack.config import Section
 from hpctrack.models.backbones import BackboneModel
 from hpctrack.models.parameters import ParameterHead
 
@@ -22,16 +20,13 @@ class InfluencerModel(BackboneModel):
     With `parameters`, besides `parameters` [N, 20]: track parameters and their covariance (models/parameters.py).
     """
 
-    class Options(Section):
-        """Embedding and backbone; `backbone` takes a name and that backbone's own options."""
+    class Options(BackboneModel.Options):
+        """The space in which users and influencers meet, and what is estimated besides."""
 
-        embedding: int = Field(8, ge=1, description="dimensions of the space in which users and influencers meet")
-        backbone: dict[str, Any] = {"name": "neighbours"}
         parameters: bool = Field(False, description="estimate track parameters, which loss.parameters trains")
 
     def __init__(self, features: Sequence[str], options: Options) -> None:
-        heads = {"user": options.embedding, "influencer": options.embedding}
-        super().__init__(features, options.backbone, heads)
+        super().__init__(features, options, ("user", "influencer"))
         self.parameter_head = ParameterHead(features, self.backbone.width) if options.parameters else None
 
     def read(self, h_NH: Tensor, x_NF: Tensor) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from hpctrack.config import Section
 from hpctrack.graphs.knn import nearest
 from hpctrack.graphs.numerics import at_least_fp32
-from hpctrack.models.geometry import PAIR_FEATURES, Geometry, pair_features
+from hpctrack.models.geometry import PAIR_FEATURES, Geometry, on_circle, pair_features
 from hpctrack.models.memory import MemoryModes
 from hpctrack.models.perceptron import two_layers
 from hpctrack.models.sweeps import Autocast, Tally, backward_rows, chunks, forward_rows, leaf
@@ -29,8 +29,10 @@ class NeighbourBackbone(MemoryModes, nn.Module):
     """Stages of: embed hits in a small space, find each hit's nearest neighbours there, exchange messages with them.
 
     The search sees the embedding without its gradient; the loss trains the spaces (outputs `space_0`, ...) so that hits
-    of a track come to lie together. Messages attend over the K neighbours with features of the pair (slope,
-    extrapolated z0, ...), so one pass costs O(N K) in time and memory.
+    of a track come to lie together. With `azimuth` two more dimensions are (cos phi, sin phi) times it: so hits of far
+    azimuths are no neighbours, also for a model that was trained on sectors alone and never saw them. Messages attend
+    over the K neighbours with features of the pair (slope, extrapolated z0, ...), so one pass costs O(N K) in time and
+    memory.
     """
 
     class Options(Section):
@@ -41,6 +43,9 @@ class NeighbourBackbone(MemoryModes, nn.Module):
         steps: int = Field(3, ge=1, description="message steps after each search")
         neighbours: int = Field(16, ge=1, description="of each hit, itself included")
         space: int = Field(4, ge=1, description="dimensions of the spaces; a tree search is fast in few")
+        azimuth: float = Field(
+            0.0, ge=0, description="of the circle of hits by phi, beside a space's learned dimensions"
+        )
         heads: int = Field(4, ge=1)
         expansion: int = Field(2, ge=1, description="hidden width of the feed-forward part, in widths")
 
@@ -67,7 +72,10 @@ class NeighbourBackbone(MemoryModes, nn.Module):
         h_NH = self.encode(x_NF)
         spaces = {}
         for number, stage in enumerate(self.stages):
-            space_ND = spaces[f"space_{number}"] = stage.embed(h_NH)
+            space_ND = stage.embed(h_NH)
+            if self.options.azimuth:
+                space_ND = torch.cat([space_ND, on_circle(place_N4, self.options.azimuth)], dim=1)
+            spaces[f"space_{number}"] = space_ND
             row_NK, exists_NK = nearest(at_least_fp32(space_ND.detach()), sizes, self.options.neighbours)
             near = Neighbours(row_NK, exists_NK, place_N4, self.chunk)
             if self.memory == "plain":

@@ -107,10 +107,17 @@ def test_a_sector_of_an_event():
     event = toy_event(3, 40, 200)
     phi, row = event.column("hits.phi"), event.column("truth.particle_row")
     for seed in range(4):
-        part = select(event, SelectionConfig(), np.random.default_rng(seed), sector_rad=1.0)
+        part = select(event, SelectionConfig(), np.random.default_rng(seed), AugmentConfig(sector_rad=1.0))
         start = np.random.default_rng(seed).uniform(0, 2 * np.pi)
         inside = np.flatnonzero((phi - start) % (2 * np.pi) < 1.0)
         assert 0 < len(inside) < event.n_hits and part.rows.tolist() == inside.tolist()
         whole_or_part = np.bincount(row[inside][row[inside] >= 0], minlength=40)
         assert part.n_tracks == np.count_nonzero(whole_or_part >= 3)  # min_hits counts what is left of a track
+        more = select(event, SelectionConfig(), np.random.default_rng(seed), AugmentConfig(sector_rad=1.0, outside=0.2))
+        far = np.setdiff1d(more.rows, inside)
+        assert set(inside) <= set(more.rows) and (np.diff(more.rows) > 0).all()
+        assert len(far) == pytest.approx(0.2 * (event.n_hits - len(inside)), rel=0.5)
+        assert (more.track[np.isin(more.rows, far)] == -1).all() and more.particles.tolist() == part.particles.tolist()
+        assert more.track[np.isin(more.rows, inside)].tolist() == part.track.tolist()
     assert AugmentConfig(sector_rad=1.0).share == pytest.approx(1 / (2 * np.pi)) and AugmentConfig().share == 1
+    assert AugmentConfig(sector_rad=np.pi, outside=0.5).share == pytest.approx(0.75)
