@@ -18,9 +18,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from hpctrack.models.geometry import PAIR_FEATURES, Geometry, pair_features
+from hpctrack.models.geometry import PAIR_FEATURES
 from hpctrack.models.graph_network import GraphNetwork
-from hpctrack.models.sweeps import OnEdges, leaf
+from hpctrack.models.sweeps import leaf
 
 
 class FilterNetwork(GraphNetwork):
@@ -36,9 +36,7 @@ class FilterNetwork(GraphNetwork):
     def __init__(self, features: Sequence[str], options: Options) -> None:
         super().__init__(features, 0, options.chunk)
         self.iterations = nn.ModuleList()
-        self.edge_start = PairFeatures() if options.pairs else None
-        if options.pairs:
-            self.geometry = Geometry(features, "the filter with model.pairs")
+        self.see_pairs(features, options.pairs)
         self.read_from(options, len(features), PAIR_FEATURES if options.pairs else 0)
 
     def start(self, x_NF: Tensor) -> Tensor:
@@ -49,15 +47,3 @@ class FilterNetwork(GraphNetwork):
         """Weights applied in a forward pass by event size; edges go with hits^1.9 if they are not known."""
         edges = 4e-4 * hits**1.9 if edges is None else edges
         return sum(p.numel() for p in self.parameters()) * (hits + edges)
-
-
-class PairFeatures(nn.Module):
-    """What a pair of hits says, as the state of its edge."""
-
-    def project(self, place_N4: Tensor) -> tuple[Tensor, Tensor]:
-        """Edges gather coordinates."""
-        return place_N4, place_N4
-
-    def edge(self, source_c4: Tensor, target_c4: Tensor, _: None) -> OnEdges:
-        """[c, PAIR_FEATURES]."""
-        return pair_features(source_c4, target_c4), None, None

@@ -28,6 +28,7 @@ from torch_geometric.data import Batch
 
 from hpctrack.config import Section
 from hpctrack.errors import InputError
+from hpctrack.models.geometry import Geometry, pair_features
 from hpctrack.models.memory import MODES, MemoryModes, again, in_chunks
 from hpctrack.models.perceptron import Activation, Norm, Sizes, SplitPerceptron
 from hpctrack.models.sweeps import (
@@ -73,6 +74,18 @@ class Score(nn.Module):
         return self.perceptron.rest(h_cH), None, None
 
 
+class PairFeatures(nn.Module):
+    """What a pair of hits says about a track through both (models/geometry.py), as the first state of its edge."""
+
+    def project(self, place_N4: Tensor) -> tuple[Tensor, Tensor]:
+        """Edges gather coordinates."""
+        return place_N4, place_N4
+
+    def edge(self, source_c4: Tensor, target_c4: Tensor, _: None) -> OnEdges:
+        """[c, PAIR_FEATURES]."""
+        return pair_features(source_c4, target_c4), None, None
+
+
 class GraphNetwork(MemoryModes, nn.Module):
     """Scores the edges of graphs. A network sets `start`, `edge_start` (or None), `iterations`, and calls `read_from`.
 
@@ -103,6 +116,12 @@ class GraphNetwork(MemoryModes, nn.Module):
     def __init__(self, features: Sequence[str], iterations: int, chunk: int | None) -> None:
         super().__init__()
         self.n_features, self.n_iterations, self.chunk = len(features), iterations, chunk
+
+    def see_pairs(self, features: Sequence[str], wanted: bool) -> None:
+        """Let edges begin as their pair features, or, if they are not wanted, without a state."""
+        self.edge_start = PairFeatures() if wanted else None
+        if wanted:
+            self.geometry = Geometry(features, "key 'model.pairs'")
 
     def read_from(self, options: Any, hit: int, edge: int = 0, scores: SplitPerceptron | None = None) -> None:
         """Make the heads, on states of hits of width `hit` and of edges, if there are any, of width `edge`.

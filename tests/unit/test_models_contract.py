@@ -15,6 +15,7 @@ NEIGHBOURS = {"name": "neighbours", "width": 8, "stages": 2, "steps": 2, "neighb
 TRANSFORMER = {"name": "transformer", "width": 8, "layers": 2, "heads": 2}
 CONFIGS = {  # the model's name, and what sets this configuration of it apart
     "attention": {"width": 8, "iterations": 3, "chunk": 7},
+    "attention pairs": {"width": 8, "iterations": 3, "chunk": 7, "pairs": True},
     "attention hits": {"width": 8, "iterations": 3, "chunk": 7, "embed_hits": 3},
     "condensation": {"embedding": 3, "backbone": TRANSFORMER},
     "convolution": {"width": 8, "iterations": 3, "chunk": 7},
