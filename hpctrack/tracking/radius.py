@@ -93,7 +93,7 @@ def neighbourhoods(outputs: Outputs, radius: float) -> csr_matrix:
     user, influencer = (outputs[name].astype(np.float64) for name in ("user", "influencer"))
     if not len(user):
         return csr_matrix((0, 0))
-    trees = [cKDTree(points, leafsize=32, balanced_tree=False) for points in (influencer, user)]
+    trees = [cKDTree(points, leafsize=16, balanced_tree=False) for points in (influencer, user)]
     near = trees[0].sparse_distance_matrix(trees[1], radius, output_type="coo_matrix").tocsr()
     near.sort_indices()
     return near
