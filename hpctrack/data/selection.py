@@ -92,10 +92,11 @@ def select(
     if part is None or part.sector_rad is None:
         return select_in(event, selection, rng, seen)
     inside = in_sector(event, part.sector_rad, rng)
-    near = select_in(event, selection, rng, inside if seen is None else inside & seen)
+    in_it, beyond = (mask if seen is None else mask & seen for mask in (inside, ~inside))
+    near = select_in(event, selection, rng, in_it)
     if not part.outside:
         return near
-    far_rows = select_in(event, selection, rng, ~inside if seen is None else ~inside & seen).rows
+    far_rows = select_in(event, selection, rng, beyond).rows
     far_rows = far_rows[rng.random(len(far_rows)) < part.outside]
     rows, track = np.append(near.rows, far_rows), np.append(near.track, np.full(len(far_rows), -1))
     order = np.argsort(rows)

@@ -20,7 +20,6 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from hpctrack.models.geometry import PAIR_FEATURES
 from hpctrack.models.graph_network import GraphNetwork
 from hpctrack.models.perceptron import ACTIVATIONS, Activation, Sizes, SplitPerceptron
 from hpctrack.models.sweeps import OnEdges
@@ -48,8 +47,7 @@ class AttentionNetwork(GraphNetwork):
         self.encode = nn.Sequential(nn.Linear(len(features), options.width), ACTIVATIONS[options.activation]())
         state = options.width + (len(features) if options.inputs else 0)
 
-        pair = PAIR_FEATURES if options.pairs else 0
-        self.see_pairs(features, options.pairs)
+        pair = self.see_pairs(features, options.pairs)
 
         def attention() -> SplitPerceptron:
             widths = [state, state, pair] if pair else [state, state]

@@ -18,7 +18,6 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from hpctrack.models.geometry import PAIR_FEATURES
 from hpctrack.models.graph_network import GraphNetwork
 from hpctrack.models.sweeps import leaf
 
@@ -36,8 +35,7 @@ class FilterNetwork(GraphNetwork):
     def __init__(self, features: Sequence[str], options: Options) -> None:
         super().__init__(features, 0, options.chunk)
         self.iterations = nn.ModuleList()
-        self.see_pairs(features, options.pairs)
-        self.read_from(options, len(features), PAIR_FEATURES if options.pairs else 0)
+        self.read_from(options, len(features), self.see_pairs(features, options.pairs))
 
     def start(self, x_NF: Tensor) -> Tensor:
         """The features; sweeps give weights on hits a gradient only where hits have one."""

@@ -28,7 +28,7 @@ from torch_geometric.data import Batch
 
 from hpctrack.config import Section
 from hpctrack.errors import InputError
-from hpctrack.models.geometry import Geometry, pair_features
+from hpctrack.models.geometry import PAIR_FEATURES, Geometry, pair_features
 from hpctrack.models.memory import MODES, MemoryModes, again, in_chunks
 from hpctrack.models.perceptron import Activation, Norm, Sizes, SplitPerceptron
 from hpctrack.models.sweeps import (
@@ -117,11 +117,13 @@ class GraphNetwork(MemoryModes, nn.Module):
         super().__init__()
         self.n_features, self.n_iterations, self.chunk = len(features), iterations, chunk
 
-    def see_pairs(self, features: Sequence[str], wanted: bool) -> None:
-        """Let edges begin as their pair features, or, if they are not wanted, without a state."""
+    def see_pairs(self, features: Sequence[str], wanted: bool) -> int:
+        """Let edges begin as their pair features, or, if these are not wanted, without a state; the state's width."""
         self.edge_start = PairFeatures() if wanted else None
-        if wanted:
-            self.geometry = Geometry(features, "key 'model.pairs'")
+        if not wanted:
+            return 0
+        self.geometry = Geometry(features, "key 'model.pairs'")
+        return PAIR_FEATURES
 
     def read_from(self, options: Any, hit: int, edge: int = 0, scores: SplitPerceptron | None = None) -> None:
         """Make the heads, on states of hits of width `hit` and of edges, if there are any, of width `edge`.

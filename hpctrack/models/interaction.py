@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pydantic import Field
 from torch import Tensor, nn
 
-from hpctrack.models.geometry import PAIR_FEATURES, Geometry, pair_features
-from hpctrack.models.graph_network import GraphNetwork
+from hpctrack.models.geometry import PAIR_FEATURES, Geometry
+from hpctrack.models.graph_network import GraphNetwork, PairFeatures
 from hpctrack.models.perceptron import Activation, Sizes, SplitPerceptron
 from hpctrack.models.sweeps import OnEdges
 
@@ -44,20 +44,17 @@ class InteractionNetwork(GraphNetwork):
         self.read_from(options, width, width)
 
 
-class PairStart(nn.Module):
-    """First edge state, from what the pair of hits says (models/geometry.py)."""
+class PairStart(PairFeatures):
+    """First edge state, a perceptron on what the pair of hits says."""
 
     def __init__(self, width: int, sizes: Sizes) -> None:
         super().__init__()
         self.perceptron = SplitPerceptron([PAIR_FEATURES], width, width, *sizes)
 
-    def project(self, place_N4: Tensor) -> tuple[Tensor, Tensor]:
-        """Edges gather coordinates."""
-        return place_N4, place_N4
-
-    def edge(self, source_c4: Tensor, target_c4: Tensor, _: None) -> OnEdges:
+    def edge(self, source_c4: Tensor, target_c4: Tensor, e_cH: None) -> OnEdges:
         """e_0 [c, H]."""
-        return self.perceptron(pair_features(source_c4, target_c4)).to(source_c4.dtype), None, None
+        pair_cP = super().edge(source_c4, target_c4, e_cH)[0]
+        return self.perceptron(pair_cP).to(source_c4.dtype), None, None
 
 
 class Interaction(nn.Module):

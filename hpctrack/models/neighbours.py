@@ -70,12 +70,10 @@ class NeighbourBackbone(MemoryModes, nn.Module):
         """Hidden state [N, H] of hits with features `x_NF`, and spaces {space_k: [N, D]}; `sizes`: the events' hits."""
         place_N4 = self.geometry(x_NF)
         h_NH = self.encode(x_NF)
+        circle = [on_circle(place_N4, self.options.azimuth)] if self.options.azimuth else []
         spaces = {}
         for number, stage in enumerate(self.stages):
-            space_ND = stage.embed(h_NH)
-            if self.options.azimuth:
-                space_ND = torch.cat([space_ND, on_circle(place_N4, self.options.azimuth)], dim=1)
-            spaces[f"space_{number}"] = space_ND
+            space_ND = spaces[f"space_{number}"] = torch.cat([stage.embed(h_NH), *circle], dim=1)
             row_NK, exists_NK = nearest(at_least_fp32(space_ND.detach()), sizes, self.options.neighbours)
             near = Neighbours(row_NK, exists_NK, place_N4, self.chunk)
             if self.memory == "plain":

@@ -42,7 +42,7 @@ def dataset(tmp_path_factory) -> Path:
 
 def train_stage(stage: str, run: Path, data: Path, *more: str) -> None:
     values = [f"run={run}", f"data.train={data}", f"data.valid={data}", "data.selection.pt_min_gev=0.5"]
-    values += ["data.augment.sector_rad=null"]
+    values += ["data.augment.sector_rad=3.0"]
     values += ["train.steps=10", "train.valid_every=5", "train.log_every=5", "optim.warmup_steps=2", "optim.lr=0.01"]
     config = load_config(ROOT / "configs" / "pipeline" / f"{stage}.yaml", [*values, *SMALL[stage], *more])
     with distributed(config.parallel, 1) as env:

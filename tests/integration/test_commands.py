@@ -73,7 +73,10 @@ def digest_of(folder: Path) -> str:
         (["train", "configs/influencer.yaml", "optim.lrr=1"], "unknown key 'optim.lrr'"),
         (["train", "configs/influencer.yaml", "data.train=/nowhere"], "/nowhere: does not exist"),
         (["infer", "--checkpoint", "/nowhere", "--data", "x", "--out", "y"], "/nowhere: no checkpoint here"),
-        (["export", "/nowhere", "y"], "or a shipped model: "),
+        (
+            ["export", "/nowhere", "y"],
+            "or a shipped model: greedy-500, influencer-500, influencer-every-hit, influencer-full)",
+        ),
         (["evaluate", "/nowhere", "--data", "x", "--out", "y"], "/nowhere"),
         (["convert", "/nowhere", "y"], "/nowhere"),
         (["simulate", "/proc/nowhere", "--source", "helix", "--events", "1"], "/proc/nowhere"),
