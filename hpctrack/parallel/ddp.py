@@ -32,6 +32,15 @@ class DDPEngine(Engine):
         if isinstance(self.parallel, DistributedDataParallel):
             self.parallel.require_backward_grad_sync = last
 
+    def sum_gradients(self, nothing: Any) -> None:
+        """As the contract says; without ranks all is summed, only weights that no term used are still without one."""
+        if self.env.backend is not None:
+            super().sum_gradients(nothing)
+            return
+        for parameter in self.module.parameters():
+            if parameter.requires_grad and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+
     def predict(self, batch: Any) -> dict[str, Tensor]:
         """Forward pass without gradients, of this rank alone."""
         with torch.inference_mode(), self.precision.autocast():

@@ -1,9 +1,14 @@
-"""Verbs as processes of their own, several at a time, of which none outlives the study."""
+"""Verbs as processes of their own, several at a time, of which none outlives the study.
+
+A verb's libraries take seconds to import, as long as a hundred steps on small events. So the processes are forked from
+one that has them.
+"""
 
 from __future__ import annotations
 
+import importlib
+import multiprocessing
 import os
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +19,7 @@ from typing import TypeVar
 from hpctrack.runtime.preempt import Preemption
 
 T = TypeVar("T")
+VERBS = ("train", "infer", "evaluate")  # what is imported once
 
 
 class VerbError(RuntimeError):
@@ -25,22 +31,24 @@ class Processes:
 
     def __init__(self) -> None:
         self.lock, self.running, self.ending = threading.Lock(), set(), False
+        self.context = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload([f"hpctrack.{verb}" for verb in VERBS])
 
     def verb(self, log: Path, name: str, *words: object) -> None:
         """Run `hpctrack NAME WORDS…`; what it says is added to `log`. VerbError if it fails."""
-        command = [sys.executable, "-m", f"hpctrack.{name}", *map(str, words)]
-        with open(log, "a") as file:
-            with self.lock:
-                if self.ending:
-                    raise CancelledError
-                file.write(f"$ hpctrack {name} {' '.join(map(str, words))}\n")
-                file.flush()
-                env = os.environ | {"OMP_NUM_THREADS": "1"}
-                child = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=env)
-                self.running.add(child)
-            code = child.wait()
-            with self.lock:
-                self.running.remove(child)
+        words = tuple(map(str, words))
+        with self.lock:
+            if self.ending:
+                raise CancelledError
+            with open(log, "a") as file:
+                file.write(f"$ hpctrack {name} {' '.join(words)}\n")
+            child = self.context.Process(target=_run, args=(log, name, words))
+            child.start()
+            self.running.add(child)
+        child.join()
+        with self.lock:
+            self.running.remove(child)
+        code = child.exitcode
         if code:
             last = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-1]
             raise VerbError(f"{name}: exit code {code}: {last}")
@@ -73,3 +81,15 @@ class Processes:
             finally:
                 self.end()
                 pool.shutdown(cancel_futures=True)
+
+
+def _run(log: Path, name: str, words: Sequence[str]) -> None:
+    """The verb, in a process of its own that speaks into `log`."""
+    import torch
+
+    torch.set_num_threads(1)
+    with open(log, "a") as file:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+            os.dup2(file.fileno(), stream.fileno())
+    raise SystemExit(importlib.import_module(f"hpctrack.{name}").main(words))
