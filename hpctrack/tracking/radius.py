@@ -25,8 +25,9 @@ class RadiusBuilder(Builder):
     Every influencer whose neighbourhood has at least `min_hits` users is a candidate; nothing is removed, so candidates
     may overlap. A candidate's score is 1 - mean distance / radius of its users. The exclusive reading takes candidates
     from the best score (then the largest, then lowest hit row) and keeps each that still has most of its hits; then, if
-    `assign` is nearest, each hit goes to the nearest of the tracks' mean users. On outputs of a half-trained model that
-    raised perfect tracks from .831 to .848, while merging candidates of high overlap by their hits' votes lowered them.
+    `assign` is nearest, each hit goes to the nearest of the tracks' mean users, if that is within `reach` times the
+    radius. On outputs of a half-trained model that raised perfect tracks from .831 to .848, while merging candidates of
+    high overlap by their hits' votes lowered them.
     """
 
     class Options(Builder.Options):
@@ -35,6 +36,9 @@ class RadiusBuilder(Builder):
         radius: float | None = Field(None, gt=0, description="null: tuned on validation events after training")
         assign: Literal["nearest", "best"] = Field(
             "nearest", description="a hit's only track: of the nearest mean user, or of the best candidate that has it"
+        )
+        reach: float = Field(
+            1.0, gt=0, le=1, description="of a mean user, as a share of the radius; for events of mostly other hits"
         )
 
     grid = staticmethod(radii)
@@ -46,7 +50,8 @@ class RadiusBuilder(Builder):
             return candidates
         track_ids = candidates.track_ids.copy()
         user = outputs["user"].astype(np.float64)
-        track_ids[hit_rows] = nearest_track(user, track_ids[hit_rows], self.options.radius, self.options.min_hits)
+        reach = self.options.reach * self.options.radius
+        track_ids[hit_rows] = nearest_track(user, track_ids[hit_rows], reach, self.options.min_hits)
         return replace(candidates, track_ids=track_ids)
 
     @staticmethod
@@ -72,8 +77,8 @@ class RadiusBuilder(Builder):
         return Lists(offsets, near.indices[inside], 1 - distance / size[large] / radius)
 
 
-def nearest_track(user_NE: np.ndarray, track_ids_N: np.ndarray, radius: float, min_hits: int) -> np.ndarray:
-    """Each hit's track after all hits chose the nearest mean user of the given tracks, within the radius; 0 = none.
+def nearest_track(user_NE: np.ndarray, track_ids_N: np.ndarray, reach: float, min_hits: int) -> np.ndarray:
+    """Each hit's track after all hits chose the nearest mean user of the given tracks, within `reach`; 0 = none.
 
     A track that is left with fewer than `min_hits` hits is dropped; the others are numbered from 1 in their old order.
     """
@@ -81,7 +86,7 @@ def nearest_track(user_NE: np.ndarray, track_ids_N: np.ndarray, radius: float, m
     if not len(size):
         return track_ids_N
     mean_TE = np.stack([np.bincount(track_ids_N, u_N)[1:] for u_N in user_NE.T], axis=1) / size[:, None]
-    distance, nearest = cKDTree(mean_TE).query(user_NE, distance_upper_bound=radius)
+    distance, nearest = cKDTree(mean_TE).query(user_NE, distance_upper_bound=reach)
     found = np.isfinite(distance)
     large = np.bincount(nearest[found], minlength=len(size)) >= min_hits
     number = np.append(np.where(large, np.cumsum(large), 0), 0)  # the last for those who found none

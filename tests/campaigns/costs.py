@@ -137,7 +137,8 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
             bars = [[abs(row[end] - row["median"]) for row in mine] for end in ("min", "max")]
             axes.errorbar([row["n_tracks"] for row in mine], middle, bars, fmt="o-", ms=4, capsize=2, label=name)
         axes.axhline(1.0, color="0.6", lw=0.8)
-        axes.set(xlabel="tracks", ylabel=f"{title}: influencer / baseline", xscale="log", yscale="log")
+        axes.set(title=title.split(",")[0], xlabel="tracks", ylabel="influencer / baseline", xscale="log")
+        axes.set_ylim(0, 1.15 * max(row["max"] for row in rows if row["figure"] == figure))
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     canvas.savefig(path, dpi=120)
