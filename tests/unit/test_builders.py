@@ -171,3 +171,10 @@ def test_tuning_finds_a_setting_that_separates(name):
 def test_tuning_leaves_alone_what_is_given():
     tried = settings(Named(name="condensation", radius=0.33))
     assert all(setting.keys() == {"beta_min"} for setting in tried) and len(tried) == 5
+
+
+def test_a_track_reaches_as_far_as_it_is_told():
+    outputs = {name: np.array([[0.0], [0.1], [0.2], [0.85]]) for name in ("user", "influencer")}
+    for reach, wanted in ((1.0, [1, 1, 1, 1]), (0.5, [1, 1, 1, 0])):  # the mean of all four is at 0.29
+        builder = build_builder(Named(name="radius", radius=1.0, reach=reach))
+        assert builder.build(outputs, np.arange(4), 4, 0).track_ids.tolist() == wanted
