@@ -69,15 +69,20 @@ def table(rows: Sequence[dict[str, Any]], missing: Sequence[str], about: str) ->
 
 
 def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """A panel of each metric: a line for each variant, mean and standard deviation of both readings."""
+    """A panel of each metric: a line for each variant, mean and standard deviation of both readings.
+
+    A variant that finds nothing has a line without points, so that the others can be told apart.
+    """
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(row["variant"] for row in rows))[::-1]
+    empty = {name for name in names if not any(values(rows, name, next(iter(READINGS)), SHOWN[0]).values())}
+    labels = [f"{name} (finds nothing)" if name in empty else name for name in names]
     figure = Figure(figsize=(14, 1.8 + 0.26 * len(names)), layout="constrained")
     panels = figure.subplots(1, len(SHOWN), sharey=True)
     for axes, name in zip(panels, SHOWN, strict=True):
         for i, (reading, marker) in enumerate(zip(READINGS, "os", strict=True)):
-            found = [values(rows, variant, reading, name) for variant in names]
+            found = [{} if variant in empty else values(rows, variant, reading, name) for variant in names]
             have = [at for at, mine in enumerate(found) if mine]
             means = [seeds.mean_and_spread(list(found[at].values())) for at in have]
             bars = [0.0 if spread != spread else spread for _, spread in means]
@@ -85,7 +90,7 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
             axes.errorbar(x, y, xerr=bars, fmt=marker, ms=4, capsize=2, color=f"C{i}", label=TITLES[reading])
             if BASE in names and found[names.index(BASE)]:
                 axes.axvline(x[have.index(names.index(BASE))], color=f"C{i}", lw=0.7, ls=":")
-        axes.set(xlabel=name.replace("_", " "), yticks=range(len(names)), yticklabels=names)
+        axes.set(xlabel=name.replace("_", " "), yticks=range(len(names)), yticklabels=labels)
         axes.grid(alpha=0.3)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=8)
     figure.savefig(path, dpi=110, format="png")
