@@ -75,7 +75,8 @@ def digest_of(folder: Path) -> str:
         (["infer", "--checkpoint", "/nowhere", "--data", "x", "--out", "y"], "/nowhere: no checkpoint here"),
         (
             ["export", "/nowhere", "y"],
-            "or a shipped model: condensation-500, greedy-500, influencer-500, influencer-every-hit, influencer-full)",
+            "or a shipped model: condensation-500, greedy-500, influencer-500, influencer-every-hit, influencer-full, "
+            "pipeline-embedding)",
         ),
         (["evaluate", "/nowhere", "--data", "x", "--out", "y"], "/nowhere"),
         (["convert", "/nowhere", "y"], "/nowhere"),
