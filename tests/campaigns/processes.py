@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TypeVar
+from unittest.mock import patch
 
 from hpctrack.runtime.preempt import Preemption
 
@@ -43,7 +44,8 @@ class Processes:
             with open(log, "a") as file:
                 file.write(f"$ hpctrack {name} {' '.join(words)}\n")
             child = self.context.Process(target=_run, args=(log, name, words))
-            child.start()
+            with patch.dict(os.environ, OMP_NUM_THREADS="1"):  # of the process they are forked from, so of all of them
+                child.start()
             self.running.add(child)
         child.join()
         with self.lock:
@@ -85,9 +87,6 @@ class Processes:
 
 def _run(log: Path, name: str, words: Sequence[str]) -> None:
     """The verb, in a process of its own that speaks into `log`."""
-    import torch
-
-    torch.set_num_threads(1)
     with open(log, "a") as file:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()

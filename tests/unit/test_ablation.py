@@ -147,5 +147,5 @@ def test_what_runs_ends_with_the_study(tmp_path):
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    assert time.monotonic() - begin < 60 and not processes.running
+    assert time.monotonic() - begin < 30 and not processes.running
     assert (tmp_path / "a").read_text() and not ((tmp_path / "b").exists() and (tmp_path / "b").read_text())
