@@ -2,8 +2,9 @@
 
 Each event goes to exactly one rank, by cost, and is committed when it is done. The same command again finishes what a
 kill left; the result does not depend on the number of ranks. With `--part 3/16`, sixteen jobs each do a share, in any
-order and side by side; the last one to end joins them. `--method ckf` and `--method dbscan` need no checkpoint: they
-are what models are compared with (tracking/methods.py).
+order and side by side; the last one to end joins them. Several `--checkpoint`s are the stages of a pipeline: each sees
+the edges that the one before has found. `--method ckf` and `--method dbscan` need no checkpoint: they are what models
+are compared with (tracking/methods.py).
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from hpctrack.runtime import checkpoint
 from hpctrack.runtime.inference import (
     INFER,
     PRODUCTS,
-    ByModel,
+    Chain,
     InferConfig,
     Part,
     Reconstruction,
@@ -56,7 +57,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line of the verb."""
     parser = argparse.ArgumentParser(prog="hpctrack infer", description=__doc__)
     how = parser.add_mutually_exclusive_group(required=True)
-    how.add_argument("--checkpoint", type=Path, help="run folder, or one of its checkpoints")
+    how.add_argument(
+        "--checkpoint",
+        type=Path,
+        action="append",
+        metavar="RUN",
+        help="run folder, or a checkpoint in it; again for each next stage of a pipeline",
+    )
     how.add_argument("--method", metavar="NAME", help=f"instead of a model: {', '.join(METHODS)}")
     parser.add_argument("--data", required=True, help="dataset folder")
     parser.add_argument("--out", required=True, type=Path, help="folder for the candidates")
@@ -71,26 +78,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         "overrides",
         nargs="*",
         metavar="key=value",
-        help="selection.* (default: every hit), builder.* (with --checkpoint), method.* (with --method)",
+        help="selection.* (default: every hit), builder.* (of the last --checkpoint), method.* (with --method)",
     )
     launcher_argument(parser)
     args = parser.parse_args(argv)
     if args.method:
         config = method_config(args.method, args.overrides)
     else:
-        path = checkpoint.find(args.checkpoint)
-        config = infer_config(checkpoint.read_meta(path), args.overrides, path)
+        paths, configs = stages(args.checkpoint, args.overrides)
     if args.part and args.submission:
         raise InputError("--submission: is written from all events; give it to a last call without --part")
     parallel = ParallelConfig(device=args.device, timeout_s=WAIT_S)
     with distributed(parallel, args.threads) as env, Watchdog(args.timeout_s, env, "--timeout-s") as watchdog:
         data = Dataset(args.data, verify=True)
-        how = ByMethod(config, data, INFER) if args.method else ByModel(config, path, data, env.device)
+        how = ByMethod(config, data, INFER) if args.method else Chain(configs, paths, data, env.device)
         code = infer(how, data, args.out, env, args.part, watchdog)
         if args.submission and env.is_main and code == 0:
             write_submission(args.submission, submission_blocks(Dataset(args.data), args.out))
             print(f"submission: {args.submission}")
     return code
+
+
+def stages(runs: Sequence[Path], overrides: Sequence[str]) -> tuple[list[Path], list[InferConfig]]:
+    """Checkpoints and settings of a pipeline's stages: the selection of hits is for all, the rest for the last one."""
+    paths = [checkpoint.find(run) for run in runs]
+    of_all = [override for override in overrides if override.startswith("selection.")]
+    each = [of_all] * (len(paths) - 1) + [overrides]
+    return paths, [infer_config(checkpoint.read_meta(path), own, path) for path, own in zip(paths, each, strict=True)]
 
 
 def infer_config(meta: dict[str, Any], overrides: Sequence[str], path: Path) -> InferConfig:

@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         *parameters.section(results),
         sections.losses(run),
         sections.event_display(display, results),
-        sections.timings(run, results),
+        sections.timings(run, results, references),
         *study_parts,
         sections.provenance(run, results),
     ]

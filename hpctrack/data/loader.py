@@ -50,7 +50,7 @@ class EventLoader:
 
     Data: `x` [N, F] features; `track` [N] target number 0..n_tracks-1, or -1; `n_tracks` [1]; `hit_row` [N] rows in the
     event; `event_id` [1]; if wanted, `parameters` [n_tracks, 5] at the perigee (data/perigee.py). With a graph:
-    `edge_index` [2, M] and `edge_truth` [M], whether an edge is in the graph truth (data/truth.py).
+    `edge_index` [2, M] and, with `labels`, `edge_truth` [M], whether an edge is in the graph truth (data/truth.py).
     """
 
     def __init__(
@@ -64,6 +64,7 @@ class EventLoader:
         curriculum: Sequence[CurriculumStage] = (),
         parameters: bool = False,
         graph: Any = None,
+        labels: bool = True,
     ) -> None:
         self.dataset = dataset
         self.features = features
@@ -75,6 +76,7 @@ class EventLoader:
         self.feature_columns = feature_columns(features)
         self.parameters = parameters
         self.graph = graph
+        self.labels = labels
         self.columns = columns_read(features, parameters, graph.COLUMNS if graph else None)
 
     def __call__(self, row: int, epoch: int) -> Data:
@@ -91,9 +93,10 @@ class EventLoader:
             data.parameters = torch.from_numpy(perigee.perigee(columns)).to(self.dtype)
         if self.graph:
             edge_2M = self.graph(event, chosen.rows)
-            true_2T = truth.graph_truth(event, chosen.rows)
             data.edge_index = torch.from_numpy(edge_2M)
-            data.edge_truth = torch.from_numpy(truth.is_true(edge_2M, true_2T, len(chosen.rows)))
+            if self.labels:
+                true_2T = truth.graph_truth(event, chosen.rows)
+                data.edge_truth = torch.from_numpy(truth.is_true(edge_2M, true_2T, len(chosen.rows)))
         return data
 
 

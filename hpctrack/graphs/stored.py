@@ -1,4 +1,4 @@
-"""Edges that an earlier stage of a pipeline has written (data/edges.py)."""
+"""Edges that an earlier stage of a pipeline has found: written (data/edges.py), or handed on in memory."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import numpy as np
 from pydantic import Field
 
 from hpctrack.config import Section
-from hpctrack.data.edges import EdgeStore
+from hpctrack.data.edges import Edges, EdgeStore
 from hpctrack.data.schema import Event
 from hpctrack.data.store import Dataset
 from hpctrack.errors import InputError
+
+COLUMNS = ["hits.r", "hits.z"]
 
 
 class StoredEdges:
@@ -24,7 +26,7 @@ class StoredEdges:
         edges: str = Field(description="name of a folder in the dataset's folder `edges`, or a path")
         score_min: float = Field(0.0, ge=0, le=1, description="leave out edges with a lower score")
 
-    COLUMNS: ClassVar = ["hits.r", "hits.z"]
+    COLUMNS: ClassVar = COLUMNS
 
     def __init__(self, options: Options, folder: Path) -> None:
         self.options = options
@@ -43,13 +45,31 @@ class StoredEdges:
     def __call__(self, event: Event, rows: np.ndarray) -> np.ndarray:
         """Edges int64 [2, M] among the hits `rows` [N] of an event, ascending, as numbers of these, 0..N-1."""
         found = self.store.read(self.position[event.event_id])
-        number = np.full(event.n_hits, -1, dtype=np.int64)
-        number[rows] = np.arange(len(rows))
-        ends = np.stack([found.sender, found.receiver])[:, found.score >= self.options.score_min]
-        square = np.square(event.column("hits.r"), dtype=np.float64) + np.square(
-            event.column("hits.z"), dtype=np.float64
-        )
-        inward = square[ends[0]] > square[ends[1]]
-        ends[:, inward] = ends[::-1, inward]
-        edge_2M = number[ends]
-        return edge_2M[:, (edge_2M >= 0).all(axis=0)]
+        return edges_among(event, rows, found, self.options.score_min)
+
+
+class HandedEdges:
+    """As StoredEdges, of the one event whose edges are `found`."""
+
+    COLUMNS: ClassVar = COLUMNS
+    n_edges = None
+
+    def __init__(self, score_min: float = 0.0) -> None:
+        self.score_min = score_min
+        self.found: Edges | None = None
+
+    def __call__(self, event: Event, rows: np.ndarray) -> np.ndarray:
+        """Edges int64 [2, M] among the hits `rows` [N], as numbers of these."""
+        return edges_among(event, rows, self.found, self.score_min)
+
+
+def edges_among(event: Event, rows: np.ndarray, found: Edges, score_min: float) -> np.ndarray:
+    """The `found` edges among an event's hits `rows` [N], as numbers of these, int64 [2, M]; all lead outwards."""
+    number = np.full(event.n_hits, -1, dtype=np.int64)
+    number[rows] = np.arange(len(rows))
+    ends = np.stack([found.sender, found.receiver])[:, found.score >= score_min]
+    square = np.square(event.column("hits.r"), dtype=np.float64) + np.square(event.column("hits.z"), dtype=np.float64)
+    inward = square[ends[0]] > square[ends[1]]
+    ends[:, inward] = ends[::-1, inward]
+    edge_2M = number[ends]
+    return edge_2M[:, (edge_2M >= 0).all(axis=0)]

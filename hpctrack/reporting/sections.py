@@ -226,8 +226,8 @@ def event_display(display: Display | None, results: dict) -> str:
     return page.section(title, *parts)
 
 
-def timings(run: Run | None, results: dict) -> str:
-    """Speed of training and of inference."""
+def timings(run: Run | None, results: dict, references: Sequence[tuple[str, dict]] = ()) -> str:
+    """Speed of training and of inference, with that of the references."""
     pictures, rows, notes, split = [], [], [], []
     if run is not None and run.train:
         pictures.append((plots.throughput_figure(run.train), "Training speed against optimizer step"))
@@ -245,15 +245,15 @@ def timings(run: Run | None, results: dict) -> str:
     clock = results.get("timings")
     if clock and clock["events"]:
         pictures.append((plots.inference_figure(clock), "Inference seconds against hits"))
-        total = clock["steps"]["total_s"]
         steps = (("reading", "read_s"), ("model", "model_s"), ("building candidates", "build_s"))
         mean = [(text, clock["steps"][name]["sum"] / clock["events"]) for text, name in steps]
         split.append(_split("Inference of an event, mean", mean))
-        speed = f"{clock['hits_per_s']:,.0f} hits/s a rank" if clock["hits_per_s"] else ""
-        ranks = f"{clock['events']:,} events on {clock['ranks']} rank{'s' if clock['ranks'] > 1 else ''}"
-        rows.append(["Inference of an event", f"{_seconds(total['median'])} an event, median", f"{speed}; {ranks}"])
+        rows.append(["Inference of an event", *_inference(clock)])
     else:
         notes.append(page.missing("No inference timings: the candidates folder has no timings.jsonl."))
+    for name, reference in references:
+        if (clock := reference.get("timings")) and clock["events"]:
+            rows.append([f"Reference: {name}", *_inference(clock)])
     parts = [*split, *notes]
     if rows:
         parts.insert(0, page.table(["Step", "Time or speed", ""], [[escape(cell) for cell in row] for row in rows]))
@@ -261,6 +261,13 @@ def timings(run: Run | None, results: dict) -> str:
         caption = "Wall-clock time. Training: mean since the last logged step. Inference: hits that the model saw."
         parts.insert(1 if rows else 0, page.figures("three", pictures, caption))
     return page.section("How long it takes", *parts)
+
+
+def _inference(clock: dict) -> tuple[str, str]:
+    """Median seconds of an event, and how they were measured."""
+    speed = f"{clock['hits_per_s']:,.0f} hits/s a rank; " if clock["hits_per_s"] else ""
+    ranks = f"{clock['events']:,} events on {clock['ranks']} rank{'s' if clock['ranks'] > 1 else ''}"
+    return f"{_seconds(clock['steps']['total_s']['median'])} an event, median", speed + ranks
 
 
 def _training_split(run: Run, step: float, data: float) -> str:

@@ -6,6 +6,7 @@ import argparse
 import json
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,7 +22,9 @@ from hpctrack.data.loader import EventLoader, expected_hits
 from hpctrack.data.partition import longest_first
 from hpctrack.data.schema import Candidates
 from hpctrack.data.store import Dataset
+from hpctrack.errors import InputError
 from hpctrack.graphs import build_graph
+from hpctrack.graphs.stored import HandedEdges
 from hpctrack.models import build_model
 from hpctrack.parallel.collectives import all_sum, gather
 from hpctrack.parallel.env import Env
@@ -91,9 +94,11 @@ class Reconstruction(Protocol):
 
 
 class ByModel:
-    """A checkpoint's model, and a builder on what it puts out."""
+    """A checkpoint's model, and a builder on what it puts out; its graph is that of `config`, unless one is given."""
 
-    def __init__(self, config: InferConfig, path: Path, data: Dataset, device: torch.device) -> None:
+    def __init__(
+        self, config: InferConfig, path: Path, data: Dataset, device: torch.device, graph: HandedEdges | None = None
+    ) -> None:
         self.selection, self._data, self._device = config.selection, data, device
         self._model = load_model(config, path, device)
         self._load = EventLoader(
@@ -103,7 +108,8 @@ class ByModel:
             AugmentConfig(),
             (config.seed, INFER),
             WEIGHTS[config.precision],
-            graph=build_graph(config.graph, data.folder),
+            graph=graph or build_graph(config.graph, data.folder),
+            labels=False,
         )
         self._builder = build_builder(config.builder)
         self.product = "edges" if config.builder.name in OF_EDGES else "candidates"
@@ -126,6 +132,46 @@ class ByModel:
         times.append(time.perf_counter())
         seconds = zip(("read_s", "model_s", "build_s"), np.diff(times).tolist(), strict=True)
         return found, {"n_hits": batch.num_nodes} | dict(seconds)
+
+
+class Chain:
+    """Stages of a pipeline one after another: each sees the edges that the one before has found, nothing is stored.
+
+    Raises InputError if a stage before the last makes no edges, or one after the first sees no edges of another.
+    """
+
+    def __init__(
+        self, configs: Sequence[InferConfig], paths: Sequence[Path], data: Dataset, device: torch.device
+    ) -> None:
+        self._handed = [None] + [handed(config, path) for config, path in zip(configs[1:], paths[1:], strict=True)]
+        stages = zip(configs, paths, self._handed, strict=True)
+        self._stages = [ByModel(config, path, data, device, graph) for config, path, graph in stages]
+        for stage, path in zip(self._stages[:-1], paths, strict=False):
+            if stage.product != "edges":
+                raise InputError(f"{path}: its builder makes {stage.product}, but the next stage needs edges")
+        last = self._stages[-1]
+        self.product, self.selection = last.product, last.selection
+        before = [stage.recipe for stage in self._stages[:-1]]
+        self.recipe = last.recipe | ({"graph": None, "stages": before} if before else {})
+
+    def __call__(self, row: int) -> tuple[Candidates, dict[str, float]]:
+        """What the last stage finds; seconds are sums over the stages, with those of each besides, as `stage_s`."""
+        found, total, stage_s = None, {}, []
+        for stage, graph in zip(self._stages, self._handed, strict=True):
+            if graph is not None:
+                graph.found = found
+            found, took = stage(row)
+            stage_s.append(took["read_s"] + took["model_s"] + took["build_s"])
+            total = {key: value if key == "n_hits" else total.get(key, 0.0) + value for key, value in took.items()}
+        return found, total if len(stage_s) == 1 else total | {"stage_s": stage_s}
+
+
+def handed(config: InferConfig, path: Path) -> HandedEdges:
+    """The graph of a stage that sees stored edges, for edges that are handed on instead."""
+    if config.graph is None or config.graph.name != "stored":
+        name = config.graph.name if config.graph else "none"
+        raise InputError(f"{path}: its graph is {name}, so it cannot follow a stage; its recipe needs 'stored'")
+    return HandedEdges(config.graph.options.get("score_min", 0.0))
 
 
 class Task:

@@ -76,6 +76,35 @@ def test_the_chain_on_two_ranks(dataset, tmp_path):
     store = candidates.CandidateStore(tmp_path / "candidates")
     assert all(len(store.read(i).track_ids) == data.n_hits[i] for i in range(4))
 
+    in_one_call(tmp_path, dataset, store)
+
+
+def in_one_call(runs: Path, dataset: Path, expected: candidates.CandidateStore) -> None:
+    """All stages by one command, on one and two ranks, store nothing between and find what `expected` has."""
+    stages = [str(runs / name) for name in ("embedding", "filter", "gnn")]
+    for n in (1, 2):
+        out = runs / f"whole-{n}"
+        run_ranks(n, run_stage, stages[0], dataset, out, *(x for run in stages[1:] for x in ("--checkpoint", run)))
+        store = candidates.CandidateStore(out)
+        for i in range(4):
+            one, other = store.read(i), expected.read(i)
+            for name in ("hit_offsets", "hit_rows", "scores", "track_ids"):
+                np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+        assert [stage["builder"]["name"] for stage in store.attributes["stages"]] == ["radius_graph", "edges"]
+    timings = json.loads((out / "timings.jsonl").read_text().splitlines()[0])
+    assert len(timings["stage_s"]) == 3
+    spent = timings["read_s"] + timings["model_s"] + timings["build_s"]
+    assert sum(timings["stage_s"]) == pytest.approx(spent)
+
+
+def test_stages_that_do_not_fit_together_are_refused(dataset, tmp_path, capsys):
+    run_ranks(1, train_stage, "embedding", tmp_path / "embedding", dataset)
+    stage = ["--checkpoint", str(tmp_path / "embedding")]
+    call = ["--data", str(dataset), "--out", str(tmp_path / "out")]
+    assert infer.main([*stage, *stage, *call]) == 2
+    assert "its graph is none, so it cannot follow a stage" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
 
 def store_edges(folder: Path, data: Dataset, known: dict[int, edges.Edges]) -> list[int]:
     """Write a folder of edges as a stage would; its events."""
