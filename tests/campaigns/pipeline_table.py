@@ -1,11 +1,12 @@
 """How the stages of the pipeline and their hybrids stack up: edges of each on the same events, with and without noise.
 
-    python -m tests.campaigns.pipeline_table --checkpoints metric-learning=RUN filter=RUN gnn=RUN \
-        nodes=RUN nodes-scores=RUN:edges … --data DATASET … --events 20 --keep 0.98 --out FOLDER
+    python -m tests.campaigns.pipeline_table --checkpoints metric-learning=RUN filter=RUN,RUN gnn=RUN,RUN,RUN \
+        nodes=RUN,RUN,RUN nodes-scores=RUN,RUN,RUN:edges … --data DATASET … --events 20 --keep 0.98 --out FOLDER
 
-Each checkpoint's model sees the hits that it was trained on, with noise and without; a stage that reads stored edges
-takes those of the dataset, which were made with noise, among these hits. Edges come from the run's builder if that is
-on an embedding, else all are scored; `:BUILDER` takes another. Counts of each event stand in FOLDER/edges.jsonl, and
+A system is a stage behind those before it, which hand their edges on. Each model sees the hits that it was trained on,
+with noise and without; a first stage that reads stored edges takes those of the dataset, which were made with noise,
+among these hits. Edges come from the last run's builder if that is on an embedding, else all are scored; `:BUILDER`
+takes another. Counts of each event stand in FOLDER/edges.jsonl, and
 are not taken again; pipeline.md is made from them. There each system has the cut on its score that `--keep` of the true
 edges of targets in its graph pass, with noise; what is measured without noise has the same cut.
 """
@@ -29,7 +30,7 @@ from hpctrack.infer import infer_config
 from hpctrack.reporting.edges import COLUMNS, tally_event, with_error
 from hpctrack.reporting.tally import Cuts
 from hpctrack.runtime import checkpoint
-from hpctrack.runtime.inference import ByModel
+from hpctrack.runtime.inference import Chain
 from hpctrack.tracking.builders import OF_EDGES
 from hpctrack.tracking.edge_metrics import BINS, EdgeTally, at_cut, auc, cut_that_keeps
 from tests.campaigns.points import Points
@@ -53,24 +54,29 @@ def builder_of(run: Named, wanted: str) -> Named:
 
 def measure(points: Points, system: str, run: str, folder: Path, args: argparse.Namespace) -> set[tuple]:
     """Add what is missing of one system on one dataset; the keys of its points."""
-    run, _, wanted = run.partition(":")
+    runs, _, wanted = run.partition(":")
     cuts = Cuts(args.pt_min_gev, args.min_hits, None)
-    path, data, keys = checkpoint.find(Path(run)), Dataset(folder, verify=True), set()
-    meta = checkpoint.read_meta(path)
-    trained = parse(RunConfig, meta["config"], str(path))
-    builder = builder_of(trained.builder, wanted)
-    config = infer_config(meta, [f"builder={builder.model_dump()}"], path)
+    paths = [checkpoint.find(Path(run)) for run in runs.split(",")]
+    data, keys, metas = Dataset(folder, verify=True), set(), [checkpoint.read_meta(path) for path in paths]
+    trained = [parse(RunConfig, meta["config"], str(path)) for meta, path in zip(metas, paths, strict=True)]
+    builder = builder_of(trained[-1].builder, wanted)
+    overrides = [[] for _ in paths[:-1]] + [[f"builder={builder.model_dump()}"]]
+    configs = [infer_config(*own) for own in zip(metas, overrides, paths, strict=True)]
     for noise in (True, False):
-        selection = trained.data.selection.model_copy(update={"noise": noise, "tracks": None})
-        reconstruct = ByModel(config.model_copy(update={"selection": selection}), path, data, torch.device("cpu"))
+        selections = [run.data.selection.model_copy(update={"noise": noise, "tracks": None}) for run in trained]
+        settings = [
+            config.model_copy(update={"selection": own}) for config, own in zip(configs, selections, strict=True)
+        ]
+        reconstruct = Chain(settings, paths, data, torch.device("cpu"))
         about = {"system": system, "data": str(folder), "noise": noise, "builder": str(builder.model_dump())}
-        about["model"] = reconstruct.recipe["model_digest"]
+        stages = [*reconstruct.recipe.get("stages", []), reconstruct.recipe]
+        about["model"] = " ".join(stage["model_digest"] for stage in stages)
         for row in range(min(args.events, len(data))):
             key = about | {"event_id": int(data.event_ids[row])}
             keys.add(points.key(key))
             if points.key(key) not in points.done:
                 found, took = reconstruct(row)
-                tally = tally_event(data.read(row, COLUMNS), found, selection, cuts)
+                tally = tally_event(data.read(row, COLUMNS), found, selections[-1], cuts)
                 points.add(key | took | to_json(tally))
         print(f"{system}, {folder}, {'with' if noise else 'without'} noise: done", flush=True)
     return keys
@@ -144,7 +150,7 @@ def ratio(a: dict[str, Any], b: dict[str, Any]) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoints", nargs="+", required=True, metavar="SYSTEM=RUN[:BUILDER]")
+    parser.add_argument("--checkpoints", nargs="+", required=True, metavar="SYSTEM=RUN,…[:BUILDER]")
     parser.add_argument("--data", nargs="+", type=Path, required=True)
     parser.add_argument("--events", type=int, default=20, help="of each dataset, the first ones")
     parser.add_argument("--keep", type=float, default=0.98, help="of true edges of targets in the graph, by the cut")

@@ -136,11 +136,12 @@ def test_hybrids_and_triplets_train_write_edges_and_are_compared(dataset, tmp_pa
         assert not evaluate.main([str(out), "--data", str(dataset), "--out", str(results), "--pt-min-gev", "0.5"])
         assert json.loads(results.read_text())["auc"] > 0.5, stage
         compared += [f"{stage}={run}", f"{stage}, scores={run}:edges"]
+    compared.append(f"chain={tmp_path / 'pair_embedding'},{tmp_path / 'triplets'}")
     arguments = ["--checkpoints", *compared, "--data", str(dataset), "--events", "2", "--out", str(tmp_path / "table")]
     assert not pipeline_table.main(arguments)
     points, shown = tmp_path / "table" / "edges.jsonl", (tmp_path / "table" / "pipeline.md").read_text()
     measured = points.read_text()
-    assert len(measured.splitlines()) == 8 * 2 * 2 and shown.count("\n| ") == 1 + 8 * 2
+    assert len(measured.splitlines()) == 9 * 2 * 2 and shown.count("\n| ") == 1 + 9 * 2
     assert not pipeline_table.main(arguments)
     assert points.read_text() == measured and (tmp_path / "table" / "pipeline.md").read_text() == shown
 
