@@ -1,7 +1,8 @@
 """`hpctrack export RUN OUT`: a run's newest checkpoint without what only training needs, to give away.
 
 What is left are the weights, the configuration and what was tuned: enough for `hpctrack infer --checkpoint OUT` and
-`train.start_from: OUT`.
+`train.start_from: OUT`. Options of the builder that were chosen after training (`builder.radius=1.2`) are kept as
+tuned.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from hpctrack.config import Named, apply_overrides
 from hpctrack.errors import InputError, verb
 from hpctrack.runtime import checkpoint
+from hpctrack.tracking.builders import build_builder
 
 KEPT = ("hpctrack", "step", "plan", "config", "data", "tuned")  # of the meta data
 
@@ -22,20 +25,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="hpctrack export", description=__doc__)
     parser.add_argument("run", type=Path, help="run folder, or one of its checkpoints")
     parser.add_argument("out", type=Path, help="folder to write")
+    parser.add_argument("overrides", nargs="*", metavar="builder.key=value", help="kept as if tuned")
     args = parser.parse_args(argv)
     if args.out.exists():
         raise InputError(f"{args.out}: exists; name a new folder")
     found = checkpoint.find(args.run)
-    size = export(found, args.out)
+    size = export(found, args.out, args.overrides)
     print(f"{args.out}: {found}, {size / 1e6:.2f} MB")
 
 
-def export(found: Path, out: Path) -> int:
+def export(found: Path, out: Path, overrides: Sequence[str] = ()) -> int:
     """Write checkpoint `found` as `out`; its bytes. InputError if its training has not ended."""
+    for override in overrides:
+        if not override.startswith("builder."):
+            raise InputError(f"override '{override}': export takes builder.key=value, e.g. builder.cut=0.1")
     meta, state = checkpoint.read_meta(found), checkpoint.read_state(found)
     if meta["step"] < meta["config"]["train"]["steps"] or meta.get("pending"):
         raise InputError(f"{found}: step {meta['step']} is not the end of its training; let it end first")
     kept = {key: meta[key] for key in KEPT if key in meta}
+    chosen = apply_overrides({"builder": dict(meta["tuned"])}, overrides, str(found))["builder"]
+    build_builder(Named(**meta["config"]["builder"]), **chosen)  # refuses options that it does not have
+    kept["tuned"] = chosen
     checkpoint.write(out, {"model": state["model"]}, kept | {"window": {}})
     return sum(path.stat().st_size for path in out.iterdir())
 

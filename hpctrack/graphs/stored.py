@@ -65,11 +65,14 @@ class HandedEdges:
 
 def edges_among(event: Event, rows: np.ndarray, found: Edges, score_min: float) -> np.ndarray:
     """The `found` edges among an event's hits `rows` [N], as numbers of these, int64 [2, M]; all lead outwards."""
-    number = np.full(event.n_hits, -1, dtype=np.int64)
-    number[rows] = np.arange(len(rows))
-    ends = np.stack([found.sender, found.receiver])[:, found.score >= score_min]
-    square = np.square(event.column("hits.r"), dtype=np.float64) + np.square(event.column("hits.z"), dtype=np.float64)
-    inward = square[ends[0]] > square[ends[1]]
-    ends[:, inward] = ends[::-1, inward]
-    edge_2M = number[ends]
-    return edge_2M[:, (edge_2M >= 0).all(axis=0)]
+    number = np.full(event.n_hits, -1, dtype=np.int32)
+    number[rows] = np.arange(len(rows), dtype=np.int32)
+    begin = number[found.sender]
+    left = np.flatnonzero((begin >= 0) & (found.score >= score_min))  # of a sector few, which makes the rest cheap
+    end = number[found.receiver[left]]
+    inside = end >= 0
+    begin, end = begin[left[inside]], end[inside]
+    r, z = (event.column(name)[rows].astype(np.float64) for name in COLUMNS)
+    square = r**2 + z**2
+    inward = square[begin] > square[end]
+    return np.stack([np.where(inward, end, begin), np.where(inward, begin, end)]).astype(np.int64)

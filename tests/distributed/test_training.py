@@ -136,6 +136,11 @@ def test_a_run_can_start_from_the_weights_of_another(tmp_path):
     assert export.main(words) == 0
     assert list(checkpoint.read_state(tmp_path / "given")) == ["model"]
     assert export.main(words) == 2  # it is there
+    assert export.main([str(tmp_path / "given"), str(tmp_path / "chosen"), "builder.radius=0.7"]) == 0
+    assert checkpoint.read_meta(tmp_path / "chosen")["tuned"]["radius"] == 0.7
+    for wrong in ("builder.radios=0.7", "model.width=3"):
+        assert export.main([str(tmp_path / "given"), str(tmp_path / "not"), wrong]) == 2
+    assert not (tmp_path / "not").exists()
     run_ranks(2, run, second)
     weights = [final_state(tmp_path / name)["model"] for name in ("second", "first")]
     torch.testing.assert_close(*weights, rtol=0, atol=1e-29)
