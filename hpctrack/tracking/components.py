@@ -67,7 +67,20 @@ class WalkBuilder(EdgeBuilder):
     that no better one shares a hit with stays as it is until its turn comes, so all such paths are taken at a time, and
     then what is left is looked at again. The idea is Exa.TrkX's (CC and walk-through, X. Ju et al., arXiv:2103.06995),
     whose paths are found greedily, hit by hit.
+
+    A path has one hit of each layer, but where modules overlap a track has two: a hit beside the paths just taken goes
+    to one of them if an edge as probable as `join` leads there, and to that with the largest sum of probabilities.
     """
+
+    class Options(EdgeBuilder.Options):
+        """The cut, and what joins a path."""
+
+        join: float | None = Field(
+            0.5,
+            gt=0,
+            le=1,
+            description="probability of an edge by which a hit beside a path joins it; null: paths alone",
+        )
 
     def groups(self, edge_2M: np.ndarray, probability_M: np.ndarray) -> np.ndarray:
         """Label [N] of each hit: the last hit of its path."""
@@ -75,12 +88,15 @@ class WalkBuilder(EdgeBuilder):
         if connected_components(adjacency(edge_2M, n), connection="strong")[0] < n:
             raise InputError("builder 'walk': edges make a circle; it needs edges that lead from inner to outer hits")
         weight_M = np.rint(probability_M * 2**40).astype(np.int64) + 1  # sums are exact in any order
+        least = np.inf if self.options.join is None else self.options.join
         label_N = np.full(n, -1, dtype=np.int64)
         while edge_2M.shape[1]:
-            hit, label = undisputed_paths(edge_2M, weight_M, n)
+            hit, label, value_N = undisputed_paths(edge_2M, weight_M, n)
+            label_N[hit] = label
+            hit, label = beside(label_N, value_N, edge_2M, weight_M, probability_M >= least)
             label_N[hit] = label
             left = (label_N[edge_2M] < 0).all(axis=0)
-            edge_2M, weight_M = edge_2M[:, left], weight_M[left]
+            edge_2M, weight_M, probability_M = edge_2M[:, left], weight_M[left], probability_M[left]
         return label_N
 
 
@@ -99,10 +115,11 @@ def components(edge_2M: np.ndarray, n: int) -> np.ndarray:
     return connected_components(adjacency(edge_2M, n), directed=False)[1].astype(np.int64)
 
 
-def undisputed_paths(edge_2M: np.ndarray, weight_M: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Hits of the paths that no better path shares a hit with, and the last hit of the path of each.
+def undisputed_paths(edge_2M: np.ndarray, weight_M: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Hits of the paths that no better path shares a hit with, the last hit of the path of each, sums of weights [n].
 
-    Of equally good paths that share a hit the one with the lowest last hit stands.
+    The sums are those of the best path to each hit: at a path's last hit, its own. Of equally good paths that
+    share a hit the one with the lowest last hit stands.
     """
     value, before = best_sums(edge_2M, weight_M, n)
     through = value + best_sums(edge_2M[::-1], weight_M, n)[0]  # of the best path through each hit
@@ -120,7 +137,30 @@ def undisputed_paths(edge_2M: np.ndarray, weight_M: np.ndarray, n: int) -> tuple
     owner = np.full(n, n)
     np.minimum.at(owner, hit, label)
     lost[label[owner[hit] != label]] = True
-    return hit[~lost[label]], label[~lost[label]]
+    return hit[~lost[label]], label[~lost[label]], value
+
+
+def beside(
+    label_N: np.ndarray, value_N: np.ndarray, edge_2M: np.ndarray, weight_M: np.ndarray, strong_M: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Hits without a label that a strong edge joins to a labelled one, and the label of the largest sum of weights.
+
+    Of labels with the same sum the one of the largest value, then the lowest.
+    """
+    here, there = np.concatenate([edge_2M, edge_2M[::-1]], axis=1)
+    m = np.flatnonzero((label_N[here] < 0) & (label_N[there] >= 0))
+    if not len(m):
+        return m, m
+    hit, label, weight, joins = here[m], label_N[there[m]], np.tile(weight_M, 2)[m], np.tile(strong_M, 2)[m]
+    order = np.lexsort((label, hit))
+    hit, label, weight, joins = hit[order], label[order], weight[order], joins[order]
+    start, _ = first_of_runs(hit * len(label_N) + label)
+    total = np.add.reduceat(weight, start)
+    start, total = (values[np.logical_or.reduceat(joins, start)] for values in (start, total))
+    hit, label = hit[start], label[start]
+    best = np.lexsort((label, -value_N[label], -total, hit))
+    best = best[np.append(True, np.diff(hit[best]) > 0)[: len(best)]]
+    return hit[best], label[best]
 
 
 def best_sums(edge_2M: np.ndarray, weight_M: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:

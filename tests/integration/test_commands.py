@@ -76,7 +76,7 @@ def digest_of(folder: Path) -> str:
         (
             ["export", "/nowhere", "y"],
             "or a shipped model: condensation-500, greedy-500, influencer-500, influencer-every-hit, influencer-full, "
-            "pipeline-embedding)",
+            "pipeline-embedding, pipeline-filter, pipeline-gnn)",
         ),
         (["evaluate", "/nowhere", "--data", "x", "--out", "y"], "/nowhere"),
         (["convert", "/nowhere", "y"], "/nowhere"),

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hpctrack.config import Named
 from hpctrack.errors import InputError
 from hpctrack.tracking.builders import build_builder, choose, tuning_counts
+from hpctrack.tracking.components import beside
 from hpctrack.tracking.matching import check_candidates
 
 NAMES = ["components", "dbscan", "hdbscan", "walk"]
@@ -85,7 +86,7 @@ def test_walks_are_the_best_paths_one_after_the_other(seed, n, m):
     ends = np.unique(ends[:, ends[0] < ends[1]], axis=1)
     probability = rng.uniform(0.5, 1, ends.shape[1])
     outputs = {"edge_index": ends, "edge_score": logit(probability)}
-    found = build_builder(Named(name="walk", cut=0.4, min_hits=2)).build(outputs, np.arange(n), n, 0)
+    found = build_builder(Named(name="walk", cut=0.4, min_hits=2, join=None)).build(outputs, np.arange(n), n, 0)
     assert sets_of(found) - {frozenset()} == slow_walks(ends, dict(zip(map(tuple, ends.T), probability, strict=True)))
 
 
@@ -107,6 +108,37 @@ def slow_walks(ends, probability):
             found.add(frozenset(int(hit) for hit in best))
             edges = {edge for edge in edges if not set(edge) & set(best)}
     return found
+
+
+@given(st.integers(0, 10**6), st.integers(2, 14), st.integers(0, 30))
+def test_hits_beside_paths_go_where_most_leads(seed, n, m):
+    rng = np.random.default_rng(seed)
+    ends, weight, strong = rng.integers(0, n, (2, m)), rng.integers(1, 4, m), rng.random(m) < 0.5
+    label, value = rng.integers(-1, 3, n), rng.integers(0, 2, max(n, 3))
+    wanted = {}
+    for hit in np.flatnonzero(label < 0):
+        total, joins = {}, set()
+        for (i, j), w, s in zip(ends.T, weight, strong, strict=True):
+            for here, there in ((i, j), (j, i)):
+                if here == hit and label[there] >= 0:
+                    total[label[there]] = total.get(label[there], 0) + w
+                    joins |= {label[there]} if s else set()
+        if joins:
+            wanted[hit] = min(joins, key=lambda of, total=total: (-total[of], -value[of], of))
+    assert dict(zip(*beside(label, value, ends, weight, strong), strict=True)) == wanted
+
+
+def test_a_walk_takes_both_hits_of_a_layer():
+    """Two tracks of five layers, hits 0-4 and 5-9; layers 1 and 2 of the first have a second hit, 10 and 11."""
+    edges = [(0, 1), (1, 2), (2, 3), (3, 4), (0, 10), (10, 2), (1, 11), (10, 11), (11, 3)]
+    edges += [(5, 6), (6, 7), (7, 8), (8, 9)]
+    outputs = {"edge_index": np.array([*edges, (3, 12)]).T, "edge_score": np.array([4.0] * len(edges) + [-0.5])}
+    found = [
+        sets_of(build_builder(Named(name="walk", cut=0.3, **more)).build(outputs, np.arange(13), 13, 0))
+        for more in ({}, {"join": None})
+    ]
+    assert found[0] == {frozenset({0, 1, 2, 3, 4, 10, 11}), frozenset(range(5, 10))}
+    assert found[1] == {frozenset(range(5)), frozenset(range(5, 10))}
 
 
 def test_a_walk_resolves_what_a_component_joins():
