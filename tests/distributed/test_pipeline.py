@@ -26,7 +26,7 @@ SMALL = {
     "filter": ["model.width=16", "builder.cut=0.0"],
     "gnn": ["model.width=8", "model.iterations=2"],
     "pair_embedding": ["model.width=16", "builder.cut=0.0"],
-    "node_embedding": ["model.width=8", "model.iterations=2", "loss.mined=10"],
+    "node_embedding": ["model.width=8", "model.iterations=2", "loss.mined=10", "train.steps=20"],
     "edge_embedding": ["model.width=8", "model.iterations=2"],
     "triplets": ["model.network={name: attention, width: 8, iterations: 2}"],
 }
