@@ -152,7 +152,7 @@ class Chain:
         last = self._stages[-1]
         self.product, self.selection = last.product, last.selection
         before = [stage.recipe for stage in self._stages[:-1]]
-        self.recipe = last.recipe | ({"graph": None, "stages": before} if before else {})
+        self.recipe = last.recipe | ({"stages": before} if before else {})  # whose edges take the place of stored ones
 
     def __call__(self, row: int) -> tuple[Candidates, dict[str, float]]:
         """What the last stage finds; seconds are sums over the stages, with those of each besides, as `stage_s`."""
