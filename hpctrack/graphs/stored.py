@@ -54,13 +54,13 @@ class HandedEdges:
     COLUMNS: ClassVar = COLUMNS
     n_edges = None
 
-    def __init__(self, score_min: float = 0.0) -> None:
-        self.score_min = score_min
+    def __init__(self, options: StoredEdges.Options) -> None:
+        self.options = options
         self.found: Edges | None = None
 
     def __call__(self, event: Event, rows: np.ndarray) -> np.ndarray:
         """Edges int64 [2, M] among the hits `rows` [N], as numbers of these."""
-        return edges_among(event, rows, self.found, self.score_min)
+        return edges_among(event, rows, self.found, self.options.score_min)
 
 
 def edges_among(event: Event, rows: np.ndarray, found: Edges, score_min: float) -> np.ndarray:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch_geometric.data import Batch
 
-from hpctrack.config import AugmentConfig, Named, Section, SelectionConfig
+from hpctrack.config import AugmentConfig, Named, Section, SelectionConfig, parse
 from hpctrack.data import candidates, edges
 from hpctrack.data.files import naming, write_text
 from hpctrack.data.loader import EventLoader, expected_hits
@@ -24,7 +24,7 @@ from hpctrack.data.schema import Candidates
 from hpctrack.data.store import Dataset
 from hpctrack.errors import InputError
 from hpctrack.graphs import build_graph
-from hpctrack.graphs.stored import HandedEdges
+from hpctrack.graphs.stored import HandedEdges, StoredEdges
 from hpctrack.models import build_model
 from hpctrack.parallel.collectives import all_sum, gather
 from hpctrack.parallel.env import Env
@@ -171,7 +171,7 @@ def handed(config: InferConfig, path: Path) -> HandedEdges:
     if config.graph is None or config.graph.name != "stored":
         name = config.graph.name if config.graph else "none"
         raise InputError(f"{path}: its graph is {name}, so it cannot follow a stage; its recipe needs 'stored'")
-    return HandedEdges(config.graph.options.get("score_min", 0.0))
+    return HandedEdges(parse(StoredEdges.Options, config.graph.options, "graph", "graph"))
 
 
 class Task:

@@ -149,8 +149,8 @@ def beside(
     """
     here, there = np.concatenate([edge_2M, edge_2M[::-1]], axis=1)
     m = np.flatnonzero((label_N[here] < 0) & (label_N[there] >= 0))
-    if not len(m):
-        return m, m
+    if not np.tile(strong_M, 2)[m].any():
+        return m[:0], m[:0]
     hit, label, weight, joins = here[m], label_N[there[m]], np.tile(weight_M, 2)[m], np.tile(strong_M, 2)[m]
     order = np.lexsort((label, hit))
     hit, label, weight, joins = hit[order], label[order], weight[order], joins[order]
@@ -159,7 +159,7 @@ def beside(
     start, total = (values[np.logical_or.reduceat(joins, start)] for values in (start, total))
     hit, label = hit[start], label[start]
     best = np.lexsort((label, -value_N[label], -total, hit))
-    best = best[np.append(True, np.diff(hit[best]) > 0)[: len(best)]]
+    best = best[first_of_runs(hit[best])[0]]
     return hit[best], label[best]
 
 

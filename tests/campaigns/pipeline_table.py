@@ -26,7 +26,7 @@ from hpctrack.config import Named, RunConfig, parse
 from hpctrack.data.files import write_text
 from hpctrack.data.store import Dataset
 from hpctrack.errors import InputError, verb
-from hpctrack.infer import infer_config
+from hpctrack.infer import stages
 from hpctrack.reporting.edges import COLUMNS, tally_event, with_error
 from hpctrack.reporting.tally import Cuts
 from hpctrack.runtime import checkpoint
@@ -59,9 +59,8 @@ def measure(points: Points, system: str, run: str, folder: Path, args: argparse.
     paths = [checkpoint.find(Path(run)) for run in runs.split(",")]
     data, keys, metas = Dataset(folder, verify=True), set(), [checkpoint.read_meta(path) for path in paths]
     trained = [parse(RunConfig, meta["config"], str(path)) for meta, path in zip(metas, paths, strict=True)]
-    builder = builder_of(trained[-1].builder, wanted)
-    overrides = [[] for _ in paths[:-1]] + [[f"builder={builder.model_dump()}"]]
-    configs = [infer_config(*own) for own in zip(metas, overrides, paths, strict=True)]
+    builder = builder_of(Named(**(trained[-1].builder.model_dump() | metas[-1]["tuned"])), wanted)
+    _, configs = stages(paths, [f"builder={builder.model_dump()}"])
     for noise in (True, False):
         selections = [run.data.selection.model_copy(update={"noise": noise, "tracks": None}) for run in trained]
         settings = [
@@ -69,8 +68,8 @@ def measure(points: Points, system: str, run: str, folder: Path, args: argparse.
         ]
         reconstruct = Chain(settings, paths, data, torch.device("cpu"))
         about = {"system": system, "data": str(folder), "noise": noise, "builder": str(builder.model_dump())}
-        stages = [*reconstruct.recipe.get("stages", []), reconstruct.recipe]
-        about["model"] = " ".join(stage["model_digest"] for stage in stages)
+        recipes = [*reconstruct.recipe.get("stages", []), reconstruct.recipe]
+        about["model"] = " ".join(recipe["model_digest"] for recipe in recipes)
         for row in range(min(args.events, len(data))):
             key = about | {"event_id": int(data.event_ids[row])}
             keys.add(points.key(key))
