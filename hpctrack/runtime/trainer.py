@@ -340,14 +340,24 @@ class Trainer:
         config = self.config.builder
         if not build_builder(config).needs_tuning:
             return
-        outputs = (
-            (to_numpy(self.engine.predict(b), b), b.track.cpu().numpy())
+        events = (
+            (to_numpy(self.engine.predict(b), b), *self.particles(b))
             for b in until_all_end(self.engine, self.valid_batches())
         )
-        counts = tuning_counts(config, outputs)
+        counts = tuning_counts(config, events)
         counts = np.array(all_sum(counts.ravel(), self.env)).reshape(counts.shape)
         self.tuned = choose(config, counts)
         self.env.say(f"tuned on validation events: {', '.join(f'builder.{k}={v}' for k, v in self.tuned.items())}")
+
+    def particles(self, event: Batch) -> tuple[np.ndarray, np.ndarray]:
+        """Each hit's particle [N], or -1, in a validation event, and which particles [P] are targets."""
+        assert self.valid is not None
+        row = int(np.flatnonzero(self.valid.event_ids == int(event.event_id))[0])
+        column = "truth.particle_row"
+        particle = self.valid.read(row, [column]).column(column)[event.hit_row.cpu().numpy()]
+        target = np.zeros(particle.max(initial=-1) + 1, dtype=bool)
+        target[particle[event.track.cpu().numpy() >= 0]] = True
+        return particle, target
 
     def stop(self, why: str) -> None:
         """End before the last step, with a checkpoint from which the same command goes on."""

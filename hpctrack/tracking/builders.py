@@ -50,19 +50,19 @@ def settings(config: Named) -> list[dict[str, Any]]:
     return [setting for k, setting in enumerate(tried) if setting not in tried[:k]]
 
 
-def tuning_counts(config: Named, events: Iterable[tuple[Outputs, np.ndarray]]) -> np.ndarray:
-    """How every setting of the grid does on `events` of (outputs, track [N]): int64 [settings, 4].
+def tuning_counts(config: Named, events: Iterable[tuple[Outputs, np.ndarray, np.ndarray]]) -> np.ndarray:
+    """How every setting of the grid does on `events`: int64 [settings, 4].
 
-    Columns: double-majority numerator and denominator, fake-rate numerator and denominator; add them over ranks.
+    Events are (outputs, particle [N], target [P]): each hit's particle 0..P-1, or -1, and which of these are wanted. A
+    candidate of another particle is no fake. Columns: double-majority numerator and denominator, fake-rate numerator
+    and denominator; add them over ranks.
     """
     grid = settings(config)
     builders = [build_builder(config, **setting) for setting in grid]
     counts = np.zeros((len(grid), 4), dtype=np.int64)
-    for outputs, track in events:
-        n_tracks = int(track.max(initial=-1)) + 1
-        target = np.ones(n_tracks, dtype=bool)
+    for outputs, particle, target in events:
         for k, found in enumerate(type(builders[0]).sweep(builders, outputs)):
-            matched = match(found.offsets, found.rows, track, n_tracks)
+            matched = match(found.offsets, found.rows, particle, len(target))
             counts[k, :2] += metrics.double_majority_efficiency(matched, target)
             counts[k, 2:] += metrics.fake_rate(matched, target)
     return counts

@@ -155,7 +155,8 @@ def setting(args: argparse.Namespace, deviation_mm: float | None) -> dict[str, A
     stores = args.candidates or (None, None, None)
     training, valid, test = (read(d, c, deviation_mm, args.events) for d, c in zip(paths, stores, strict=True))
     model = train(training, args.steps)
-    counts = tuning_counts(BUILDER, ((predict(model, e), e.collision) for e in valid))
+    found = ((predict(model, e), e.collision, np.ones(e.collision.max(initial=-1) + 1, dtype=bool)) for e in valid)
+    counts = tuning_counts(BUILDER, found)
     tuned = choose(BUILDER, counts)
     builder = build_builder(BUILDER, **tuned)
     ids = []

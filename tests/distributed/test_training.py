@@ -23,6 +23,7 @@ from hpctrack.errors import InputError, MachineError
 from hpctrack.parallel.env import distributed
 from hpctrack.runtime import checkpoint
 from hpctrack.runtime.ledger import problems
+from hpctrack.runtime.trainer import Trainer
 from hpctrack.train import main as train_verb
 from hpctrack.train import train
 
@@ -124,6 +125,26 @@ def test_a_finished_run_is_left_alone_and_moves_between_rank_counts(tmp_path):
     before = final_state(tmp_path / "run")
     run_ranks(1, run, longer)
     assert_bit_equal(before, final_state(tmp_path / "run"))
+
+
+def test_tuning_knows_the_particles_that_are_no_targets(tmp_path):
+    sizes = (4, 6, 5, 7, 3, 6)
+    data = toy_dataset(tmp_path / "data", sizes)
+    selection = {"pt_min_gev": 2.0, "noise": True, "other_hits": True}
+    config = toy_config(tmp_path / "run", data, valid=data, reading={"selection": selection})
+    events = run_ranks(1, truth_in_tuning, config)[0]
+    assert 0 < sum(target.sum() for _, _, target in events) < sum(sizes)
+    for tracks, (track, particle, target) in zip(sizes, events, strict=True):
+        assert len(track) == len(particle) == 6 * tracks + 3
+        assert (target[particle[track >= 0]]).all() and not target[particle[(track < 0) & (particle >= 0)]].any()
+        assert (particle < 0).sum() == 3 and len(target) == tracks
+
+
+def truth_in_tuning(config) -> list:
+    with distributed(config.parallel, 1) as env:
+        trainer = Trainer(config, env)
+        events = sorted(trainer.valid_batches(), key=lambda event: int(event.event_id))
+        return [(event.track.numpy(), *trainer.particles(event)) for event in events]
 
 
 def test_a_run_can_start_from_the_weights_of_another(tmp_path):

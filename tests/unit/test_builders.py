@@ -159,7 +159,7 @@ def test_rounds_decide_as_one_candidate_after_the_other_in_any_order(candidates,
 def test_tuning_finds_a_setting_that_separates(name):
     config = OPEN[name]
     assert build_builder(config).needs_tuning and not build_builder(CONFIGS[name]).needs_tuning
-    counts = tuning_counts(config, [clusters(seed=s) for s in range(3)])
+    counts = tuning_counts(config, [(*clusters(seed=s), np.ones(4, dtype=bool)) for s in range(3)])
     assert counts[:, 1].tolist() == [12] * len(settings(config))  # particles, whatever the setting
     tuned = choose(config, counts)
     outputs, track = clusters(seed=9)

@@ -160,8 +160,18 @@ def test_a_circle_cannot_be_walked():
 @pytest.mark.parametrize("name", NAMES)
 def test_the_cut_is_tuned(name):
     config = Named(name=name)
-    counts = tuning_counts(config, [chains(seed=s) for s in range(3)])
+    counts = tuning_counts(config, [(*chains(seed=s), np.ones(4, dtype=bool)) for s in range(3)])
     assert build_builder(config).needs_tuning
     assert choose(config, counts)["cut"] <= 0.8
     assert choose(config, counts)["cut"] >= 0.3 or name in ("hdbscan", "walk")  # these look beyond a cut
     assert counts[:, 0].max() == counts[0, 1] == 12
+
+
+def test_candidates_of_other_particles_are_no_fakes_in_tuning():
+    outputs, particle = chains()
+    counts = tuning_counts(Named(name="components"), [(outputs, particle, np.arange(4) < 3)])
+    separated = counts[:, 0] == 3
+    assert separated.any() and (counts[separated, 1] == 3).all()
+    assert (counts[separated, 2] == 0).all() and (counts[separated, 3] == 4).all()
+    noise = np.where(particle == 3, -1, particle)
+    assert tuning_counts(Named(name="components"), [(outputs, noise, np.ones(3, dtype=bool))])[separated, 2].all()
