@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ ALONE = Place("no launcher", 0, 1, 0)
 # groups that have ended: a wrapped model that outlives its group, and held it last, would wait for the group's threads
 # while these wait for Python
 ENDED: list[dist.ProcessGroup] = []
+SETTLE_S = 0.05
 NODES_SHOWN = 4
 WATCHDOG_FIRST_S = 10.0  # the watchdog, which shows where each rank stands, comes before the backend's own timeout
 
@@ -69,7 +71,7 @@ def distributed(config: ParallelConfig, threads: int | None) -> Iterator[Env]:
     if env.backend is not None:
         start_group(env, config)
     cores = introduce(env, threads if config.bind_cores else None)
-    with lost_ranks(config.timeout_s), bound(cores):
+    with settled(env), lost_ranks(config.timeout_s), bound(cores):
         yield env
     if env.backend is not None:
         ENDED.append(dist.group.WORLD)
@@ -78,6 +80,20 @@ def distributed(config: ParallelConfig, threads: int | None) -> Iterator[Env]:
         mpi_end()
     for name in variables:
         del os.environ[name]
+
+
+@contextmanager
+def settled(env: Env) -> Iterator[None]:
+    """At the end, also after an error, time for the group's threads to give back the tensors of its last collectives.
+
+    They need Python for that. Those that come to it while the interpreter ends abort the process, after a good run and
+    in place of its exit code (torch 2.13, pytorch/pytorch#190489).
+    """
+    try:
+        yield
+    finally:
+        if env.backend is not None:
+            time.sleep(SETTLE_S)
 
 
 def launcher_argument(parser: argparse.ArgumentParser) -> None:

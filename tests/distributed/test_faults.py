@@ -306,3 +306,36 @@ def test_a_share_that_is_missing_can_be_made_up_for_by_a_call_for_all(trained, t
     with pytest.raises(SystemExit):
         infer.main(words(trained, out, "--part", "2/2"))
     assert "'2/2' must be I/N" in capsys.readouterr().err
+
+
+END = """
+import sys
+
+import torch
+import torch.distributed as dist
+
+from hpctrack.config import ParallelConfig
+from hpctrack.parallel.env import distributed
+
+sys.setswitchinterval(5)  # no thread takes Python from the main one, which goes on from its last collective to the end
+with distributed(ParallelConfig(), 1) as env:
+    model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(10, 10))
+    model(torch.zeros(3, 10)).sum().backward()
+    kept = torch.zeros(1000)
+    dist.all_reduce(kept)
+    dist.barrier()
+    sys.exit(7)
+"""
+
+
+def test_ranks_end_with_their_own_exit_code(tmp_path):
+    """Threads of gloo that meet the end of the interpreter abort their rank."""
+    for turn in range(2):
+        place = {"WORLD_SIZE": "4", "HPCTRACK_INIT_METHOD": f"file://{tmp_path}/{turn}"}
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, "-c", END], env=os.environ | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            )
+            for rank in range(4)
+        ]
+        assert [rank.wait(120) for rank in ranks] == [7] * 4
