@@ -352,7 +352,7 @@ class Trainer:
     def particles(self, event: Batch) -> tuple[np.ndarray, np.ndarray]:
         """Each hit's particle [N], or -1, in a validation event, and which particles [P] are targets."""
         assert self.valid is not None
-        row = int(np.flatnonzero(self.valid.event_ids == int(event.event_id))[0])
+        row = int(np.searchsorted(self.valid.event_ids, int(event.event_id)))
         column = "truth.particle_row"
         particle = self.valid.read(row, [column]).column(column)[event.hit_row.cpu().numpy()]
         target = np.zeros(particle.max(initial=-1) + 1, dtype=bool)

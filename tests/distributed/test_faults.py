@@ -318,7 +318,7 @@ from hpctrack.config import ParallelConfig
 from hpctrack.parallel.env import distributed
 
 sys.setswitchinterval(5)  # no thread takes Python from the main one, which goes on from its last collective to the end
-with distributed(ParallelConfig(), 1) as env:
+with distributed(ParallelConfig(), 1):
     model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(10, 10))
     model(torch.zeros(3, 10)).sum().backward()
     kept = torch.zeros(1000)
