@@ -1,0 +1,67 @@
+"""The injector of file faults itself: it counts, fails, kills and tears where it says so."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+
+import h5py
+import pytest
+from faults import AFTER, BEFORE, FAIL, HALF, KILL, Fault, faults, operations, strike
+
+from hpctrack.data.files import write_text
+
+
+def test_operations_are_counted_by_kind_and_only_below_the_folder(tmp_path):
+    inside = tmp_path / "inside"
+
+    def act():
+        inside.mkdir(exist_ok=True)
+        (tmp_path / "outside").write_text("a")
+        (inside / "a").write_text("a")
+        with h5py.File(inside / "b.h5", "w") as file:
+            file["x"] = 1
+        (inside / "a").rename(inside / "c")
+        shutil.rmtree(inside)
+
+    steps = ["mkdir inside", "open a", "write a", "close a", "h5open b.h5", "h5close b.h5", "rename c"]
+    names = operations(act, [inside])
+    assert names[:7] == steps and sorted(names[7:]) == ["rmdir inside", "unlink b.h5", "unlink c"]
+
+
+@pytest.mark.parametrize(
+    ("how", "when", "left"), [(FAIL, BEFORE, b""), (FAIL, HALF, b"abc"), (KILL, HALF, b"abc"), (KILL, AFTER, b"abcdef")]
+)
+def test_a_write_fails_or_is_torn(tmp_path, how, when, left):
+    path = tmp_path / "a"
+    outcome = strike(lambda: path.write_bytes(b"abcdef") and None, [tmp_path], Fault(1, how, when))
+    assert outcome.struck and path.read_bytes() == left
+    assert outcome.code == -signal.SIGKILL if how == KILL else "No space left" in outcome.said
+
+
+def test_a_full_disk_stays_full_and_lets_files_be_removed(tmp_path):
+    (tmp_path / "old").write_text("")
+
+    def act():
+        for name in "ab":
+            with pytest.raises(OSError, match="device") as error:
+                (tmp_path / name).write_text("x")
+            assert error.value.errno == errno.ENOSPC
+        os.unlink(tmp_path / "old")
+
+    outcome = strike(act, [tmp_path], Fault(0, FAIL, lasting=True))
+    assert outcome.code == 0, outcome.said
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_text_is_whole_or_not_there_whatever_goes_wrong(tmp_path):
+    path = tmp_path / "text"
+    path.write_text("old")
+    ways = list(faults(operations(lambda: write_text(path, "new" * 9), [tmp_path])))
+    assert len(ways) > 20
+    for fault in ways:
+        path.write_text("old")
+        strike(lambda: write_text(path, "new" * 9), [tmp_path], fault)
+        assert path.read_text() in ("old", "new" * 9), fault
