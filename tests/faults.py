@@ -6,9 +6,10 @@
         …                                               # run it again without a fault; nothing may be lost
 
 Counted are operations of Python code on paths below the given folders: opening for writing, each write that reaches
-the system, truncating, closing, fsync, rename, unlink, mkdir, rmdir (so each step of shutil.rmtree), links and copies,
-and opening and closing of HDF5 files that are written. Only the thread that calls the action counts, so that the number
-of an operation is the same each time; what beats or logs beside it does not.
+the system (HDF5's own, too, where it writes through a Python file), truncating, closing, fsync, rename, unlink, mkdir,
+rmdir (so each step of shutil.rmtree), links and copies, and opening and closing of HDF5 files that are written; with
+`reads` also opening files for reading and listing folders. Only the thread that calls the action counts, so that the
+number of an operation is the same each time; what beats or logs beside it does not.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ FAIL, KILL = "fail", "kill"
 ON_PATH = ("open", "mkdir", "rmdir", "unlink", "remove", "truncate", "utime", "chmod")
 ON_TWO = ("rename", "replace", "link", "symlink")  # the second path is the one that comes to be
 ON_NUMBER = ("write", "pwrite", "ftruncate", "fsync", "fdatasync", "sendfile", "copy_file_range", "posix_fallocate")
+READS = ("read", "listdir", "scandir")  # these fail, but a kill there changes nothing
 NEEDS_SPACE = {"open", "write", "pwrite", "mkdir", "sendfile", "fsync", "h5open", *ON_TWO}
 
 
@@ -65,6 +67,9 @@ class Outcome:
 def faults(operations: Sequence[str], errors: Sequence[int] = (errno.ENOSPC,)) -> Iterator[Fault]:
     """Every way in which each of these operations can go wrong."""
     for at, operation in enumerate(operations):
+        if operation.split()[0] in READS:
+            yield Fault(at, FAIL, BEFORE, errno.EIO)
+            continue
         writes = operation.split()[0] in ("write", "pwrite", "sendfile")
         for when in (BEFORE, HALF) if writes else (BEFORE,):
             yield Fault(at, KILL, when)
@@ -77,9 +82,11 @@ def faults(operations: Sequence[str], errors: Sequence[int] = (errno.ENOSPC,)) -
         yield Fault(len(operations) - 1, KILL, AFTER)
 
 
-def operations(action: Callable[[], Any], folders: Sequence[Path], ignore: Sequence[str] = ()) -> list[str]:
+def operations(
+    action: Callable[[], Any], folders: Sequence[Path], ignore: Sequence[str] = (), reads: bool = False
+) -> list[str]:
     """The operations of an action that succeeds, run in a forked process; AssertionError if it does not."""
-    outcome = strike(action, folders, None, ignore)
+    outcome = strike(action, folders, None, ignore, reads=reads)
     assert outcome.code == 0, outcome.said
     return outcome.operations
 
@@ -90,6 +97,7 @@ def strike(
     fault: Fault | None,
     ignore: Sequence[str] = (),
     timeout: float = 120.0,
+    reads: bool = False,
 ) -> Outcome:
     """Run `action()` in a forked process with that fault; what it returns (None: 0) is the exit code, an exception 70.
 
@@ -101,7 +109,7 @@ def strike(
     sys.stderr.flush()
     child = os.fork()
     if not child:
-        _in_child(action, [Path(folder) for folder in folders], fault, ignore, room)
+        _in_child(action, room, [Path(folder) for folder in folders], fault, ignore, reads)
     deadline = time.monotonic() + timeout
     while not (ended := os.waitpid(child, os.WNOHANG))[0]:
         if time.monotonic() > deadline:
@@ -120,7 +128,7 @@ def strike(
     return outcome
 
 
-def _in_child(action: Callable, folders: list[Path], fault: Fault | None, ignore: Sequence[str], room: Path) -> None:
+def _in_child(action: Callable, room: Path, *counted: Any) -> None:
     code = 70
     try:
         said = os.open(room / "said", os.O_WRONLY | os.O_CREAT)
@@ -128,7 +136,7 @@ def _in_child(action: Callable, folders: list[Path], fault: Fault | None, ignore
         os.dup2(said, 2)
         sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))  # not a test's capture
         log = os.open(room / "operations", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        with Injector(folders, fault, ignore, log):
+        with Injector(log, *counted):
             code = action() or 0
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 70
@@ -143,9 +151,11 @@ def _in_child(action: Callable, folders: list[Path], fault: Fault | None, ignore
 class Injector:
     """Counts the file operations below some folders while it is entered, and lets one of them go wrong."""
 
-    def __init__(self, folders: Sequence[Path], fault: Fault | None, ignore: Sequence[str], log: int) -> None:
+    def __init__(
+        self, log: int, folders: Sequence[Path], fault: Fault | None, ignore: Sequence[str], reads: bool = False
+    ) -> None:
         self.folders = [os.path.realpath(folder) for folder in folders]
-        self.fault, self.ignore, self.log = fault, ignore, log
+        self.fault, self.ignore, self.log, self.reads = fault, ignore, log, reads
         self.count, self.full = 0, False
         self.thread = threading.get_ident()
         self.write, self.patches = os.write, []
@@ -155,13 +165,21 @@ class Injector:
             self.patches.append(patch.object(os, name, self._wrapped(name, getattr(os, name))))
         opened = self._opened(io.open)
         self.patches += [patch.object(module, "open", opened) for module in (builtins, io)]
+        if self.reads:
+            self.patches += [patch.object(os, name, self._listed(name, getattr(os, name))) for name in READS[1:]]
         if "h5py" in sys.modules:
             self.patches += self._hdf5(sys.modules["h5py"].File)
         for one in self.patches:
             one.start()
+        _Raw.injector = self
+        for kind in io.FileIO.__subclasses__():  # such as what HDF5 writes through
+            if kind is not _Raw:
+                kind.__bases__ = (_Raw,)
         return self
 
     def __exit__(self, *_: object) -> None:
+        for kind in _Raw.__subclasses__():
+            kind.__bases__ = (io.FileIO,)
         for one in reversed(self.patches):
             one.stop()
 
@@ -204,7 +222,7 @@ class Injector:
         def wrapped(*args: Any, **more: Any) -> Any:
             path = args[1] if name in ON_TWO else args[0]
             if name == "open" and not (args[1] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)):
-                return function(*args, **more)
+                return function(*args, **more)  # of a folder, for fsync and rmtree
             folder = more.get("dst_dir_fd" if name in ON_TWO else "dir_fd")
             if folder is not None:
                 path = os.path.join(os.readlink(f"/proc/self/fd/{folder}"), os.fsdecode(path))
@@ -215,12 +233,21 @@ class Injector:
 
         return wrapped
 
+    def _listed(self, name: str, function: Callable) -> Callable:
+        return lambda path=".": self.step(name, path, lambda: function(path))
+
     def _opened(self, function: Callable) -> Callable:
-        def opened(file: Any, mode: str = "r", buffering: int = -1, encoding=None, errors=None, newline=None, **more):
-            new = isinstance(file, (str, bytes, os.PathLike)) and set(mode) & set("wax+")
-            if not new or self._counted(file) is None:
-                return function(file, mode, buffering, encoding, errors, newline, **more)
-            raw = self.step("open", file, lambda: _Raw(self, file, mode.replace("b", "").replace("t", "")))
+        def opened(
+            file: Any, mode: str = "r", buffering: int = -1, encoding=None, errors=None, newline=None, *args, **more
+        ):
+            def as_it_is() -> Any:
+                return function(file, mode, buffering, encoding, errors, newline, *args, **more)
+
+            if not isinstance(file, (str, bytes, os.PathLike)) or self._counted(file) is None:
+                return as_it_is()
+            if not set(mode) & set("wax+"):
+                return self.step("read", file, as_it_is) if self.reads else as_it_is()
+            raw = _Raw(file, mode.replace("b", "").replace("t", ""), *args, **more)
             if buffering == 0:
                 return raw
             buffered = (io.BufferedRandom if "+" in mode else io.BufferedWriter)(raw)
@@ -232,9 +259,10 @@ class Injector:
         made, closed, injector = kind.__init__, kind.close, self
 
         def __init__(file: Any, name: Any, mode: str = "r", *args: Any, **more: Any) -> None:
-            if mode == "r" or not isinstance(name, (str, bytes, os.PathLike)):
+            is_path = isinstance(name, (str, bytes, os.PathLike))
+            if not is_path or mode == "r" and not injector.reads:
                 return made(file, name, mode, *args, **more)
-            injector.step("h5open", name, lambda: made(file, name, mode, *args, **more))
+            injector.step("read" if mode == "r" else "h5open", name, lambda: made(file, name, mode, *args, **more))
 
         def close(file: Any) -> None:
             if file.id.valid and file.mode != "r":
@@ -245,26 +273,34 @@ class Injector:
 
 
 class _Raw(io.FileIO):
-    """A file whose writes, truncations and closing are steps of an injector."""
+    """A file whose opening, writes, truncations and closing are steps of an injector."""
 
-    def __init__(self, injector: Injector, path: Any, mode: str) -> None:
-        self.injector, self.path = injector, path
-        super().__init__(path, mode)
+    injector: Injector
+
+    def __init__(self, file: Any, mode: str = "r", closefd: bool = True, opener: Callable | None = None) -> None:
+        def made() -> None:
+            super(_Raw, self).__init__(file, mode, closefd, opener)
+
+        if opener is None and not isinstance(file, int):
+            self.injector.step("open", file, made)
+        else:  # opened by a step before
+            made()
 
     def write(self, data: Any) -> int:
-        first = bytes(data)[: len(bytes(data)) // 2]
-        return self.injector.step("write", self.path, lambda: super(_Raw, self).write(data), lambda: self._whole(first))
-
-    def _whole(self, data: bytes) -> None:
-        super().write(data)
+        whole = memoryview(data).cast("B")
+        first = whole[: len(whole) // 2]
+        act = super().write
+        return self.injector.step("write", self.fileno(), lambda: act(whole), lambda: act(first))
 
     def truncate(self, size: int | None = None) -> int:
-        return self.injector.step("ftruncate", self.path, lambda: super(_Raw, self).truncate(size))
+        act = super().truncate
+        return self.injector.step("ftruncate", self.fileno(), lambda: act(size))
 
     def close(self) -> None:
         if self.closed:
             return
+        act = super().close
         try:
-            self.injector.step("close", self.path, lambda: super(_Raw, self).close())
+            self.injector.step("close", self.fileno(), act)
         finally:
-            super().close()
+            act()

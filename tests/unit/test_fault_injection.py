@@ -6,12 +6,15 @@ import errno
 import os
 import shutil
 import signal
+import tempfile
 
 import h5py
+import numpy as np
 import pytest
 from faults import AFTER, BEFORE, FAIL, HALF, KILL, Fault, faults, operations, strike
 
 from hpctrack.data.files import write_text
+from hpctrack.data.store import atomic_h5
 
 
 def test_operations_are_counted_by_kind_and_only_below_the_folder(tmp_path):
@@ -65,3 +68,32 @@ def test_a_text_is_whole_or_not_there_whatever_goes_wrong(tmp_path):
         path.write_text("old")
         strike(lambda: write_text(path, "new" * 9), [tmp_path], fault)
         assert path.read_text() in ("old", "new" * 9), fault
+
+
+def test_what_hdf5_writes_through_a_python_file_counts_and_so_do_unnamed_files(tmp_path):
+    def act():
+        with atomic_h5(tmp_path / "a.h5") as file:
+            file["x"] = np.arange(9)
+        with tempfile.TemporaryFile(dir=tmp_path, buffering=0) as file:
+            file.write(b"abc")
+
+    kinds = [name.split()[0] for name in operations(act, [tmp_path])]
+    hdf5, unnamed = kinds[: kinds.index("unlink") + 1], kinds[kinds.index("unlink") + 1 :]
+    assert hdf5[0] == "open" and hdf5.count("write") >= 2 and hdf5[-4:] == ["fsync", "replace", "fsync", "unlink"]
+    assert unnamed == ["open", "write", "close"]
+    outcome = strike(act, [tmp_path], Fault(kinds.index("write"), KILL, HALF))
+    assert outcome.code == -signal.SIGKILL and {path.suffix for path in tmp_path.iterdir()} == {".h5", ".tmp"}
+
+
+def test_reads_fail_if_they_are_asked_for(tmp_path):
+    (tmp_path / "a").write_text("a")
+
+    def act():
+        (tmp_path / "a").read_text()
+        os.listdir(tmp_path)
+
+    assert operations(act, [tmp_path]) == []
+    steps = operations(act, [tmp_path], reads=True)
+    assert steps == ["read a", f"listdir {tmp_path.name}"]
+    assert [(fault.how, fault.error) for fault in list(faults(steps))[:2]] == [(FAIL, errno.EIO)] * 2
+    assert "Input/output error" in strike(act, [tmp_path], Fault(0, FAIL, error=errno.EIO), reads=True).said
