@@ -285,6 +285,8 @@ def _finish(out: Path, plan: Plan, done: Sequence[Done]) -> None:
         (out / SKIPPED).unlink(missing_ok=True)
     n_source = sum(result.n_source for result in done)
     attributes = {"recipe": plan.recipe, "n_source": n_source, "n_skipped": len(skipped)}
+    if plan.reader.field_t is not None:
+        attributes["field_t"] = plan.reader.field_t
     store.write_index(out, shards, attributes | {"origin": json.dumps(plan.reader.origin())})
     _summary(out)
 

@@ -27,7 +27,7 @@ from hpctrack.data import schema, store
 from hpctrack.data.checksums import column_checksum, event_checksum
 from hpctrack.data.detectors import Detectors, find_detectors, read_detectors
 from hpctrack.data.trackml import read_event
-from hpctrack.data.trackml_source import Source
+from hpctrack.data.trackml_source import Source, recorded_field
 from hpctrack.errors import InputError, MachineError
 
 KEEPING_COST = 0.02  # of a finished shard, to check it, as a part of making it
@@ -44,6 +44,10 @@ class Reader(Protocol):
 
     def origin(self) -> dict[str, object]:
         """What the events come from, for the index."""
+
+    @property
+    def field_t(self) -> float | None:
+        """The magnetic field along z of the events, Tesla; None if the source does not say."""
 
     def stamp(self, event_id: int) -> tuple[object, int]:
         """JSON-able, changes when the event's input or the options change; and the event's size (bytes, say)."""
@@ -72,7 +76,14 @@ class TrackmlReader:
         """Names, sizes and versions of the event's files and of the detectors' file; bytes of the event's files."""
         files = [self.source.stamp(member) for _, member in sorted(self.source.events[event_id].items())]
         whole = [str(self.source.path.absolute()), event_id, files, self._geometry, self.with_truth]
+        if self.field_t not in (None, schema.FIELD_T):  # what is read without it needs no other dataset
+            whole.append(self.field_t)
         return whole, sum(size for _, size, _ in files)
+
+    @cached_property
+    def field_t(self) -> float | None:
+        """What `hpctrack simulate` has recorded beside the events."""
+        return recorded_field(self.source)
 
     @cached_property
     def _geometry(self) -> object:

@@ -90,7 +90,7 @@ class EventLoader:
         columns = augment(columns, self.augmentation.rotate, self.augmentation.mirror, rng)
         data = to_data(event, compute_features(columns, self.features), chosen, self.dtype)
         if self.parameters:
-            data.parameters = torch.from_numpy(perigee.perigee(columns)).to(self.dtype)
+            data.parameters = torch.from_numpy(perigee.perigee(columns, event.field_t)).to(self.dtype)
         if self.graph:
             edge_2M = self.graph(event, chosen.rows)
             data.edge_index = torch.from_numpy(edge_2M)

@@ -14,7 +14,6 @@ import numpy as np
 
 from hpctrack.data.schema import PARAMETERS
 
-FIELD_T = 2.0  # along z, TrackML's detector
 GEV_PER_T_MM = 2.99792458e-4  # pT [GeV] = this x |B| [T] x radius [mm]
 LEAST_PT_GEV = 1e-6  # keeps a particle along the beam finite
 COLUMNS = [f"particles.{name}" for name in ("vx", "vy", "vz", "px", "py", "pz", "q")]
@@ -22,8 +21,10 @@ SCALES = np.array([0.5, 0.2, 0.1, 0.1, 5.0])  # of parameters about the first gu
 PHI = PARAMETERS.index("phi")
 
 
-def perigee(particles: Mapping[str, np.ndarray], field_t: float = FIELD_T) -> np.ndarray:
+def perigee(particles: Mapping[str, np.ndarray], field_t: float) -> np.ndarray:
     """(q/pT, phi, theta, d0, z0) [P, 5] of particles with the columns COLUMNS, in float64; exact for any curvature.
+
+    `field_t`: the field along z in Tesla, which belongs to the dataset (schema.Event).
 
     With the signed curvature k (positive turns anticlockwise) and the vertex V where the direction is f, the centre of
     the circle is V + (-sin f, cos f) / k = (d0 + 1/k)(-sin phi, cos phi). Solved for d0 and phi without a division by

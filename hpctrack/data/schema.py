@@ -13,6 +13,7 @@ import numpy as np
 
 FORMAT = "hpctrack-events"
 VERSION = 1
+FIELD_T = 2.0  # magnetic field along z where a dataset says nothing: TrackML's
 
 HITS = {
     "hit_id": np.int32,  # as in TrackML, strictly increasing within an event
@@ -68,10 +69,14 @@ HIT_TABLES = ("hits", "truth", "cells")  # one row a hit
 
 @dataclass(frozen=True)
 class Event:
-    """One event as columns: `tables[table][column]` is a 1-d array; a reader may have loaded only some columns."""
+    """One event as columns: `tables[table][column]` is a 1-d array; a reader may have loaded only some columns.
+
+    `field_t`: the magnetic field along z that its particles flew in, Tesla.
+    """
 
     event_id: int
     tables: Mapping[str, Mapping[str, np.ndarray]]
+    field_t: float = FIELD_T
 
     def column(self, name: str) -> np.ndarray:
         """The column `table.column`, e.g. `hits.x`; KeyError if it was not loaded."""

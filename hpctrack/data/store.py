@@ -245,7 +245,7 @@ class Dataset:
 
     Picklable, and usable before and after fork and spawn, and from several threads. Attributes: `event_ids`, `n_hits`,
     `n_noise`, `n_particles`, `shard`, `row`, `checksums` (numpy, one entry an event, in the order of the ids); `shards`
-    (file names) and `attributes` (of the index).
+    (file names), `attributes` (of the index) and `field_t` (magnetic field along z, Tesla).
     `verify` is what `read` does unless told otherwise. Raises InputError if the folder is no whole dataset.
     """
 
@@ -263,6 +263,7 @@ class Dataset:
                 raise InputError(f"{self.folder / INDEX}: fails its checksum; convert again with --overwrite")
             _check_lengths(table)
             self.attributes = dict(file.attrs)
+            self.field_t = _field(self.attributes)
         self.event_ids, self.checksums, self.shard, self.row = (
             table[key] for key in ("event_id", "checksum", "shard", "row")
         )
@@ -301,7 +302,7 @@ class Dataset:
         self._check_known(names)
         number, row, event_id = int(self.shard[i]), int(self.row[i]), int(self.event_ids[i])
         if self._kept_columns and self._kept_columns.issuperset(names):
-            return schema.Event(event_id, as_tables(self._memory()[number].slices(names, row)))
+            return schema.Event(event_id, as_tables(self._memory()[number].slices(names, row)), self.field_t)
         with self._lock_of_process():
             shard = self._open(number, names)
             ranges = {name: shard.range(name, row) for name in names}
@@ -319,7 +320,7 @@ class Dataset:
         read_ranges(shard.descriptor, parts, shard.path)
         if self.verify if verify is None else verify:
             shard.verify(arrays, row, event_id)
-        return schema.Event(event_id, as_tables(arrays))
+        return schema.Event(event_id, as_tables(arrays), self.field_t)
 
     def keep_in_memory(self, columns: Sequence[str]) -> None:
         """Hold these columns of all events in memory: `read` then hands out read-only slices of them, nothing copied.
@@ -503,6 +504,14 @@ class _Shard:
                 raise InputError(
                     f"{self.path}: event {event_id}: {name} fails its checksum; convert again with --overwrite"
                 )
+
+
+def _field(attributes: Mapping[str, Any]) -> float:
+    """The field of the events, Tesla; ValueError for one that cannot be."""
+    field_t = float(attributes.get("field_t", schema.FIELD_T))
+    if not np.isfinite(field_t) or field_t == 0:
+        raise ValueError(f"field_t is {field_t}")
+    return field_t
 
 
 def _check_lengths(table: Mapping[str, np.ndarray]) -> None:

@@ -41,6 +41,11 @@ class SubEventReader:
         options = {key: value for key, value in vars(self).items() if key != "dataset"}
         return {"kind": "sub-events", "of": self.dataset.fingerprint, **options}
 
+    @property
+    def field_t(self) -> float | None:
+        """The dataset's."""
+        return self.dataset.attributes.get("field_t")
+
     def stamp(self, event_id: int) -> object:
         """The dataset's content and all options."""
         return [self.origin(), event_id]
@@ -75,4 +80,4 @@ def sub_event(event: schema.Event, event_id: int, rows: np.ndarray, drawn: np.nd
     new_row = np.where(drawn, np.cumsum(drawn) - 1, -1).astype(np.int32)
     row = tables["truth"]["particle_row"]
     tables["truth"]["particle_row"] = np.where(row >= 0, new_row[row], np.int32(-1)) if len(new_row) else row
-    return schema.Event(event_id, tables)
+    return schema.Event(event_id, tables, event.field_t)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import json
+import math
 import os
 import re
 import zipfile
@@ -12,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hpctrack.errors import InputError
+from hpctrack.simulation.writer import FORMAT, RECORD
 
 KINDS = ("hits", "cells", "particles", "truth")
 DETECTORS = ("detectors.csv", "detectors.csv.gz", "detectors.zip")
@@ -29,6 +32,7 @@ class Source:
     events: dict[int, dict[str, str]] = field(default_factory=dict)
     faults: dict[int, str] = field(default_factory=dict)
     detectors: str | None = None  # a member, or None
+    records: list[str] = field(default_factory=list)  # members that say how events were simulated
     _zip: zipfile.ZipFile | None = field(default=None, repr=False)
 
     @property
@@ -112,8 +116,33 @@ def list_files(path: str | Path) -> Source:
     names = DETECTORS[:2] if source.is_zip else DETECTORS  # a zip within a zip is not read
     found = [member for member in members if member.rsplit("/", 1)[-1] in names]
     source.detectors = min(found, key=lambda member: (member.count("/"), member), default=None)
+    source.records = [member for member in members if member.rsplit("/", 1)[-1] == RECORD]
     source.events = dict(sorted(source.events.items()))
     return source
+
+
+def recorded_field(source: Source) -> float | None:
+    """The magnetic field (Tesla, along z) in which `hpctrack simulate` made the events; None without its record.
+
+    InputError for a record that is none, and for two of different fields: a dataset has one.
+    """
+    found: dict[float, str] = {}
+    for member in source.records:
+        where = source.display(member)
+        try:
+            record = json.loads(source.read(member, where))
+            if record["format"] != FORMAT["format"]:
+                raise ValueError(f"format {record['format']!r}")
+            value = float(record["settings"]["field_t"])
+            if not math.isfinite(value) or value == 0:
+                raise ValueError(f"settings.field_t is {value}")
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise InputError(f"{where}: not a record of hpctrack simulate ({error!r}); mend or remove it") from error
+        found.setdefault(value, where)
+    if len(found) > 1:
+        (one, here), (other, there), *_ = found.items()
+        raise InputError(f"{here}: a field of {one} T, but {other} T in {there}; convert these events separately")
+    return next(iter(found), None)
 
 
 def _files_below(folder: Path) -> Iterator[str]:

@@ -24,6 +24,7 @@ def describe_dataset(folder: Path) -> dict[str, Any]:
         "format": f"{attributes['format']} {attributes['version']}",
         "writer": f"hpctrack {attributes.get('writer')}",
         **_totals(dataset.n_hits, dataset.n_noise, dataset.n_particles),
+        "field_t": dataset.field_t,
         "shards": len(dataset.shards),
         "bytes": sum(sizes),
         "digest": combined_digest(dataset.event_ids, dataset.checksums),

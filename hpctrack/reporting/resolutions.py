@@ -36,7 +36,7 @@ def deviations(event: Event, found: Candidates, cuts: Cuts) -> np.ndarray | None
     own = own[np.lexsort((own, -found.scores[own]))]  # best first
     particle, first = np.unique(matched.majority[own], return_index=True)
     estimate = found.parameters[own[first]].astype(np.float64)
-    truth = perigee.perigee({name: event.column(name)[particle] for name in COLUMNS})
+    truth = perigee.perigee({name: event.column(name)[particle] for name in COLUMNS}, event.field_t)
     residual = perigee.difference(estimate[:, : len(PARAMETERS)], truth)
     pt, eta = (values[particle] for values in particle_kinematics(event))
     return np.column_stack([pt, eta, residual, residual / np.sqrt(estimate[:, DIAGONAL])])

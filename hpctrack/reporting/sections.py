@@ -113,7 +113,7 @@ def rates(results: dict, references: Sequence[tuple[str, dict]]) -> str:
         "they own more than half.",
         "fake_rate": "Fake rate: share of the candidates of at least 3 hits of which no particle owns more than half. "
         "A fake has no true momentum, so candidates are binned by what their own hits say: a circle through the beam "
-        "line in 2 T, and the mean direction.",
+        "line in the dataset's field, and the mean direction.",
     }
     common = (
         " Vertical bars: 68 % intervals; horizontal bars: bins. Grey columns, without a scale: what the rate of the "

@@ -124,7 +124,7 @@ def _tally_reading(event: Event, offsets: np.ndarray, rows: np.ndarray, target: 
     look = counted(found)
     fake = ~matched(found)[look]
     pt, eta = particle_kinematics(event)
-    own_pt = estimates.pt_estimate(offsets, rows, x, y)[look]
+    own_pt = estimates.pt_estimate(offsets, rows, x, y, event.field_t)[look]
     own_eta = estimates.eta_estimate(offsets, rows, x, y, z)[look]
     binned = {
         ("efficiency", "pt"): _histogram(pt[target], is_found[target], [*cuts.pt_edges(), np.inf]),

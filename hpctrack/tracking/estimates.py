@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hpctrack.data.perigee import FIELD_T, GEV_PER_T_MM
+from hpctrack.data.perigee import GEV_PER_T_MM
 
 
 def eta_estimate(offsets: np.ndarray, rows: np.ndarray, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
@@ -20,9 +20,7 @@ def eta_estimate(offsets: np.ndarray, rows: np.ndarray, x: np.ndarray, y: np.nda
         return np.arcsinh(_sum(offsets, z[rows]) / _sum(offsets, radius[rows]))
 
 
-def pt_estimate(
-    offsets: np.ndarray, rows: np.ndarray, x: np.ndarray, y: np.ndarray, field_t: float = FIELD_T
-) -> np.ndarray:
+def pt_estimate(offsets: np.ndarray, rows: np.ndarray, x: np.ndarray, y: np.ndarray, field_t: float) -> np.ndarray:
     """Transverse momentum (GeV) [C] of the circle through the beam line that fits each candidate's hits best.
 
     A circle of radius R through the origin is, in u = x/r^2, v = y/r^2, a straight line at distance 1/(2R) from the
@@ -40,7 +38,7 @@ def pt_estimate(
         uu, uv, vv = (_sum(offsets, weight * product) for product in (du * du, du * dv, dv * dv))
         along = 0.5 * np.arctan2(2 * uv, uu - vv)  # angle of the line
         distance = np.abs(mean_v * np.cos(along) - mean_u * np.sin(along))
-        pt = GEV_PER_T_MM * field_t / (2 * distance)
+        pt = GEV_PER_T_MM * abs(field_t) / (2 * distance)
     return np.where(size >= 2, pt, np.nan)
 
 

@@ -53,6 +53,8 @@ class ByMethod:
         entry: Entry = lookup(METHODS, config.method.name, "method")
         version, cls = load(config.method.name, entry)
         options = parse(cls.Options, config.method.options, f"method '{config.method.name}'", "method")
+        if getattr(options, "field_t", 0.0) is None:  # the dataset's
+            options = options.model_copy(update={"field_t": data.field_t})
         self.selection, self._seed, self._stream = config.selection, config.seed, stream
         self.product = "candidates"
         self._method, self._data = cls(options), data

@@ -75,7 +75,7 @@ def smeared(event: Event, deviation_mm: float) -> Tracks:
     """Tracks from the true particles of pT > 1 GeV, with z0 off by so much; the same draw every time."""
     particle = np.flatnonzero(target_particles(event, 1.0))
     table = np.zeros((len(particle), len(ESTIMATE)))
-    table[:, :5] = perigee.perigee({name: event.column(name)[particle] for name in perigee.COLUMNS})
+    table[:, :5] = perigee.perigee({name: event.column(name)[particle] for name in perigee.COLUMNS}, event.field_t)
     table[:, vertices.Z0] += np.random.default_rng([1, event.event_id]).normal(0, deviation_mm, len(particle))
     table[:, vertices.VARIANCE_Z0] = deviation_mm**2
     return Tracks(event, table, particle)

@@ -46,7 +46,7 @@ def particles(n: int = 40, seed: int = 0) -> dict[str, np.ndarray]:
 
 def test_the_perigee_is_the_nearest_point_of_the_helix():
     given = particles()
-    found = perigee.perigee(given)
+    found = perigee.perigee(given, 2.0)
     for i in range(len(found)):
         vx, vy, vz, px, py, pz, q = (given[name][i] for name in perigee.COLUMNS)
         pt, start = math.hypot(px, py), math.atan2(py, px)
@@ -67,9 +67,9 @@ def test_the_perigee_is_the_nearest_point_of_the_helix():
 
 def test_augmentation_moves_parameters_as_it_moves_hits():
     given = particles()
-    before = perigee.perigee(given)
+    before = perigee.perigee(given, 2.0)
     for seed in range(6):
-        after = perigee.perigee(augment(given, rotate=True, mirror=True, rng=np.random.default_rng(seed)))
+        after = perigee.perigee(augment(given, rotate=True, mirror=True, rng=np.random.default_rng(seed)), 2.0)
         rng = np.random.default_rng(seed)
         angle = np.float32(rng.uniform(-np.pi, np.pi))
         flip_y, flip_z = rng.choice([-1.0, 1.0], 2)
@@ -196,7 +196,7 @@ def smeared(event, sigma, rng):
     row = event.column("truth.particle_row")
     n = int(row.max()) + 1
     lists = [np.flatnonzero(row == particle) for particle in range(n)]
-    truth = perigee.perigee({name: event.column(name) for name in perigee.COLUMNS})
+    truth = perigee.perigee({name: event.column(name) for name in perigee.COLUMNS}, event.field_t)
     table = np.zeros((n, len(ESTIMATE)), np.float32)
     table[:, :5] = truth + rng.normal(size=(n, 5)) * sigma
     table[:, resolutions.DIAGONAL] = sigma**2
