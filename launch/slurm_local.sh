@@ -7,6 +7,7 @@
 #   HPCTRACK_SLURM_DIR    all of its state, logs and sockets   (default: /tmp/hpctrack-slurm-USER; keep the path short)
 #   HPCTRACK_SLURM_NODES  nodes                                (default: 2)
 #   HPCTRACK_SLURM_CPUS   CPUs a node claims to have           (default: 4; jobs may share this machine's real ones)
+#   HPCTRACK_SLURM_GPUS   GPUs a node claims to have           (default: 0, at most 4; devices there are none)
 #   HPCTRACK_SLURM_PORT   first of NODES + 1 ports in a row    (default: free ones are looked for)
 # Partitions: regular; urgent, whose jobs preempt those of regular (SIGTERM, 20 s of grace, requeue).
 # Needs Debian's packages slurm-wlm and munge.
@@ -14,6 +15,7 @@ set -euo pipefail
 dir=${HPCTRACK_SLURM_DIR:-/tmp/hpctrack-slurm-$(id -un)}
 nodes=${HPCTRACK_SLURM_NODES:-2}
 cpus=${HPCTRACK_SLURM_CPUS:-4}
+gpus=${HPCTRACK_SLURM_GPUS:-0}
 export SLURM_CONF=$dir/slurm.conf PATH=$PATH:/usr/sbin:/sbin
 
 die() { echo "slurm_local: error: $*" >&2; exit 2; }
@@ -55,6 +57,7 @@ TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
 JobCompType=jobcomp/none
+GresTypes=gpu
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SchedulerType=sched/backfill
@@ -67,10 +70,13 @@ MpiDefault=none
 ReturnToService=2
 KillWait=20
 OverTimeLimit=0
-NodeName=n[1-$nodes] NodeHostname=$(hostname -s) NodeAddr=127.0.0.1 Port=[$(($1 + 1))-$(($1 + nodes))] CPUs=$cpus RealMemory=$memory
+NodeName=n[1-$nodes] NodeHostname=$(hostname -s) NodeAddr=127.0.0.1 Port=[$(($1 + 1))-$(($1 + nodes))] CPUs=$cpus RealMemory=$memory Gres=gpu:$gpus
 PartitionName=regular Nodes=ALL Default=YES MaxTime=INFINITE PriorityTier=1 GraceTime=20
 PartitionName=urgent Nodes=ALL MaxTime=INFINITE PriorityTier=10 PreemptMode=OFF
 CONF
+  for file in $(printf '%s\n' /dev/zero /dev/full /dev/null /dev/random | head -n "$gpus"); do
+    echo "Name=gpu File=$file" # Slurm wants files that are there
+  done >"$dir/gres.conf"
 }
 
 ours() { # whether process $1 is one of this cluster

@@ -4,7 +4,8 @@
 #   HPCTRACK_ENV             sourced for modules and Python                (default: .venv/bin/activate)
 #   HPCTRACK_RANKS_PER_NODE  ranks a node                                  (default: one a GPU; without GPUs one)
 #   HPCTRACK_RESTARTS        how often a failed step is started again      (default: 3)
-#   HPCTRACK_PORT            where launchers meet, on the first node       (default: from the job's number)
+#   HPCTRACK_PORT            where launchers meet, on the first node       (default: another one at each start)
+#   HPCTRACK_MEETING_S       how long launchers wait for each other        (default: 300)
 # A job that is preempted, or told so by SIGUSR1 before its walltime, saves, goes back into the queue and goes on from there.
 PREEMPTED=85 BAD_INPUT=2
 cd "${HPCTRACK_ROOT:-$SLURM_SUBMIT_DIR}"
@@ -12,11 +13,32 @@ set +u # not all sites' files can bear it
 source "${HPCTRACK_ENV:-.venv/bin/activate}"
 set -u
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} HDF5_USE_FILE_LOCKING=${HDF5_USE_FILE_LOCKING:-FALSE} PYTHONUNBUFFERED=1
+told= step= starts=0
+
+# Who is this job? sbatch hands on the environment of whoever called it: perhaps of a task of another array, of a job with
+# GPUs, of a rank. Variables that Slurm sets in some jobs only may be the caller's, so Slurm is asked.
+for again in 1 2 3 4 5; do
+  record=$(scontrol show job -d -o "$SLURM_JOB_ID" | sed -n "/^JobId=$SLURM_JOB_ID /s/ JobName=.* UserId=/ UserId=/p") && [ -n "$record" ] && break
+  [ $again != 5 ] || { echo "slurm: error: scontrol does not say what job $SLURM_JOB_ID is" >&2; exit 1; }
+  sleep 5
+done
+field() { [[ ${2:-$record} =~ " $1="([^ ]+) ]] && echo "${BASH_REMATCH[1]}"; } # of the job
+restarts=$(field Restarts) tasks=$(field NumTasks) cpus_per_task=$(field CPUs/Task)
+tasks_per_node=$(field NtasksPerN:B:S:C || echo 0)
+if task=$(field ArrayTaskId); then
+  self=$(field ArrayJobId)_$task # the number alone may be that of the whole array
+else
+  self=$SLURM_JOB_ID
+  unset "${!SLURM_ARRAY_@}"
+fi
+[[ $record =~ (gres[:/]|GRES=)gpu ]] || unset SLURM_GPUS_ON_NODE
+# options of srun, which gives a step all GPUs of its job unless told otherwise; places of ranks
+unset "${!SLURM_NTASKS@}" SLURM_NPROCS SLURM_GPUS "${!SLURM_GPUS_PER@}" "${!SLURM_TRES_PER@}" SLURM_CPUS_PER_TASK
+unset RANK WORLD_SIZE LOCAL_RANK MASTER_ADDR MASTER_PORT "${!TORCHELASTIC_@}" "${!OMPI_@}" "${!PMI@}" "${!PALS_@}" "${!MV2_@}"
 ranks=${HPCTRACK_RANKS_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}
-told= step=
 trap 'told=1; kill -USR1 $step 2>/dev/null || true' USR1 TERM # srun passes it on to all ranks
 
-say() { echo "slurm: $* ($(date '+%F %T'), job $SLURM_JOB_ID, restart ${SLURM_RESTART_COUNT:-0})"; }
+say() { echo "slurm: $* ($(date '+%F %T'), job $SLURM_JOB_ID, restart $restarts)"; }
 
 run() { # a job step; returns its exit code. Launchers that are left 60 s after the first one ended are ended, too
   local seconds=0
@@ -37,18 +59,20 @@ address() { # of the first node, as Slurm knows it
 }
 
 launch() { # $1: nodes; the rest: a module and its arguments, on all ranks of these nodes
-  local nodes=$1 id=$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}.$SECONDS
+  local nodes=$1 id port
   shift
+  starts=$((starts + 1)) id=$SLURM_JOB_ID.$restarts.$starts # another port each time: the last one may be held by something else
+  port=${HPCTRACK_PORT:-$((20000 + (31 * SLURM_JOB_ID + 7 * restarts + starts) % 10000))}
   # a launcher's ranks share all CPUs of the job on their node; srun would give it one
   run --nodes "$nodes" --ntasks "$nodes" --ntasks-per-node 1 --cpus-per-task "$SLURM_CPUS_ON_NODE" --cpu-bind none python launch/node.py \
     --nnodes "$nodes" --nproc-per-node "$ranks" --rdzv-id "$id" --rdzv-backend c10d \
-    --rdzv-endpoint "$(address):${HPCTRACK_PORT:-$((20000 + SLURM_JOB_ID % 10000))}" -m "$@"
+    --rdzv-conf "join_timeout=${HPCTRACK_MEETING_S:-300}" --rdzv-endpoint "$(address):$port" -m "$@"
 }
 
 requeue() { # back into the queue, unless the job is being cancelled
-  if [ "$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/.*JobState=\([A-Z_]*\).*/\1/p' | head -n 1)" != RUNNING ]; then
+  if [ "$(field JobState "$(scontrol show job -o "$self" | sed 's/ JobName=.* UserId=/ UserId=/')")" != RUNNING ]; then
     say "preempted; the job is being ended, so it is not requeued"
-  elif scontrol requeue "$SLURM_JOB_ID"; then
+  elif scontrol requeue "$self"; then # of an array, this task alone
     say "preempted; requeued"
   else
     say "preempted, and cannot be requeued; submit it again to go on"

@@ -14,10 +14,13 @@
 set -euo pipefail
 source "${HPCTRACK_ROOT:-$SLURM_SUBMIT_DIR}/slurm/common.sh"
 
+layout=()
 if [ -n "${HPCTRACK_MPI:-}" ]; then
-  until_done run --mpi "$HPCTRACK_MPI" python -m hpctrack.convert "$@"
+  [[ $tasks_per_node != [1-9]* ]] || layout=(--ntasks-per-node "${tasks_per_node%%:*}")
+  until_done run --mpi "$HPCTRACK_MPI" --ntasks "$tasks" --cpus-per-task "$cpus_per_task" "${layout[@]}" python -m hpctrack.convert "$@"
 else
-  cpus=${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE}
+  cpus=$cpus_per_task
+  [ "$cpus" != 1 ] || cpus=$SLURM_CPUS_ON_NODE
   until_done run --nodes 1 --ntasks 1 --cpus-per-task "$cpus" --cpu-bind none python -m hpctrack.convert "$@" --jobs "$cpus"
 fi
 say "done"
