@@ -1,15 +1,33 @@
-"""Errors that users see, and how a verb ends: 0 done, 1 fault of the machine, 2 bad input, 85 preempted."""
+"""Errors that users see, and how a verb ends; docs/explanation/errors.md has the exit codes and what they mean."""
 
 from __future__ import annotations
 
+import errno
 import functools
-import os
+import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any
 
-EXIT_MACHINE = 1
+from hpctrack import signals, streams
+from hpctrack.signals import EXIT_PREEMPTED
+from hpctrack.streams import EXIT_MACHINE
+
+__all__ = ["EXIT_INPUT", "EXIT_MACHINE", "EXIT_PREEMPTED", "InputError", "MachineError", "begin", "verb"]
+
 EXIT_INPUT = 2
-EXIT_PREEMPTED = 85
+SHORT_OF = {  # what libraries say in errors that have no type of their own
+    "can't allocate memory": "memory",
+    "cannot allocate memory": "memory",
+    "failed to map segment": "memory",
+    "out of memory": "memory",
+    "bad_alloc": "memory",
+    "too many open files": "file numbers (ulimit -n)",
+    "can't start new thread": "threads or memory",
+}
+LONGEST = 300  # characters of a library's words in a line of ours
 
 
 class InputError(ValueError):
@@ -23,28 +41,95 @@ class MachineError(RuntimeError):
 def verb(name: str) -> Callable:
     """Decorate a verb's `main(argv) -> int | None` so that it ends with one clear line and the right exit code.
 
-    InputError -> exit 2; MachineError and OSError (full disk, no permission, I/O error) -> exit 1;
-    anything else is a bug and keeps its traceback.
+    InputError -> exit 2; MachineError, OSError (full disk, no permission, I/O error) and lack of memory -> exit 1; a
+    signal -> 128 + its number, or 85 (signals.py); standard output that is closed -> 141, without a line. Anything else
+    is a bug and keeps its traceback.
     """
 
     def decorate(main: Callable[[Sequence[str] | None], int | None]) -> Callable[[Sequence[str] | None], int]:
         @functools.wraps(main)
         def wrapped(argv: Sequence[str] | None = None) -> int:
-            try:
-                return main(argv) or 0
-            except InputError as error:
-                return _end(name, error, EXIT_INPUT)
-            except (MachineError, OSError) as error:
-                return _end(name, error, EXIT_MACHINE)
+            with streams.guarded(name in signals.SAVING) as output, signals.raising(name):
+                try:
+                    code = _flushed(main, argv, output)
+                except SystemExit:
+                    raise
+                except BaseException as error:
+                    code = end_of(name, error)
+                    output.give_up()
+                    if code is None:
+                        raise
+                if output.lost and output.saving:
+                    print(f"{signals.who(name)}: {output.why()}", file=sys.stderr)
+                return code or output.code()
 
         return wrapped
 
     return decorate
 
 
-def _end(name: str, error: Exception, code: int) -> int:
-    rank = (
-        f" [rank {os.environ['RANK']}]" if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ else ""
-    )
-    print(f"hpctrack {name}{rank}: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+def _flushed(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None, output: Any) -> int:
+    """The exit code of `main`, once what it has said is out."""
+    try:
+        code = main(argv) or 0
+    except SystemExit:  # argparse has spoken
+        output.flush()
+        raise
+    output.flush()
     return code
+
+
+def end_of(name: str, error: BaseException) -> int | None:
+    """Say in one line how verb `name` ends by `error`; its exit code, or None (and no line) for a bug."""
+    if isinstance(error, streams.OutputLost):
+        if error.errno == errno.EPIPE:
+            return streams.EXIT_PIPE
+        return _end(name, f"standard output: {error.strerror}", EXIT_MACHINE)
+    if isinstance(error, KeyboardInterrupt):
+        number = error.number if isinstance(error, signals.Interrupted) else signal.SIGINT
+        print(signals.last_words(name, number), file=sys.stderr, flush=True)
+        return signals.exit_code(name, number)
+    if isinstance(error, InputError):
+        return _end(name, str(error), EXIT_INPUT)
+    if isinstance(error, MachineError):
+        return _end(name, str(error), EXIT_MACHINE)
+    if words := out_of(error):
+        return _end(name, words, EXIT_MACHINE)
+    return _end(name, str(error), EXIT_MACHINE) if isinstance(error, OSError) else None
+
+
+def out_of(error: BaseException) -> str | None:
+    """What the machine has run out of, by the word of Python, torch or the loader, and where; None if nothing."""
+    what, words = None, str(error)
+    if isinstance(error, MemoryError):
+        what = "memory"
+    elif isinstance(error, (RuntimeError, ImportError)):
+        what = next((what for text, what in SHORT_OF.items() if text in words.lower()), None)
+    return what and f"out of {what}{_place(error)}{f': {words[:LONGEST]}' if words else ''}"
+
+
+def _place(error: BaseException) -> str:
+    """The innermost function of the package that `error` went through, as ` in hpctrack.data.store.read`."""
+    place = ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        module = frame.f_globals.get("__name__", "")
+        if module.startswith("hpctrack.") and not module.endswith(".errors"):
+            place = f" in {module}.{frame.f_code.co_name}"
+    return place
+
+
+def _end(name: str, words: str, code: int) -> int:
+    print(f"{signals.who(name)}: error: {' '.join(words.split())}", file=sys.stderr, flush=True)
+    return code
+
+
+def begin(name: str) -> None:
+    """Until verb `name` has been imported: signals and lack of memory are one line, too."""
+    streams.open_closed()
+    signals.end_at_once(name)
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if end_of(name, error) is None:
+            sys.__excepthook__(kind, error, trace)
+
+    sys.excepthook = hook

@@ -10,12 +10,11 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from hpctrack import __version__
+from hpctrack import __version__, pools
 from hpctrack.data.candidates import CandidateStore
 from hpctrack.data.edges import is_edges
 from hpctrack.data.files import write_json
@@ -119,13 +118,23 @@ class Evaluation:
         tally.deviations = resolutions.deviations(event, found, self.cuts)
         return tally
 
+    def name_of(self, i: int) -> str:
+        """The i-th event, for people."""
+        return f"event {self.store.event_ids[i]}"
+
     def tallies(self, jobs: int = 1) -> Iterator[EventTally]:
         """Counts of all events in the order of the candidates folder, computed by `jobs` processes."""
         if jobs == 1 or len(self) < 2:
             yield from map(self.tally, range(len(self)))
             return
-        with ProcessPoolExecutor(min(jobs, len(self)), initializer=_share, initargs=(self,)) as pool:
-            yield from pool.map(_tally_shared, range(len(self)), chunksize=max(1, len(self) // (8 * jobs)))
+        method, rows = "fork" if sys.platform == "linux" else "spawn", enumerate(range(len(self)))
+        early: dict[int, EventTally] = {}  # that have overtaken others
+        done = 0
+        for outcome in pools.run(self.tally, rows, min(jobs, len(self)), method, self.name_of):
+            early[outcome.place] = outcome.result()
+            while done in early:
+                yield early.pop(done)
+                done += 1
 
     def results(self, tallies: list[EventTally], command: list[str]) -> dict:
         """The content of results.json."""
@@ -151,17 +160,6 @@ class Evaluation:
             "per_event": [event_row(tally) for tally in tallies],
             "timings": read_timings(self.store.folder / "timings.jsonl"),
         }
-
-
-_SHARED: list[Evaluation] = []
-
-
-def _share(evaluation: Evaluation) -> None:
-    _SHARED.append(evaluation)
-
-
-def _tally_shared(i: int) -> EventTally:
-    return _SHARED[0].tally(i)
 
 
 def read_timings(path: Path) -> dict | None:

@@ -30,7 +30,7 @@ from hpctrack.data.files import write_json, write_text
 from hpctrack.data.lock import only_writer
 from hpctrack.data.store import Dataset
 from hpctrack.data.trackml import write_submission
-from hpctrack.errors import EXIT_INPUT, EXIT_MACHINE, EXIT_PREEMPTED, InputError, verb
+from hpctrack.errors import EXIT_INPUT, EXIT_MACHINE, InputError, verb
 from hpctrack.parallel.collectives import barrier, broadcast
 from hpctrack.parallel.env import Env, distributed, launcher_argument
 from hpctrack.parallel.mpi import launched, mpi_world
@@ -159,8 +159,8 @@ def infer(
             if run_on_main(lambda: prepare(out, attributes, how.product), env):
                 env.say(f"{out}: complete, nothing to do")
                 return 0
-            if not task.build():
-                return EXIT_PREEMPTED
+            if code := task.build():
+                return code
             join(data, out, attributes, task.sources, env, how.product)
         return 0
     with on_main(lambda: only_writer(out, wait=True), env):
@@ -168,8 +168,8 @@ def infer(
             env.say(f"{out}: complete, nothing to do")
             return 0
     with on_main(lambda: only_writer(out / candidates.PARTS / part.name), env):
-        if not task.build():
-            return EXIT_PREEMPTED
+        if code := task.build():
+            return code
     with on_main(lambda: only_writer(out, wait=True), env):
         done = run_on_main(lambda: part.end(out), env)
         env.say(f"{out}: {done} of {part.of} parts done")

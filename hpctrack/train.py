@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from hpctrack.config import RunConfig, load_config
-from hpctrack.errors import EXIT_PREEMPTED, MachineError, verb
+from hpctrack.errors import MachineError, verb
 from hpctrack.parallel.env import Env, distributed, launcher_argument
 from hpctrack.runtime.optim import learning_rate, set_learning_rate
 from hpctrack.runtime.preempt import Preemption
@@ -69,8 +69,9 @@ def train(config: RunConfig, env: Env) -> int:
             if trainer.step == total or trainer.step % config.train.log_every == 0:
                 trainer.log()
             if result.stop:
-                trainer.stop(preemption.said())
-                return EXIT_PREEMPTED
+                code = preemption.agree(env)
+                trainer.stop(preemption.said(code))
+                return code
             after_step(trainer)
         trainer.close()
     return 0

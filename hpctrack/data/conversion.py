@@ -6,23 +6,20 @@ same call made is kept if its content fits its checksums.
 
 from __future__ import annotations
 
+import functools
 import json
-import os
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import cached_property
-from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import xxhash
 
-from hpctrack import __version__
+from hpctrack import __version__, pools
 from hpctrack.data import schema, store
 from hpctrack.data.checksums import column_checksum, event_checksum
 from hpctrack.data.detectors import Detectors, find_detectors, read_detectors
@@ -204,48 +201,21 @@ def run_tasks(reader: Reader, tasks: Sequence[Task], jobs: int) -> Iterator[Done
         return
     # a fork saves the imports, but not from a process with threads: they may hold locks
     alone = threading.active_count() == 1 and "torch" not in sys.modules and sys.platform == "linux"
-    with ProcessPoolExecutor(jobs, get_context("fork" if alone else "spawn"), _start_worker, (reader,)) as pool:
-        order = sorted(range(len(tasks)), key=lambda k: -tasks[k].cost)
-        number = {pool.submit(_work, tasks[k]): k for k in order}
-        try:
-            yield from _results(number)
-        except BrokenProcessPool as error:
-            raise MachineError("a worker process died (out of memory?); run the same command again to go on") from error
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    failed: pools.Outcome | None = None
 
+    def todo() -> Iterator[tuple[int, Task]]:
+        """Once a task has failed, only those before it: they may still change which error is the first."""
+        for k in sorted(range(len(tasks)), key=lambda k: -tasks[k].cost):
+            if failed is None or k < failed.place:
+                yield k, tasks[k]
 
-def _results(number: dict[Future[Done], int]) -> Iterator[Done]:
-    """Results as they come; once a task failed, only those before it may still change which error is the first."""
-    failed: Future[Done] | None = None
-    for future in as_completed(number):
-        if future.cancelled():
-            continue
-        if future.exception() is None:
-            yield future.result()
-        elif failed is None or number[future] < number[failed]:
-            failed = future
-            for other, position in number.items():
-                if position > number[failed]:
-                    other.cancel()
+    work, method = functools.partial(run_task, reader), "fork" if alone else "spawn"
+    for outcome in pools.run(work, todo(), jobs, method, named=lambda task: task.path.name):
+        if isinstance(outcome.error, pools.WorkerDied):
+            raise MachineError(f"{outcome.error}; run the same command again to go on")
+        if outcome.error is None:
+            yield outcome.value
+        elif failed is None or outcome.place < failed.place:
+            failed = outcome
     if failed is not None:
         failed.result()
-
-
-_READER: Reader  # of a worker process
-
-
-def _start_worker(reader: Reader) -> None:
-    global _READER  # noqa: PLW0603  the pool has no other place for what all tasks share
-    _READER = reader
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A killed parent's workers would wait for tasks for ever."""
-    parent_process().join()
-    os._exit(1)
-
-
-def _work(task: Task) -> Done:
-    return run_task(_READER, task)

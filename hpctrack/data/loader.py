@@ -5,9 +5,8 @@ Every random choice is drawn from (stream, epoch, event id): the same on any ran
 
 from __future__ import annotations
 
+import functools
 import os
-import signal
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader, get_worker_info
 from torch_geometric.data import Batch, Data
 
+from hpctrack import signals
 from hpctrack.config import AugmentConfig, CurriculumStage, DataConfig, SelectionConfig
 from hpctrack.data import perigee, truth
 from hpctrack.data import selection as selecting
@@ -141,22 +141,9 @@ class MicroBatches(torch.utils.data.Dataset):
         return pack(batch) if get_worker_info() else batch
 
 
-SIGNALS = {signal.SIGTERM, signal.SIGUSR1}
-
-
-def leave_signals(_: int) -> None:
-    """In a reader process: a batch system signals it with its rank, which still needs it to end in good order.
-
-    Only from its rank a signal ends it: Python sends SIGTERM to the processes that are left at its end, and waits.
-    """
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    threading.Thread(target=_end_with_rank, daemon=True).start()
-
-
-def _end_with_rank() -> None:
-    while signal.sigwaitinfo(SIGNALS).si_pid != os.getppid():
-        pass
-    os._exit(0)
+def _leave_signals(rank: int, _: int) -> None:
+    """In a reader process: a batch system, or Ctrl-C, signals it with its rank, which needs it to end in good order."""
+    signals.leave_to(rank)
 
 
 def iterate(
@@ -179,10 +166,12 @@ def iterate(
         pin_memory=pin,
         persistent_workers=workers > 0,
         prefetch_factor=prefetch_factor if workers else None,
-        worker_init_fn=leave_signals,
+        worker_init_fn=functools.partial(_leave_signals, os.getpid()),
     )
     try:
-        for batch in loader:
+        with signals.held():  # readers are born with them blocked
+            batches = iter(loader)
+        for batch in batches:
             if isinstance(batch, Exception):
                 raise batch
             yield unpack(batch) if workers else batch

@@ -1,21 +1,19 @@
 """Check a dataset from end to end: every checksum and every cross-reference, each problem named, none raised.
 
-A shard is checked in a process of its own, so neither a crash of the HDF5 library nor a lying size ends the caller.
+A shard is checked in a process of its own, so a crash of the HDF5 library does not end the caller.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from hpctrack import pools
 from hpctrack.data import schema, store
 from hpctrack.data.checksums import column_checksum, event_checksum, table_checksum
 from hpctrack.errors import InputError
@@ -338,27 +336,17 @@ def _compare(path: Path, shard: Shard, number: int, table: dict[str, np.ndarray]
 def run_checks(check: Callable[[Path], Any], paths: Sequence[Path], jobs: int, say: Say | None) -> Iterator[tuple]:
     """(path, result) of each file, checked in `jobs` processes; the result is a text if the process died of the file.
 
-    With 0 jobs the files are checked in this process, unprotected.
+    With 0 jobs the files are checked in this process, unprotected. MachineError if a process is killed: that says
+    nothing of the file.
     """
     if not jobs:
         yield from ((path, check(path)) for path in paths)
         return
-    left = list(paths)
-    while left:
-        suspects: list[Path] = []
-        with ProcessPoolExecutor(min(jobs, len(left)), get_context("spawn")) as pool:
-            running: list[tuple[Path, Future]] = [(path, pool.submit(check, path)) for path in left]
-            for path, future in running:
-                try:
-                    result = future.result()
-                except BrokenProcessPool:
-                    suspects.append(path)  # it, or a neighbour
-                    continue
-                yield path, result
-                if say:
-                    say(len(paths) - len(left) + 1, len(paths))
-                left.remove(path)
-        if suspects and jobs == 1:  # alone in its process: the first to fail is to blame
-            yield suspects[0], "reading it ends the process (out of memory, or a crash of the HDF5 library)"
-            left.remove(suspects[0])
-        jobs = 1 if suspects else jobs
+    for number, outcome in enumerate(pools.run(check, enumerate(paths), min(jobs, len(paths)), "spawn"), 1):
+        path = paths[outcome.place]
+        if isinstance(outcome.error, pools.WorkerDied) and not outcome.error.killed:
+            yield path, "reading it ends the process (a crash of the HDF5 library)"
+        else:
+            yield path, outcome.result()
+        if say:
+            say(number, len(paths))

@@ -198,12 +198,12 @@ class Task:
         env.say(f"{self.out}: {of}{len(todo)} events to do, {len(done)} done before, {env.world} x {env.device.type}")
         return todo[longest_first(cost[todo], env.world)[0] == env.rank]
 
-    def build(self) -> bool:
-        """Reconstruct and commit this rank's events; False if the ranks were told to end before the last."""
+    def build(self) -> int:
+        """Reconstruct and commit this rank's events; an exit code if the ranks were told to end before the last."""
         rows, done, places = self.rows(), 0, {}
         journal = candidates.Journal(self.out, self.writer)
         path = self.out / candidates.PARTS / f"{self.writer}.timings"
-        with Preemption() as preemption, naming(path), open(path, "a") as timings:
+        with Preemption("infer") as preemption, naming(path), open(path, "a") as timings:
             while done < len(rows) and not preemption.noticed:
                 if self.watchdog:
                     self.watchdog.feed(f"event {self.data.event_ids[rows[done]]}")
@@ -222,9 +222,11 @@ class Task:
                 self.watchdog.rest()
             self.sources = self.sources | everyones(places, self.env)
             left = int(all_sum([len(rows) - done], self.env)[0])
-            if left:
-                self.env.say(f"{preemption.said()}: {left} events are left, the same command goes on with them")
-        return not left
+            if not left:
+                return 0
+            code = preemption.agree(self.env)
+            self.env.say(f"{preemption.said(code)}: {left} events are left, the same command goes on with them")
+            return code
 
 
 def to_numpy(outputs: dict[str, torch.Tensor], batch: Batch) -> dict[str, np.ndarray]:

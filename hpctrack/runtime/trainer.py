@@ -363,7 +363,7 @@ class Trainer:
         """End before the last step, with a checkpoint from which the same command goes on."""
         self.save(pending=True)
         self.end()
-        self.env.say(f"{why}: step {self.step} is saved, the same command goes on from there")
+        self.env.say(f"{why}: step {self.step} is saved, the same command goes on")
 
     def close(self) -> None:
         """End the run after its last step."""

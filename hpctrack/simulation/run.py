@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import os
+import functools
 import platform
 import sys
-import threading
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 import numpy as np
 
 import hpctrack
+from hpctrack import pools
 from hpctrack.errors import InputError, MachineError
 from hpctrack.simulation import Source, package_versions, source_class, writer
 from hpctrack.simulation.digitization import digitize
@@ -87,13 +84,11 @@ def _in_processes(settings: Settings, folder: Path, todo: list[int], jobs: int) 
             yield _make(simulation, folder, event_id)
         return
     # spawn: neither ACTS nor an MPI parent may be forked.
-    pool = ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_begin, initargs=(settings, folder))
-    try:
-        yield from (future.result() for future in as_completed([pool.submit(_work, event_id) for event_id in todo]))
-    except BrokenProcessPool as error:
-        raise MachineError("a worker process died (killed, or out of memory): run again to continue") from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    named = "event {}".format
+    for outcome in pools.run(Making(settings, folder), enumerate(todo), jobs, "spawn", named):
+        if isinstance(outcome.error, pools.WorkerDied):
+            raise MachineError(f"{outcome.error}; run again to continue")
+        yield outcome.result()
 
 
 def _make(simulation: Simulation, folder: Path, event_id: int) -> Done:
@@ -104,25 +99,19 @@ def _make(simulation: Simulation, folder: Path, event_id: int) -> Done:
     return Done(event_id, len(particle_id), n_noise, len(tables["particles"]["particle_id"]))
 
 
-_worker: dict[str, object] = {}
+class Making:
+    """Makes events in a worker process, which sets its simulation up at the first one."""
 
+    def __init__(self, settings: Settings, folder: Path) -> None:
+        self.settings, self.folder = settings, folder
 
-def _begin(settings: Settings, folder: Path) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    _worker.update(settings=settings, folder=folder)
+    def __call__(self, event_id: int) -> Done:
+        return _make(self.simulation, self.folder, event_id)
 
-
-def _end_with_parent() -> None:
-    """A killed run must not go on writing."""
-    parent_process().join()
-    os._exit(1)
-
-
-def _work(event_id: int) -> Done:
-    # Set up at the first event, not in the initializer: an error there would only say that the pool is broken.
-    if "simulation" not in _worker:
-        _worker["simulation"] = Simulation(_worker["settings"])
-    return _make(_worker["simulation"], _worker["folder"], event_id)
+    @functools.cached_property
+    def simulation(self) -> Simulation:
+        """Of this process."""
+        return Simulation(self.settings)
 
 
 def show_progress(results: Iterable[Done | None], total: int, every_s: float = 10.0) -> list[Done]:
