@@ -19,11 +19,12 @@ from hpctrack import signals
 from hpctrack.config import AugmentConfig, CurriculumStage, DataConfig, SelectionConfig
 from hpctrack.data import perigee, truth
 from hpctrack.data import selection as selecting
-from hpctrack.data.features import augment, compute_features, feature_columns
+from hpctrack.data.features import compute_features, feature_columns
 from hpctrack.data.packing import pack, unpack
 from hpctrack.data.schema import Event
 from hpctrack.data.staging import stage
 from hpctrack.data.store import Dataset
+from hpctrack.data.symmetries import augment, check_symmetries, check_volumes
 from hpctrack.errors import InputError, MachineError
 from hpctrack.graphs import graph_columns
 
@@ -74,6 +75,7 @@ class EventLoader:
         self.dtype = dtype
         self.curriculum = curriculum
         self.feature_columns = feature_columns(features)
+        check_symmetries(features, selection, augmentation)
         self.parameters = parameters
         self.graph = graph
         self.labels = labels
@@ -87,6 +89,8 @@ class EventLoader:
         columns = {name: event.column(name)[chosen.rows] for name in self.feature_columns}
         if self.parameters:
             columns |= {name: event.column(name)[chosen.particles].astype(np.float64) for name in perigee.COLUMNS}
+        if self.augmentation.mirror:
+            check_volumes(columns, self.features, f"{self.dataset.folder}: event {event.event_id}")
         columns = augment(columns, self.augmentation.rotate, self.augmentation.mirror, rng)
         data = to_data(event, compute_features(columns, self.features), chosen, self.dtype)
         if self.parameters:

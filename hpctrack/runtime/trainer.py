@@ -97,6 +97,7 @@ class Trainer:
         if config.train.compile:
             compile_model(model, config.memory.policy == "auto", env.device.type)
         self.graph = build_graph(config.data.graph, config.data.train)
+        self.loader()  # says now what does not fit
         self.planner = Planner(config, self.data, model, env, self.graph.n_edges if self.graph else None)
         optimizer = partial(build_optimizer, config=config.optim)
         strategy = STRATEGIES[config.parallel.strategy]

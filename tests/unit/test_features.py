@@ -7,8 +7,9 @@ import pytest
 from toys import toy_event
 
 from hpctrack.config import AugmentConfig, SelectionConfig
-from hpctrack.data.features import FEATURES, augment, compute_features, feature_columns
+from hpctrack.data.features import FEATURES, compute_features, feature_columns
 from hpctrack.data.selection import select, target_particles
+from hpctrack.data.symmetries import augment
 from hpctrack.errors import InputError
 
 

@@ -15,10 +15,10 @@ from toys import toy_batch, toy_config, toy_dataset, toy_event
 from hpctrack.config import AugmentConfig, Named, SelectionConfig
 from hpctrack.data import perigee
 from hpctrack.data.candidates import CandidateStore, Journal, committed, write_index, write_shard
-from hpctrack.data.features import augment
 from hpctrack.data.loader import EventLoader
 from hpctrack.data.schema import ESTIMATE, Candidates
 from hpctrack.data.store import Dataset
+from hpctrack.data.symmetries import augment
 from hpctrack.data.verify_candidates import check_candidates
 from hpctrack.errors import InputError
 from hpctrack.evaluate import main as evaluate
