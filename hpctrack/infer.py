@@ -13,7 +13,7 @@ import argparse
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,9 @@ from hpctrack.data.lock import only_writer
 from hpctrack.data.store import Dataset
 from hpctrack.data.trackml import write_submission
 from hpctrack.errors import EXIT_INPUT, EXIT_MACHINE, InputError, verb
-from hpctrack.parallel.collectives import barrier, broadcast
+from hpctrack.parallel.collectives import barrier
 from hpctrack.parallel.env import Env, distributed, launcher_argument
+from hpctrack.parallel.leader import on_main, run_on_main
 from hpctrack.parallel.mpi import launched, mpi_world
 from hpctrack.runtime import checkpoint
 from hpctrack.runtime.inference import (
@@ -177,30 +178,6 @@ def infer(
             sources = everyones(candidates.committed(out, env.rank, env.world), env)
             join(data, out, attributes, sources, env, how.product)
     return 0
-
-
-@contextlib.contextmanager
-def on_main(enter: Callable[[], contextlib.AbstractContextManager], env: Env) -> Iterator[None]:
-    """Hold a context on rank 0 while all ranks work."""
-    with contextlib.ExitStack() as stack:
-        run_on_main(lambda: stack.enter_context(enter()) and None, env)
-        yield
-
-
-def run_on_main(action: Callable[[], Any], env: Env) -> Any:
-    """What `action` returns on rank 0, on all ranks; if it refuses, rank 0 says so and all ranks end."""
-    result, refusal = None, None
-    if env.is_main:
-        try:
-            result = action()
-        except (InputError, OSError) as error:
-            refusal = error
-    result, refused = broadcast((result, refusal is not None), env)
-    if refusal is not None:
-        raise refusal
-    if refused:
-        raise SystemExit(EXIT_INPUT)
-    return result
 
 
 def prepare(out: Path, attributes: dict[str, Any], product: str = "candidates") -> bool:

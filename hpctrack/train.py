@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from hpctrack.config import RunConfig, load_config
+from hpctrack.data.lock import Owner, only_writer
 from hpctrack.errors import MachineError, verb
 from hpctrack.parallel.env import Env, distributed, launcher_argument
+from hpctrack.parallel.leader import on_main
 from hpctrack.runtime.optim import learning_rate, set_learning_rate
 from hpctrack.runtime.preempt import Preemption
 from hpctrack.runtime.step import train_step
@@ -30,10 +33,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def train(config: RunConfig, env: Env) -> int:
-    """Train to the last step, from the newest checkpoint of the run if there is one; the verb's exit code."""
+    """Train to the last step, from the newest checkpoint of the run if there is one; the verb's exit code.
+
+    The run's folder has one owner, rank 0; InputError if another process writes there.
+    """
+    with on_main(lambda: only_writer(Path(config.run)), env) as owner:
+        return train_owned(config, env, owner)
+
+
+def train_owned(config: RunConfig, env: Env, owner: Owner | None) -> int:
+    """`train`, by the owner of the run's folder."""
     total = config.train.steps
     with Preemption() as preemption, Watchdog(config.parallel.timeout_s, env) as watchdog:
-        trainer = Trainer(config, env, watchdog)
+        trainer = Trainer(config, env, watchdog, owner)
         trainer.resume()
         if trainer.pending:
             after_step(trainer)

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import glob
 import json
 import os
+import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import xxhash
+
+TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)-(?P<token>[0-9a-f]{8,12})\.tmp")
+ABANDONED_S = 3600.0  # age of a temporary file of another machine that nobody will finish
+
 
 def temporary_name(path: Path) -> Path:
-    """A fresh hidden name beside `path`, which `publish` turns into `path`."""
-    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    """A fresh hidden name beside `path`, which `publish` turns into `path`; says which process of which machine's."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{_short(machine())}{secrets.token_hex(2)}.tmp")
 
 
 def publish(temporary: Path, path: Path) -> None:
@@ -20,6 +29,49 @@ def publish(temporary: Path, path: Path) -> None:
     sync(temporary)
     os.replace(temporary, path)
     sync(path.parent)
+
+
+def clear_leftovers(folder: Path, name: str = "*", owned: bool = False) -> None:
+    """Remove temporary files and folders of `name` (a pattern) whose writers were killed.
+
+    Those are: for the `owned` folder's one writer all but its own; else those of processes of this machine that are no
+    more, and those older by ABANDONED_S than the folder's newest entry of the kind.
+    """
+    found = [(path, match) for path in folder.glob(f".{name}.*.tmp") if (match := TEMPORARY.fullmatch(path.name))]
+    ages = {path: path.lstat().st_mtime for path, _ in found if os.path.lexists(path)}
+    for path, match in found:
+        pid, here = int(match["pid"]), match["token"].startswith(_short(machine())) and len(match["token"]) == 12
+        dead = (here and started(pid) is None) or ages.get(path, 0.0) < max(ages.values()) - ABANDONED_S
+        if dead or (owned and pid != os.getpid()):
+            with contextlib.suppress(PermissionError):  # another user's
+                remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all it holds; nothing if it is not there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@functools.cache
+def machine() -> str:
+    """Where a process number means one process: this boot of this machine, and what Linux calls a PID namespace."""
+    return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+
+
+def started(pid: int) -> str | None:
+    """When a process of this machine began, in ticks since its boot: tells a reused number. None if it has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if fields[0] in "ZX" else fields[19]
+
+
+def _short(text: str) -> str:
+    return xxhash.xxh32_hexdigest(text.encode())
 
 
 def write_json(path: Path, value: object) -> None:
@@ -33,6 +85,7 @@ def write_text(path: Path, text: str) -> None:
     try:
         with naming(path):
             temporary.write_text(text)
+        clear_leftovers(path.parent, glob.escape(path.name))
         publish(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

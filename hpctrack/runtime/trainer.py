@@ -16,6 +16,7 @@ from hpctrack import __version__
 from hpctrack.config import AugmentConfig, RunConfig, dump_yaml
 from hpctrack.data.files import write_json, write_text
 from hpctrack.data.loader import EventLoader, expected_hits, iterate, open_events
+from hpctrack.data.lock import Owner
 from hpctrack.data.partition import longest_first
 from hpctrack.errors import InputError
 from hpctrack.graphs import build_graph
@@ -71,10 +72,15 @@ MAY_CHANGE = {  # keys that a resumed run may set otherwise: they do not change 
 
 
 class Trainer:
-    """What `train` acts on. Raises InputError for data or options that do not fit each other."""
+    """What `train` acts on. Raises InputError for data or options that do not fit each other.
 
-    def __init__(self, config: RunConfig, env: Env, watchdog: Watchdog | None = None) -> None:
-        self.config, self.env, self.watchdog = config, env, watchdog
+    `owner`: of the run's folder, on rank 0; asked before anything is written there.
+    """
+
+    def __init__(
+        self, config: RunConfig, env: Env, watchdog: Watchdog | None = None, owner: Owner | None = None
+    ) -> None:
+        self.config, self.env, self.watchdog, self.owner = config, env, watchdog, owner
         self.folder = Path(config.run)
         self.precision = Precision(config.train.precision, env.device, config.train.tf32)
         self.dtype = self.precision.weights_dtype
@@ -242,6 +248,8 @@ class Trainer:
 
     def write_checkpoint(self, state: dict[str, Any]) -> None:
         """Model, optimizer (`state`), and everything by which the run goes on where it stopped."""
+        if self.owner:
+            self.owner.check()
         meta = {
             "hpctrack": __version__,
             "step": self.step,
@@ -278,6 +286,8 @@ class Trainer:
 
     def observe(self, result: StepResult, lr: float, step_s: float, data_s: float) -> None:
         """Take a finished step into the ledger, the means of the current log window and the waste report."""
+        if self.owner:
+            self.owner.check(every_s=1.0)
         if self.ledger:
             done = self.step - 1  # steps are counted from 0 in plans
             self.ledger.record(self.step, self.planner.position(done)[0], self.planner.step_events(done))
