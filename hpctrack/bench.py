@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from hpctrack import arguments
 from hpctrack.benchmarks import BENCHES, benchmark
 from hpctrack.benchmarks.measure import Figure, Page, commit, machine
 from hpctrack.data.files import write_json, write_text
@@ -22,14 +23,14 @@ from hpctrack.versions import versions
 @verb("bench")
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line of the verb."""
-    parser = argparse.ArgumentParser(prog="hpctrack bench", description=__doc__)
+    parser = arguments.Parser(prog="hpctrack bench", description=__doc__)
     parser.add_argument("name", choices=BENCHES)
     parser.add_argument("--json", type=Path, help="write figures, command, commit, versions and machine here")
     parser.add_argument("--markdown", type=Path, help="write the same as a page for docs/benchmarks/")
     parser.add_argument("--quick", action="store_true", help="the same figures on less work")
     parser.add_argument("--data", type=Path, help="dataset folder to measure on, where the benchmark uses events")
     parser.add_argument("--runs", type=Path, help="folder of runs made elsewhere, e.g. by slurm/scaling.sh")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
+    parser.add_argument("--threads", type=arguments.threads, default=1, help="CPU threads (default 1)")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     found = run(benchmark(args.name), args)

@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import io
 import json
-import math
 import os
 import sys
 import time
@@ -24,6 +23,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from hpctrack import arguments
 from hpctrack.data import store
 from hpctrack.data.conversion import KEEPING_COST, Done, Reader, Task, TrackmlReader, plan_tasks, run_task, run_tasks
 from hpctrack.data.files import write_json
@@ -37,13 +37,17 @@ from hpctrack.parallel.mpi import launched, mpi_world
 SKIPPED = "skipped.json"
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="hpctrack convert", description=__doc__.split("\n\n")[0])
+def _parser() -> arguments.Parser:
+    parser = arguments.Parser(prog="hpctrack convert", description=__doc__.split("\n\n")[0])
     parser.add_argument("source", help="folder or zip of TrackML files, or a dataset folder")
     parser.add_argument("out", type=Path, help="dataset folder to write")
-    parser.add_argument("--events-per-shard", type=_positive, default=16, metavar="N", help="of the source; default 16")
-    parser.add_argument("--jobs", type=_positive, metavar="J", help="processes; default: the cores; not under MPI")
-    parser.add_argument("--limit", type=_positive, metavar="N", help="only the first N events")
+    parser.add_argument(
+        "--events-per-shard", type=arguments.positive, default=16, metavar="N", help="of the source; default 16"
+    )
+    parser.add_argument(
+        "--jobs", type=arguments.positive, metavar="J", help="processes; default: the cores; not under MPI"
+    )
+    parser.add_argument("--limit", type=arguments.positive, metavar="N", help="only the first N events")
     parser.add_argument("--skip-bad", action="store_true", help=f"leave bad events out and list them in {SKIPPED}")
     parser.add_argument("--overwrite", action="store_true", help="replace what an earlier convert left in OUT")
     csv = parser.add_argument_group("TrackML files")
@@ -51,32 +55,16 @@ def _parser() -> argparse.ArgumentParser:
     csv.add_argument("--no-truth", action="store_true", help="events without truth: all hits become noise")
     sub = parser.add_argument_group("sub-events of a dataset")
     sub.add_argument("--tracks", type=_positive_or_all, metavar="T", help="tracks a sub-event; all: those of an event")
-    sub.add_argument("--draws", type=_positive, metavar="D", help="at most D sub-events an event; default: all")
-    sub.add_argument("--pt-min-gev", type=_momentum, metavar="PT", help="least pT of a track; default 0")
-    sub.add_argument("--min-hits", type=_positive, metavar="H", help="least hits of a track; default 3")
+    sub.add_argument(
+        "--draws", type=arguments.positive, metavar="D", help="at most D sub-events an event; default: all"
+    )
+    sub.add_argument(
+        "--pt-min-gev", type=arguments.real(0, of=" in GeV"), metavar="PT", help="least pT of a track; default 0"
+    )
+    sub.add_argument("--min-hits", type=arguments.positive, metavar="H", help="least hits of a track; default 3")
     sub.add_argument("--remove-noise", action="store_true", help="else noise is thinned like the tracks")
-    sub.add_argument("--seed", type=_natural, help="default 0")
+    sub.add_argument("--seed", type=arguments.seed, help="default 0")
     return parser
-
-
-def _number(convert: Callable, lowest: float, what: str) -> Callable:
-    """A type for argparse."""
-
-    def parse(text: str) -> float:
-        try:
-            value = convert(text)
-        except ValueError:
-            value = math.nan
-        if not lowest <= value < math.inf:
-            raise argparse.ArgumentTypeError(f"'{text}' must be {what}")
-        return value
-
-    return parse
-
-
-_positive = _number(int, 1, "a whole number from 1")
-_natural = _number(int, 0, "a whole number from 0")
-_momentum = _number(float, 0.0, "a number from 0, in GeV")
 
 
 def _cores() -> int:
@@ -84,7 +72,7 @@ def _cores() -> int:
 
 
 def _positive_or_all(text: str) -> int:
-    return 0 if text == "all" else _positive(text)
+    return 0 if text == "all" else arguments.positive(text)
 
 
 def make_reader(args: argparse.Namespace) -> Reader:

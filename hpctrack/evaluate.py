@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from hpctrack import __version__, pools
+from hpctrack import __version__, arguments, pools
 from hpctrack.data.candidates import CandidateStore
 from hpctrack.data.edges import is_edges
 from hpctrack.data.files import write_json
@@ -52,29 +51,17 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="hpctrack evaluate", description="Candidates against truth -> results.json.")
+    parser = arguments.Parser(prog="hpctrack evaluate", description="Candidates against truth -> results.json.")
     parser.add_argument("candidates", type=Path, help="folder that `hpctrack infer` wrote")
     parser.add_argument("--data", type=Path, required=True, help="the dataset the candidates were made from")
     parser.add_argument("--out", type=Path, required=True, help="results.json to write")
-    parser.add_argument("--pt-min-gev", type=_not_negative, default=1.0, help="targets: transverse momentum (1.0)")
-    parser.add_argument("--min-hits", type=_positive, default=3, help="targets: number of hits (3)")
-    parser.add_argument("--eta-max", type=_not_negative, default=None, help="targets: |eta| at most (no cut)")
-    parser.add_argument("--jobs", type=_positive, default=1, help="processes (1); the result does not depend on it")
+    parser.add_argument("--pt-min-gev", type=arguments.real(0), default=1.0, help="targets: transverse momentum (1.0)")
+    parser.add_argument("--min-hits", type=arguments.positive, default=3, help="targets: number of hits (3)")
+    parser.add_argument("--eta-max", type=arguments.real(0), default=None, help="targets: |eta| at most (no cut)")
+    parser.add_argument(
+        "--jobs", type=arguments.positive, default=1, help="processes (1); the result does not depend on it"
+    )
     return parser.parse_args(argv)
-
-
-def _not_negative(text: str) -> float:
-    value = float(text)
-    if not (value >= 0 and math.isfinite(value)):
-        raise argparse.ArgumentTypeError(f"{text} is not a number >= 0")
-    return value
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number >= 1")
-    return value
 
 
 COLUMNS = list(dict.fromkeys([*TALLY_COLUMNS, *resolutions.COLUMNS]))

@@ -7,10 +7,10 @@ tuned.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from hpctrack import arguments
 from hpctrack.config import Named, apply_overrides
 from hpctrack.errors import InputError, verb
 from hpctrack.runtime import checkpoint
@@ -22,7 +22,7 @@ KEPT = ("hpctrack", "step", "plan", "config", "data", "tuned")  # of the meta da
 @verb("export")
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line of the verb."""
-    parser = argparse.ArgumentParser(prog="hpctrack export", description=__doc__)
+    parser = arguments.Parser(prog="hpctrack export", description=__doc__)
     parser.add_argument("run", type=Path, help="run folder, or one of its checkpoints")
     parser.add_argument("out", type=Path, help="folder to write")
     parser.add_argument("overrides", nargs="*", metavar="builder.key=value", help="kept as if tuned")

@@ -9,7 +9,6 @@ are compared with (tracking/methods.py).
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import sys
@@ -19,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from hpctrack import arguments
 from hpctrack.config import (
     ParallelConfig,
     RunConfig,
@@ -56,7 +56,7 @@ WAIT_S = 86400.0  # for ranks that have more to do; those that are lost, or hang
 @verb("infer")
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line of the verb."""
-    parser = argparse.ArgumentParser(prog="hpctrack infer", description=__doc__)
+    parser = arguments.Parser(prog="hpctrack infer", description=__doc__)
     how = parser.add_mutually_exclusive_group(required=True)
     how.add_argument(
         "--checkpoint",
@@ -71,9 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--part", type=Part.parse, metavar="I/N", help="share I, from 0, of N jobs that do it together")
     parser.add_argument("--submission", type=Path, help="also write this TrackML submission CSV")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads per rank (default 1)")
+    parser.add_argument("--threads", type=arguments.threads, default=1, help="CPU threads per rank (default 1)")
     parser.add_argument(
-        "--timeout-s", type=float, default=600.0, help="an event that takes longer ends it; default 600"
+        "--timeout-s", type=arguments.seconds, default=600.0, help="an event that takes longer ends it; default 600"
     )
     parser.add_argument(
         "overrides",

@@ -6,7 +6,6 @@ each problem by file, event and column; the exit code is 2 if there is one.
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import sys
 import time
@@ -14,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from hpctrack import arguments
 from hpctrack.data.files import write_json
 from hpctrack.data.verify import Problem, check_dataset, check_index, check_shard
 from hpctrack.data.verify_candidates import check_candidates, check_candidates_file, check_journal
@@ -46,20 +46,16 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     return None
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="hpctrack inspect", description=__doc__.split("\n\n")[0])
+def _parser() -> arguments.Parser:
+    parser = arguments.Parser(prog="hpctrack inspect", description=__doc__.split("\n\n")[0])
     parser.add_argument("path", type=Path, metavar="PATH", help="what to look at; its kind is found out")
     parser.add_argument("--verify", action="store_true", help="read everything and check it; exit code 2 for a problem")
     parser.add_argument("--data", type=Path, metavar="DATASET", help="with --verify of candidates: check against it")
-    parser.add_argument("--jobs", type=_jobs, default=1, metavar="J", help="processes of --verify; default 1")
+    parser.add_argument(
+        "--jobs", type=arguments.positive, default=1, metavar="J", help="processes of --verify; default 1"
+    )
     parser.add_argument("--json", type=Path, metavar="F", help="also write all of it as JSON")
     return parser
-
-
-def _jobs(value: str) -> int:
-    if not value.isdigit() or int(value) < 1:
-        raise argparse.ArgumentTypeError(f"'{value}' must be a whole number from 1")
-    return int(value)
 
 
 def _checkpoints() -> Any:

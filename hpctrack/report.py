@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hpctrack import arguments
 from hpctrack.data.candidates import CandidateStore
 from hpctrack.data.files import publish, temporary_name
 from hpctrack.data.store import Dataset
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="hpctrack report", description="One self-contained HTML page of a run.")
+    parser = arguments.Parser(prog="hpctrack report", description="One self-contained HTML page of a run.")
     parser.add_argument("--results", type=Path, required=True, help="results.json of `hpctrack evaluate`")
     parser.add_argument("--out", type=Path, required=True, help="the page to write")
     parser.add_argument("--run", type=Path, help="run folder of `hpctrack train`: losses, speed, configuration")
@@ -67,7 +68,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="also show this study's table and picture (what tests/campaigns wrote); may be given several times",
     )  # fmt: skip
     parser.add_argument("--title", help="heading of the page (name of the run)")
-    parser.add_argument("--event", type=int, help="event to display (the one with the median number of targets)")
+    parser.add_argument(
+        "--event", type=arguments.natural, help="event to display (the one with the median number of targets)"
+    )
     parser.add_argument(
         "--display", choices=("auto", "all", "targets"), default="auto",
         help="draw all hits, or target particles only; auto: targets only beyond 4,000 hits",

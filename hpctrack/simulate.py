@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+from hpctrack import arguments
 from hpctrack.errors import InputError, verb
 from hpctrack.simulation import SOURCES, source_class
 from hpctrack.simulation.digitization import METHODS
@@ -31,22 +32,24 @@ _HELP: dict[str, dict] = {
 }
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> arguments.Parser:
     """The verb's options; those of Settings keep their defaults there."""
-    p = argparse.ArgumentParser(
+    p = arguments.Parser(
         prog="hpctrack simulate",
         allow_abbrev=False,
         description="Write events in TrackML's CSV format. Run again to continue or to extend: finished events stay.",
     )
     p.add_argument("out", metavar="OUT", type=Path, help="folder, made if missing")
-    p.add_argument("--events", type=int, default=10, metavar="N", help="how many [%(default)s]")
-    p.add_argument("--first-event", type=int, default=0, metavar="K", help="id of the first [%(default)s]")
-    p.add_argument("--jobs", type=int, default=1, metavar="J", help="processes [%(default)s]")
+    p.add_argument("--events", type=arguments.integer, default=10, metavar="N", help="how many [%(default)s]")
+    p.add_argument(
+        "--first-event", type=arguments.integer, default=0, metavar="K", help="id of the first [%(default)s]"
+    )
+    p.add_argument("--jobs", type=arguments.integer, default=1, metavar="J", help="processes [%(default)s]")
     for field in dataclasses.fields(Settings):
         extra = dict(_HELP[field.name])
         extra["help"] += f" [{field.default}]"
         if "action" not in extra:
-            extra["type"] = type(field.default)
+            extra["type"] = arguments.any_integer if field.type == "int" else type(field.default)
         p.add_argument(option(field.name), dest=field.name, default=None, **extra)
     return p
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from hpctrack import arguments
 from hpctrack.config import RunConfig, load_config
 from hpctrack.data.lock import Owner, only_writer
 from hpctrack.errors import MachineError, verb
@@ -22,7 +22,7 @@ from hpctrack.runtime.watchdog import Watchdog
 @verb("train")
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line of the verb."""
-    parser = argparse.ArgumentParser(prog="hpctrack train", description=__doc__)
+    parser = arguments.Parser(prog="hpctrack train", description=__doc__)
     parser.add_argument("config", help="YAML recipe, e.g. configs/influencer.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="set a key of the recipe")
     launcher_argument(parser)

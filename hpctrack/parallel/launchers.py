@@ -104,7 +104,7 @@ def placed(source: str, rank: int, world: int, local: int | None, environ: Mappi
 
 def number(environ: Mapping[str, str], name: str) -> int:
     """The variable as a whole number; InputError names it otherwise."""
-    if not environ[name].isdigit():
+    if not re.fullmatch("[0-9]{1,9}", environ[name]):
         raise InputError(f"environment: {name}='{environ[name]}' is not a whole number; unset it or correct it")
     return int(environ[name])
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hpctrack.arguments import SEED_END
 from hpctrack.errors import InputError
 from hpctrack.simulation.digitization import METHODS
 
@@ -42,7 +43,7 @@ class Settings:
             if not math.isfinite(getattr(self, name)):
                 raise InputError(f"{option(name)} {getattr(self, name)}: must be a finite number")
         bounds = {
-            "seed": (0 <= self.seed < 2**63, "must be a whole number from 0 to 2^63 - 1"),
+            "seed": (0 <= self.seed < SEED_END, "must be a whole number from 0 to 2^64 - 1"),
             "mu": (0 <= self.mu <= MAX_VERTICES / 2, f"must be between 0 and {MAX_VERTICES // 2}"),
             "particles": (0 < self.particles <= 1e5, "must be above 0 and at most 100000"),
             "pt_min_gev": (0 < self.pt_min_gev < 10, "must be above 0 and below 10 GeV"),
