@@ -54,8 +54,8 @@ def last_words(name: str, number: int) -> str:
 
 def who(name: str) -> str:
     """`hpctrack VERB`, with the rank where there are several: the beginning of lines on standard error."""
-    rank, world = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
-    of_rank = f" [rank {rank}]" if rank.isdigit() and world.isdigit() and int(world) > 1 else ""
+    rank, world = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")  # which need not be numbers
+    of_rank = f" [rank {rank}]" if rank and world.strip() not in ("", "1") else ""
     return f"hpctrack {name}".rstrip() + of_rank
 
 
