@@ -89,8 +89,11 @@ class TrackmlReader:
 
     @cached_property
     def modules(self) -> Detectors | None:
-        """The detector's modules, None if the source has no detectors.csv."""
-        return read_detectors(self.source, self.detectors)
+        """The detector's modules, None if the source has no detectors.csv; InputError if its cells need more."""
+        modules = read_detectors(self.source, self.detectors)
+        if modules is not None and any("cells" in files for files in self.source.events.values()):
+            modules.check_columns()
+        return modules
 
     def read(self, event_id: int) -> Iterator[schema.Event]:
         """The event."""

@@ -55,6 +55,8 @@ def read_table(data: bytes, where: str, columns: Mapping[str, Column]) -> dict[s
                 io.BytesIO(data), header=None, names=header, skiprows=1, dtype=types, na_filter=False, low_memory=False
             )
     except (ValueError, OverflowError) as error:
+        if "out of memory" in str(error):  # how pandas' parser says it
+            raise MemoryError(f"{where}: {error}") from error
         raise _first_fault(data, where, header, wanted, str(error)) from error
     table = {}
     for name, column in wanted.items():

@@ -14,12 +14,17 @@ from hpctrack.errors import InputError
 
 MODULE = {"volume_id": Column(np.uint8), "layer_id": Column(np.uint8), "module_id": Column(np.uint16)}
 _ROTATION = [f"rot_{a}{b}" for a in "xyz" for b in "uvw"]  # row-major, local (u, v, w) to global (x, y, z)
-_COLUMNS = MODULE | {name: Column(np.float64) for name in (*_ROTATION, "module_t", "pitch_u", "pitch_v")}
+_LENGTHS = ("module_t", "pitch_u", "pitch_v")
+_COLUMNS = MODULE | {name: Column(np.float64, optional=True) for name in (*_ROTATION, *_LENGTHS)}
 
 
 @dataclass(frozen=True)
 class Detectors:
-    """The modules of detectors.csv, sorted by `key`; `rotation` [M, 3, 3] is local to global, lengths in mm."""
+    """The modules of detectors.csv, sorted by `key`; `rotation` [M, 3, 3] is local to global, lengths in mm.
+
+    Only cells need more than the modules' ids: a file may have surfaces that measure nothing, with lengths of -1, or no
+    such columns at all. `faults[row]` says why a module cannot have cells, `missing` what column none can do without.
+    """
 
     where: str
     key: np.ndarray
@@ -27,6 +32,20 @@ class Detectors:
     pitch_u: np.ndarray
     pitch_v: np.ndarray
     thickness: np.ndarray  # 2 module_t: the file gives half of it
+    faults: Mapping[int, str]
+    missing: str | None
+
+    def check_columns(self) -> None:
+        """InputError if the file lacks a column that cells need."""
+        if self.missing:
+            raise InputError(f"{self.where}: no column '{self.missing}', which events with cells need")
+
+    def check_geometry(self, where: str, rows: np.ndarray) -> None:
+        """InputError, one line that begins with `where`, if a module of `rows` lacks what its cells need."""
+        if len(rows):
+            self.check_columns()
+        for row in sorted(self.faults.keys() & set(rows.tolist())):
+            raise InputError(f"{where}: a cell is on {self.faults[row]}")
 
     def rows(self, key: np.ndarray) -> np.ndarray:
         """Row of each module key, -1 where there is none."""
@@ -74,16 +93,27 @@ def read_detectors(source: Source, path: str | Path | None) -> Detectors | None:
     order = np.argsort(key, kind="stable")
     if not len(key):
         raise InputError(f"{where}: no modules")
-    if (np.diff(key[order]) == 0).any():
-        row = order[np.flatnonzero(np.diff(key[order]) == 0)[0] + 1]
-        raise InputError(f"{where}: row {row + 1}: module {module_name(table, row)} stands twice")
-    for name in ("module_t", "pitch_u", "pitch_v"):
-        if (table[name] <= 0).any():
-            row = int(np.flatnonzero(table[name] <= 0)[0])
-            raise InputError(f"{where}: row {row + 1}: {name} is {table[name][row]}, must be > 0 mm")
+    missing = next((name for name in (*_ROTATION, *_LENGTHS) if name not in table), None)
+    table |= {name: np.zeros(len(key)) for name in (*_ROTATION, *_LENGTHS) if name not in table}
+    faults = _faults(where, table, key, order)
     rotation = np.stack([table[name] for name in _ROTATION], axis=1).reshape(-1, 3, 3)
-    thickness = 2 * table["module_t"]
-    return Detectors(where, key[order], *(a[order] for a in (rotation, table["pitch_u"], table["pitch_v"], thickness)))
+    lengths = (table["pitch_u"], table["pitch_v"], 2 * table["module_t"])
+    return Detectors(where, key[order], *(values[order] for values in (rotation, *lengths)), faults, missing)
+
+
+def _faults(where: str, table: Mapping[str, np.ndarray], key: np.ndarray, order: np.ndarray) -> dict[int, str]:
+    """Why a module, by its place in `order`, cannot have cells: its lengths, or that it stands twice."""
+    found = {}
+    for name in _LENGTHS:
+        for place in np.flatnonzero(table[name][order] <= 0):
+            row = int(order[place])
+            what = f"{name} is {table[name][row]} in row {row + 1} of {where}, must be > 0 mm"
+            found[int(place)] = f"module {module_name(table, row)}: {what}"
+    for place in np.flatnonzero(np.diff(key[order]) == 0):
+        row = int(order[place + 1])
+        first = int(np.searchsorted(key[order], key[row]))  # where `rows` finds it
+        found[first] = f"module {module_name(table, row)}: stands twice in {where}, again in row {row + 1}"
+    return found
 
 
 def module_name(table: Mapping[str, np.ndarray], row: int) -> str:

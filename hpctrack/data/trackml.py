@@ -14,6 +14,7 @@ import numpy as np
 
 from hpctrack.data import schema
 from hpctrack.data.cells import cell_features, direction_angles
+from hpctrack.data.checks import faults_of_column
 from hpctrack.data.csvtable import Column, read_table
 from hpctrack.data.detectors import MODULE, Detectors, module_key, module_name
 from hpctrack.data.files import naming, publish, temporary_name
@@ -32,14 +33,16 @@ _CELLS = {"hit_id": _ID, "ch0": _ID, "ch1": _ID, **_floats("value")}
 _TRUTH = {"hit_id": _ID, "particle_id": Column(np.int64, lowest=0)}
 _TRUTH |= _floats("tx", "ty", "tz", "tpx", "tpy", "tpz", "weight")
 _PARTICLES = {"particle_id": Column(np.int64, lowest=1), "particle_type": Column(np.int32, optional=True)}
-_PARTICLES |= {**_floats("vx", "vy", "vz", "px", "py", "pz"), "q": Column(np.int8), "nhits": Column(np.int32, lowest=0)}
+_PARTICLES |= {**_floats("vx", "vy", "vz", "px", "py", "pz"), "q": Column(np.int8)}
+_PARTICLES |= {"nhits": Column(np.int32, lowest=0, optional=True)}
 
 
 def read_event(source: Source, event_id: int, detectors: Detectors | None, with_truth: bool = True) -> schema.Event:
-    """Read and validate one event, with every column of the schema.
+    """Read and validate one event, with every column of the schema; it may have no hits.
 
-    `detectors` may be None for events without cells; without truth all hits are noise and there are no particles.
-    Raises InputError: one line that names the file, the event and the row.
+    `detectors` may be None for events without cells; without truth all hits are noise and there are no particles. Where
+    the file of particles has no `nhits`, their hits are counted. Raises InputError: one line that names the file, the
+    event and the row.
     """
     if event_id in source.faults:
         raise InputError(source.faults[event_id])
@@ -47,7 +50,11 @@ def read_event(source: Source, event_id: int, detectors: Detectors | None, with_
 
     def table(kind: str, columns: Mapping[str, Column]) -> tuple[str, dict[str, np.ndarray]]:
         where = f"{source.display(files[kind])}: event {event_id}"
-        return where, read_table(source.read(files[kind], where), where, columns)
+        found = read_table(source.read(files[kind], where), where, columns)
+        for name, values in found.items():
+            for _, row, what in faults_of_column(f"{kind}.{name}", values):
+                raise InputError(f"{where}: row {row + 1}: {name} {what}")
+        return where, found
 
     where, hits = table("hits", _HITS)
     _check_hits(where, hits)
@@ -57,7 +64,8 @@ def read_event(source: Source, event_id: int, detectors: Detectors | None, with_
         _check_unique(where_particles, "particle_id", particles["particle_id"])
         where_truth, truth = table("truth", _TRUTH)
         truth = _align_truth(where_truth, truth, hits["hit_id"])
-        truth["particle_row"] = _particle_rows(where_truth, truth["particle_id"], where_particles, particles)
+        row = truth["particle_row"] = _particle_rows(where_truth, truth["particle_id"], where_particles, particles)
+        particles.setdefault("nhits", np.bincount(row[row >= 0], minlength=len(particles["particle_id"])))
     else:
         particles, truth = _no_truth(len(hits["hit_id"]))
     cells = {name: np.zeros(len(hits["hit_id"]), dtype) for name, dtype in schema.CELLS.items()}
@@ -74,8 +82,6 @@ def read_event(source: Source, event_id: int, detectors: Detectors | None, with_
 
 def _check_hits(where: str, hits: dict[str, np.ndarray]) -> None:
     hit_id = hits["hit_id"]
-    if not len(hit_id):
-        raise InputError(f"{where}: no hits; an event needs at least one")
     bad = np.flatnonzero(np.diff(hit_id) <= 0)
     if len(bad):
         row = int(bad[0]) + 1
@@ -145,11 +151,12 @@ def _no_truth(n_hits: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]
 def _cell_features(
     where: str, cells: dict[str, np.ndarray], hit_id: np.ndarray, detectors: Detectors, modules: np.ndarray
 ) -> dict[str, np.ndarray]:
-    row = np.minimum(np.searchsorted(hit_id, cells["hit_id"]), len(hit_id) - 1)
-    unknown = np.flatnonzero(hit_id[row] != cells["hit_id"])
+    row = np.minimum(np.searchsorted(hit_id, cells["hit_id"]), max(len(hit_id) - 1, 0))
+    unknown = np.flatnonzero(hit_id[row] != cells["hit_id"] if len(hit_id) else np.ones(len(row), dtype=bool))
     if len(unknown):
         bad = int(unknown[0])
         raise InputError(f"{where}: row {bad + 1}: hit_id {cells['hit_id'][bad]} is not in the hits file")
+    detectors.check_geometry(where, modules[np.unique(row)])
     names = ("pitch_u", "pitch_v", "thickness", "rotation")
     module = {name: getattr(detectors, name)[modules] for name in names}
     return cell_features(len(hit_id), row, cells["ch0"], cells["ch1"], cells["value"], module)

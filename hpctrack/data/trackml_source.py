@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
+import io
 import json
 import math
 import os
 import re
 import zipfile
 import zlib
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hpctrack.data.limits import max_unpacked, too_large
 from hpctrack.errors import InputError
 from hpctrack.simulation.writer import FORMAT, RECORD
 
 KINDS = ("hits", "cells", "particles", "truth")
 DETECTORS = ("detectors.csv", "detectors.csv.gz", "detectors.zip")
 _FILE = re.compile(rf"event(\d{{1,18}})-({'|'.join(KINDS)})\.csv(\.gz)?")
+_PIECE = 1 << 24  # bytes that are unpacked at a time
 
 
 @dataclass
@@ -45,24 +50,33 @@ class Source:
         return f"{self.path}:{member}" if self.is_zip else str(self.path / member)
 
     def read(self, member: str, where: str) -> bytes:
-        """The bytes of a member, unpacked; InputError that begins with `where` if it is damaged."""
+        """The bytes of a member, unpacked; InputError that begins with `where` if it is damaged or no regular file."""
         packed = member.endswith(".gz")
         if not self.is_zip:
-            return unpack((self.path / member).read_bytes(), packed, where)
+            path = self.path / member
+            if not path.is_file():
+                raise InputError(f"{where}: {_no_file(path)}")
+            return unpack(path.read_bytes(), packed, where)
         if self._zip is None:
             self._zip = open_zip(self.path)
+        if (size := self._zip.getinfo(member).file_size) > max_unpacked():
+            raise InputError(f"{where}: {too_large(size)}")
         try:
             return unpack(self._zip.read(member), packed, where)
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+            _unless_out_of_memory(error)
             raise InputError(f"{where}: damaged or unreadable in the zip ({error}); fetch it again") from error
 
     def stamp(self, member: str) -> tuple[str, int, int]:
-        """Name, size and version (time of change, or CRC in a zip) of a member."""
+        """Name, size and version (time of change, or CRC in a zip) of a member; sizes of -1: there is no such file."""
         if self.is_zip:
             self._zip = self._zip or open_zip(self.path)
             info = self._zip.getinfo(member)
             return member, info.file_size, info.CRC
-        status = (self.path / member).stat()
+        try:
+            status = (self.path / member).stat()
+        except FileNotFoundError:  # a link to nothing; reading says so
+            return member, -1, -1
         return member, status.st_size, status.st_mtime_ns
 
     def __getstate__(self) -> dict[str, object]:
@@ -70,23 +84,48 @@ class Source:
 
 
 def unpack(data: bytes, packed: bool, where: str) -> bytes:
-    """The bytes of a plain or gzipped file; InputError that begins with `where` if it is damaged."""
+    """The bytes of a plain or gzipped file; InputError that begins with `where` if it is damaged or unpacks to more
+    than the limit."""
     if not packed:
         return data
     if not data:
         raise InputError(f"{where}: the file is empty")
+    parts, left = [], max_unpacked()
     try:
-        return gzip.decompress(data)
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+            while part := file.read(min(_PIECE, left + 1)):
+                parts.append(part)
+                left -= len(part)
+                if left < 0:
+                    raise InputError(f"{where}: {too_large(max_unpacked())}")
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        _unless_out_of_memory(error)
         raise InputError(f"{where}: truncated or corrupt gzip ({error}); fetch it again") from error
+    return b"".join(parts)
+
+
+def _unless_out_of_memory(error: Exception) -> None:
+    """MemoryError if that is what zlib means: no fault of the file's."""
+    if isinstance(error, zlib.error) and "Error -4 " in str(error):
+        raise MemoryError(str(error)) from error
 
 
 def open_zip(path: Path) -> zipfile.ZipFile:
     """The zip `path`; InputError if it is none."""
+    if not path.is_file():
+        raise InputError(f"{path}: {_no_file(path)}; a source is a folder or zip of TrackML files")
     try:
         return zipfile.ZipFile(path)
     except zipfile.BadZipFile as error:
+        if isinstance(error.__context__, OSError) and error.__context__.errno != errno.EINVAL:
+            raise error.__context__ from None  # the disk's fault; EINVAL: a place before the file's beginning
         raise InputError(f"{path}: not a whole zip ({error}); a source is a folder or zip of TrackML files") from error
+
+
+def _no_file(path: Path) -> str:
+    if path.is_symlink() and not path.exists():
+        return f"a link to {os.readlink(path)}, which does not exist; mend or remove it"
+    return "no regular file"
 
 
 def find_events(path: str | Path) -> Source:
@@ -111,7 +150,7 @@ def list_files(path: str | Path) -> Source:
         if match := _FILE.fullmatch(member.rsplit("/", 1)[-1]):
             event_id, kind = int(match[1]), match[2]
             other = source.events.setdefault(event_id, {}).setdefault(kind, member)
-            if other != member:
+            if other != member and (source.is_zip or not _same_file(source.path / other, source.path / member)):
                 source.faults[event_id] = f"{source.display(member)}: event {event_id}: also in {source.display(other)}"
     names = DETECTORS[:2] if source.is_zip else DETECTORS  # a zip within a zip is not read
     found = [member for member in members if member.rsplit("/", 1)[-1] in names]
@@ -145,9 +184,32 @@ def recorded_field(source: Source) -> float | None:
     return next(iter(found), None)
 
 
+def _same_file(one: Path, other: Path) -> bool:
+    return os.path.realpath(one) == os.path.realpath(other)
+
+
 def _files_below(folder: Path) -> Iterator[str]:
-    for parent, _, names in os.walk(folder):
-        yield from (os.path.relpath(os.path.join(parent, name), folder) for name in names)
+    """All files below, relative to `folder`. Linked folders are read, each real folder once, by its own name if it has
+    one in `folder`. Raises OSError for a folder that cannot be read, InputError for a link to nothing."""
+    seen, waiting = set(), deque([str(folder)])
+    while waiting:
+        linked: list[str] = []
+        for parent, folders, names in os.walk(waiting.popleft(), onerror=_raise):
+            if (real := os.path.realpath(parent)) in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            linked += [path for name in folders if os.path.islink(path := os.path.join(parent, name))]
+            for name in names:
+                path = os.path.join(parent, name)
+                if not name.startswith(".") and not _FILE.fullmatch(name) and not os.path.exists(path):
+                    raise InputError(f"{path}: {_no_file(Path(path))}")  # it may have been a folder of events
+                yield os.path.relpath(path, folder)
+        waiting.extend(sorted(linked))
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def check_files(source: Source, with_truth: bool = True) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 
 from hpctrack import pools
 from hpctrack.data import schema, store
+from hpctrack.data.checks import faults_of_event
 from hpctrack.data.checksums import column_checksum, event_checksum, table_checksum
 from hpctrack.errors import InputError
 
@@ -199,51 +200,9 @@ def _check_sums(event: dict, sums: dict, own: dict, row: int, event_id: int, not
 
 
 def check_event(event: dict[str, np.ndarray]) -> Iterator[tuple[str, str]]:
-    """(column, what is wrong) of one event's columns: finite numbers, order of the hits, references to particles."""
-    for name, values in event.items():
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
-            row = int(np.flatnonzero(~np.isfinite(values))[0])
-            yield name, f"row {row} is {values[row]}, must be a finite number"
-    yield from _check_hits(event)
-    yield from _check_references(event)
-
-
-def _check_hits(event: dict[str, np.ndarray]) -> Iterator[tuple[str, str]]:
-    hit_id, weight = event.get("hits.hit_id"), event.get("truth.weight")
-    if hit_id is not None:
-        late = np.flatnonzero(hit_id[1:] <= hit_id[:-1])
-        if len(late):
-            row = int(late[0])
-            yield "hits.hit_id", f"is not increasing: {hit_id[row]}, then {hit_id[row + 1]} in row {row + 1}"
-    if weight is not None and (weight < 0).any():
-        row = int(np.flatnonzero(weight < 0)[0])
-        yield "truth.weight", f"row {row} is {weight[row]}, must not be negative"
-
-
-def _check_references(event: dict[str, np.ndarray]) -> Iterator[tuple[str, str]]:
-    row, owner, ids = (event.get(n) for n in ("truth.particle_row", "truth.particle_id", "particles.particle_id"))
-    if ids is not None and len(np.unique(ids)) != len(ids):
-        yield "particles.particle_id", "holds a particle twice"
-    if row is None or ids is None:
-        return
-    outside = np.flatnonzero((row < -1) | (row >= len(ids)))
-    if len(outside):
-        hit = int(outside[0])
-        yield "truth.particle_row", f"row {hit} is {row[hit]}, must be from -1 to {len(ids) - 1}"
-        return
-    if owner is not None:
-        meant = np.where(row < 0, 0, np.append(ids, 0)[row])
-        wrong = np.flatnonzero(owner != meant)
-        if len(wrong):
-            hit = int(wrong[0])
-            yield "truth.particle_id", f"row {hit} is {owner[hit]}, but particle_row says {meant[hit]}"
-    nhits = event.get("particles.nhits")
-    if nhits is not None and len(row):
-        counted = np.bincount(row[row >= 0], minlength=len(ids))
-        wrong = np.flatnonzero(counted != nhits)
-        if len(wrong):
-            particle = int(wrong[0])
-            yield "particles.nhits", f"row {particle} is {nhits[particle]}, but {counted[particle]} hits are its own"
+    """(column, what is wrong) of one event's columns: all that data/checks.py asks."""
+    for column, row, what in faults_of_event(event):
+        yield column, what if row is None else f"row {row} {what}"
 
 
 # ------------------------------------------------------------------------------------------------ index and dataset

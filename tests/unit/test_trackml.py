@@ -203,7 +203,13 @@ FAULTS = {
     # name: (change, what the line must hold besides the file's and the event's name)
     "missing column": (drop_column("hits", "y"), ["-hits.csv", "no column 'y'"]),
     "missing column of truth": (drop_column("truth", "weight"), ["-truth.csv", "no column 'weight'"]),
-    "header only of hits": (edit("hits", lambda lines: lines[:1]), ["-hits.csv", "no hits"]),
+    "header only of hits": (edit("hits", lambda lines: lines[:1]), ["-truth.csv", "row 1", "is not in the hits file"]),
+    "position of 1e30": (put("hits", 6, "z", "1e30"), ["-hits.csv", "row 6", "z is 1e+30", "within 1e+09 mm"]),
+    "radius beyond float32": (put("hits", 6, "x", "3e38"), ["-hits.csv", "row 6", "x is 3e+38", "within 1e+09 mm"]),
+    "vertex of 1e30": (put("particles", 2, "vx", "-1e30"), ["-particles.csv", "row 2", "vx is -1e+30"]),
+    "negative weight": (put("truth", 6, "weight", "-0.5"), ["-truth.csv", "row 6", "weight is -0.5", "negative"]),
+    "weight that is no number": (put("truth", 6, "weight", "nan"), ["-truth.csv", "row 6", "weight is 'nan'"]),
+    "negative nhits": (put("particles", 2, "nhits", -1), ["-particles.csv", "row 2", "nhits is '-1'"]),
     "short last row": (edit("hits", lambda lines: lines[:-1] + [b"24,1.0,2.0\n"]), ["-hits.csv", "row 24", "3 values"]),
     "short last row without its end": (edit("truth", lambda lines: lines[:-1] + [lines[-1][:9]]), ["-truth", "end"]),
     "cut within the last value": (edit("hits", lambda lines: lines[:-1] + [lines[-1][:-2]]), ["-hits", "truncated"]),
@@ -314,8 +320,8 @@ def test_bad_detectors(tmp_path, capsys):
     path = folder / "detectors.csv"
     frame = pd.read_csv(path)
     bad = {
-        "stands twice": pd.concat([frame, frame.iloc[[3]]]),
-        "row 3: pitch_u is 0.0, must be > 0": frame.assign(pitch_u=frame["pitch_u"].where(frame.index != 2, 0.0)),
+        "stands twice": pd.concat([frame, frame]),
+        "pitch_u is 0.0 in row ": frame.assign(pitch_u=0.0),
         "no column 'rot_xu'": frame.drop(columns="rot_xu"),
         "no modules": frame[:0],
     }
