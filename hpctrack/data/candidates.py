@@ -20,6 +20,7 @@ import numpy as np
 import xxhash
 
 from hpctrack.data.files import publish
+from hpctrack.data.hdf5 import atomic_h5, own, plain_name, small_array
 from hpctrack.data.journal import COLUMNS, PARAMETERS, PARTS, Place, read_lengths, read_record
 from hpctrack.data.journal import HEADER as HEADER  # what concerns journals is found here, too
 from hpctrack.data.journal import Journal as Journal
@@ -28,7 +29,6 @@ from hpctrack.data.journal import decode as decode
 from hpctrack.data.journal import encode as encode
 from hpctrack.data.journal import records as records
 from hpctrack.data.schema import ESTIMATE, Candidates
-from hpctrack.data.store import atomic_h5
 from hpctrack.errors import InputError
 
 FORMAT = "hpctrack-candidates"
@@ -172,7 +172,7 @@ def content_digest(file: h5py.File) -> str:
     names: list[str] = []
     file.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
     for name in sorted(names):
-        dataset = file[name]
+        dataset = own(file, name)
         if dataset.nbytes > file.id.get_filesize():
             raise InputError(f"{file.filename}: {name} claims {dataset.nbytes} bytes, more than the file has; {AGAIN}")
         state.update(f"{name} {dataset.dtype.str} {dataset.shape}\n".encode())
@@ -211,9 +211,9 @@ class CandidateStore:
             if file.attrs.get("checksum") != _index_checksum(file):
                 raise InputError(f"{path}: fails its checksum; {AGAIN}")
             self.attributes: dict[str, Any] = json.loads(file.attrs["attributes"])
-            self.event_ids, self.row, self.shard, shards, digests = (file[name][()] for name in INDEX_COLUMNS)
+            self.event_ids, self.row, self.shard, shards, digests = (small_array(file, name) for name in INDEX_COLUMNS)
             self._read_more(file)
-            self.shards = [name.decode() for name in shards]
+            self.shards = [plain_name(name.decode()) for name in shards]
             self.digests = [digest.decode() for digest in digests]
         self._reset()
 
@@ -314,7 +314,7 @@ class CandidatesFile:
         return offsets
 
     def _column(self, name: str, dtype: Any, length: int | None = None) -> h5py.Dataset:
-        dataset = self.file[name]
+        dataset = own(self.file, name)
         shape = (dataset.size if length is None else length, *WIDTH.get(name, ()))
         if dataset.dtype != np.dtype(dtype) or dataset.shape != shape:
             expected = "(n,)" if length is None else shape

@@ -29,18 +29,23 @@ def faults_of_event(event: Mapping[str, np.ndarray]) -> Iterator[Fault]:
 
 def faults_of_column(name: str, values: np.ndarray) -> Iterator[Fault]:
     """What is wrong with the values of one column by themselves."""
-    if values.dtype.kind == "f":
-        right = np.isfinite(values)
-        if not right.all():
-            row = int(np.flatnonzero(~right)[0])
-            yield name, row, f"is {values[row]}, must be a finite number"
-            return
-    if name in LENGTHS and len(values) and (np.abs(values) > FARTHEST_MM).any():
-        row = int(np.flatnonzero(np.abs(values) > FARTHEST_MM)[0])
-        yield name, row, f"is {values[row]:g}, must be within {FARTHEST_MM:g} mm"
+    yield from faults_of_numbers(name, values)
     if name in NOT_NEGATIVE and (values < 0).any():
         row = int(np.flatnonzero(values < 0)[0])
         yield name, row, f"is {values[row]}, must not be negative"
+
+
+def faults_of_numbers(name: str, values: np.ndarray) -> Iterator[Fault]:
+    """What nothing can be computed with: numbers that are not finite, positions out of this world."""
+    if values.dtype.kind != "f":
+        return
+    bound = np.abs(values).max(initial=0.0)  # NaN if there is one
+    if not np.isfinite(bound):
+        row = int(np.flatnonzero(~np.isfinite(values))[0])
+        yield name, row, f"is {values[row]}, must be a finite number"
+    elif name in LENGTHS and bound > FARTHEST_MM:
+        row = int(np.flatnonzero(np.abs(values) > FARTHEST_MM)[0])
+        yield name, row, f"is {values[row]:g}, must be within {FARTHEST_MM:g} mm"
 
 
 def _order_of_hits(event: Mapping[str, np.ndarray]) -> Iterator[Fault]:

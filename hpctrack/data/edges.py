@@ -18,8 +18,8 @@ import numpy as np
 
 from hpctrack.data import candidates
 from hpctrack.data.candidates import CandidatesFile, CandidateStore, bounds, content_digest
+from hpctrack.data.hdf5 import atomic_h5, small_array
 from hpctrack.data.journal import LENGTHS, Place, checksum, read_payload
-from hpctrack.data.store import atomic_h5
 from hpctrack.errors import InputError
 
 FORMAT = "hpctrack-edges"
@@ -110,7 +110,7 @@ class EdgeStore(CandidateStore):
     FORMAT, WHAT = FORMAT, "an edges folder"
 
     def _read_more(self, index: Any) -> None:
-        self.n_edges = index["n_edges"][()]
+        self.n_edges = small_array(index, "n_edges")
 
     @staticmethod
     def _file(path: Path, event_ids: np.ndarray) -> EdgesFile:

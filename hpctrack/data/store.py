@@ -7,14 +7,13 @@ the whole layout.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 import tempfile
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,12 +21,18 @@ from typing import Any
 import h5py
 import numpy as np
 
-from hpctrack import __version__
 from hpctrack.data import schema
-from hpctrack.data.buffers import BufferPool, DiskFile, read_into, read_ranges, write_all
+from hpctrack.data.buffers import BufferPool, read_into, read_ranges, write_all
+from hpctrack.data.checks import faults_of_numbers
 from hpctrack.data.checksums import column_checksum, combined_digest, event_checksum, table_checksum
 from hpctrack.data.columns import AXES, TYPES, KeptShard, as_tables, axis_of, stored_type
-from hpctrack.data.files import naming, publish, temporary_name
+from hpctrack.data.files import naming
+from hpctrack.data.hdf5 import atomic_h5 as atomic_h5  # what concerns single files is found here, too
+from hpctrack.data.hdf5 import check_size, own, plain_name, read_attributes, write_header
+from hpctrack.data.hdf5 import damage as damage
+from hpctrack.data.hdf5 import open_h5 as open_h5
+from hpctrack.data.hdf5 import small_array as small_array
+from hpctrack.data.limits import max_unpacked, too_large
 from hpctrack.errors import InputError
 
 INDEX = "index.h5"
@@ -55,32 +60,18 @@ def shard_name(number: int) -> str:
 # ------------------------------------------------------------------------------------------------ writing
 
 
-@contextlib.contextmanager
-def atomic_h5(path: Path) -> Iterator[h5py.File]:
-    """A new HDF5 file that gets its name only when it is whole and on disk; a full disk is an OSError."""
-    temporary = temporary_name(path)
-    try:
-        with DiskFile(temporary, "x+") as disk:
-            with h5py.File(disk, "w") as file:
-                yield file
-            if disk.error:
-                raise OSError(disk.error.errno, disk.error.strerror, str(path))
-        publish(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 class ShardWriter:
     """Writes one shard; memory is that of one column of one event, whatever the shard's size.
 
     Events wait in an unnamed file in the shard's folder until `close`, because a column of the shard is one contiguous
-    dataset and its length is known only then. `attributes` go to the shard as they are (strings and numbers). Used as a
-    context manager, nothing is written when the block fails.
+    dataset and its length is known only then. `attributes` go to the shard as they are (strings and numbers), `texts`
+    may be long. Used as a context manager, nothing is written when the block fails.
     """
 
     def __init__(self, path: str | Path, attributes: Mapping[str, Any] | None = None) -> None:
         self.path = Path(path)
         self.attributes = dict(attributes or {})
+        self.texts: dict[str, str] = {}
         self._event_ids: list[int] = []
         self._lengths: dict[str, list[int]] = {"hits": [], "particles": []}
         self._n_noise: list[int] = []
@@ -116,7 +107,7 @@ class ShardWriter:
         rows = [{name: sums[i] for name, sums in self._checksums.items()} for i in range(len(self._event_ids))]
         offsets = {axis: np.append(0, np.cumsum(n)).astype(np.int64) for axis, n in self._lengths.items()}
         with atomic_h5(self.path) as file:
-            _write_header(file, "shard", self.attributes)
+            write_header(file, "shard", self.attributes, self.texts)
             for axis, values in offsets.items():
                 file[f"offsets/{axis}"] = values
             for name in schema.all_columns():
@@ -152,24 +143,26 @@ class ShardWriter:
             self.discard()
 
 
-def _write_header(file: h5py.File, kind: str, attributes: Mapping[str, Any]) -> None:
-    file.attrs.update({"format": schema.FORMAT, "version": schema.VERSION, "kind": kind, "writer": __version__})
-    file.attrs.update(attributes)
-
-
-def write_index(folder: str | Path, shards: Sequence[str], attributes: Mapping[str, Any] | None = None) -> None:
-    """Write `index.h5` over the named shards of `folder`, events in the order of their ids.
+def write_index(
+    folder: str | Path,
+    shards: Sequence[str],
+    attributes: Mapping[str, Any] | None = None,
+    texts: Mapping[str, str] | None = None,
+    beside: Path | None = None,
+) -> None:
+    """Write `index.h5` over the named shards of `folder` (or, where it has none, of `beside`), events by their ids.
 
     Raises InputError for a file that is no shard and for an event id that two shards hold.
     """
     folder = Path(folder)
+    paths = [folder / name if beside is None or (folder / name).exists() else beside / name for name in shards]
     columns: dict[str, list[np.ndarray]] = {}
-    for number, name in enumerate(shards):
-        with open_h5(folder / name, "shard") as file, damage(folder / name):
-            n = len(file["event_id"])
-            part = {"event_id": file["event_id"][:], "shard": np.full(n, number, np.int32), "row": np.arange(n)}
-            part |= {key: file[key][:] for key in ("n_noise", "checksum")}
-            part |= {f"n_{axis}": np.diff(file[f"offsets/{axis}"][:]) for axis in ("hits", "particles")}
+    for number, path in enumerate(paths):
+        with open_h5(path, "shard") as file, damage(path):
+            part = {key: small_array(file, key) for key in ("event_id", "n_noise", "checksum")}
+            n = len(part["event_id"])
+            part |= {"shard": np.full(n, number, np.int32), "row": np.arange(n)}
+            part |= {f"n_{axis}": np.diff(small_array(file, f"offsets/{axis}")) for axis in ("hits", "particles")}
         for key, values in part.items():
             columns.setdefault(key, []).append(values)
     table = {key: np.concatenate(values) for key, values in columns.items()}
@@ -180,64 +173,15 @@ def write_index(folder: str | Path, shards: Sequence[str], attributes: Mapping[s
         first, second = (shards[table["shard"][twice[0] + k]] for k in (0, 1))
         raise InputError(f"{folder}: event {table['event_id'][twice[0]]} stands in {first} and in {second}")
     table["shard_files"] = np.array(list(shards), dtype="S")
-    table["shard_bytes"] = np.array([os.path.getsize(folder / name) for name in shards], dtype=np.int64)
+    table["shard_bytes"] = np.array([path.stat().st_size for path in paths], dtype=np.int64)
     with atomic_h5(folder / INDEX) as file:
-        _write_header(file, "index", attributes or {})
+        write_header(file, "index", attributes or {}, texts or {})
         for key, values in table.items():
             file[key] = values
         file["index_checksum"] = np.uint64(table_checksum(table, INDEX_COLUMNS))
 
 
 # ------------------------------------------------------------------------------------------------ reading
-
-
-def open_h5(path: str | Path, kind: str) -> h5py.File:
-    """Open a shard or index for reading; InputError if it is not one, is damaged or of an unknown version."""
-    try:
-        file = h5py.File(path, "r", locking=False)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
-    except OSError as error:
-        if error.errno not in (None, 0):
-            raise
-        raise InputError(f"{path}: not a whole HDF5 file ({_short(error)}); convert again with --overwrite") from error
-    with damage(path):
-        found = {key: file.attrs.get(key) for key in ("format", "version", "kind")}
-    expected = {"format": schema.FORMAT, "version": schema.VERSION, "kind": kind}
-    for key, value in expected.items():
-        if str(found[key]) != str(value):
-            file.close()
-            raise InputError(f"{path}: {key} is '{found[key]}', but this hpctrack reads '{value}'")
-    return file
-
-
-@contextlib.contextmanager
-def damage(path: str | Path) -> Iterator[None]:
-    """Turn what h5py says of missing or unreadable parts of a file into an InputError."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (KeyError, IndexError, TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise InputError(
-            f"{path}: damaged, or not made by hpctrack ({_short(error)}); convert again with --overwrite"
-        ) from error
-    except OSError as error:
-        if error.errno not in (None, 0):
-            raise
-        raise InputError(f"{path}: damaged ({_short(error)}); convert again with --overwrite") from error
-
-
-def small_array(file: h5py.File, key: str) -> np.ndarray:
-    """A 1-d dataset of bookkeeping, whole; ValueError if it claims more than the file can hold."""
-    dataset = file[key]
-    if not isinstance(dataset, h5py.Dataset) or dataset.ndim != 1 or dataset.nbytes > file.id.get_filesize():
-        raise ValueError(f"{key} is no 1-d array of this file's")
-    return dataset[:]
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).strip("'\"").split())[:200]
 
 
 class Dataset:
@@ -259,16 +203,16 @@ class Dataset:
             raise InputError(f"{self.folder}: no {INDEX}; `hpctrack convert` writes it last, so run it (again)")
         with open_h5(self.folder / INDEX, "index") as file, damage(self.folder / INDEX):
             table = {key: small_array(file, key) for key in INDEX_COLUMNS}
-            if table_checksum(table, INDEX_COLUMNS) != file["index_checksum"][()]:
+            if table_checksum(table, INDEX_COLUMNS) != own(file, "index_checksum")[()]:
                 raise InputError(f"{self.folder / INDEX}: fails its checksum; convert again with --overwrite")
             _check_lengths(table)
-            self.attributes = dict(file.attrs)
+            self.attributes = read_attributes(file)
             self.field_t = _field(self.attributes)
+            self.shards = [plain_name(name.decode()) for name in table["shard_files"]]
         self.event_ids, self.checksums, self.shard, self.row = (
             table[key] for key in ("event_id", "checksum", "shard", "row")
         )
         self.n_hits, self.n_noise, self.n_particles = (table[f"n_{key}"] for key in ("hits", "noise", "particles"))
-        self.shards = [name.decode() for name in table["shard_files"]]
         for name, size in zip(self.shards, table["shard_bytes"], strict=True):
             path = self.folder / name
             if not path.is_file():
@@ -428,6 +372,8 @@ class _Shard:
             starts = [int(offsets[0]) for offsets in self.offsets.values()]
             if any(starts):
                 raise InputError(f"{path}: its offsets begin at {max(starts)}, not 0; convert again with --overwrite")
+            if any((np.diff(offsets) < 0).any() for offsets in self.offsets.values()):
+                raise InputError(f"{path}: its offsets decrease; convert again with --overwrite")
             fits = np.array_equal(np.sort(rows), np.arange(len(rows)))
             for key, values in expected.items():
                 if not fits or len(own[key]) != len(rows) or (own[key][rows] != values).any():
@@ -449,7 +395,7 @@ class _Shard:
             raise InputError(f"{self.path}: was replaced while it was read; start again")
         for name in names:
             path, rows = name.replace(".", "/"), int(self.offsets[axis_of(name)][-1])
-            dataset, dtype = file[path], stored_type(name)
+            dataset, dtype = own(file, path), stored_type(name)
             if dataset.dtype != dtype or dataset.shape != (rows,):
                 raise InputError(
                     f"{self.path}: {name} is {dataset.dtype} {dataset.shape}, must be {dtype} ({rows},); "
@@ -459,12 +405,19 @@ class _Shard:
             if checksums.shape != (len(self.offsets["hits"]) - 1,):
                 raise ValueError(f"{len(checksums)} checksums of {name}")
             position = dataset.id.get_offset()  # None: in chunks, or empty
-            if rows and (position is None or dataset.external or file.userblock_size or dtype != TYPES[name]):
+            if rows and (position is None or file.userblock_size or dtype != TYPES[name]):
+                self._check_packed(name, dataset)
                 self.chunked.add(name)
             elif rows and position + dataset.nbytes > opened.st_size:
                 raise InputError(f"{self.path}: {name} lies beyond the file's end; convert again with --overwrite")
             self._positions[name] = position or 0
             self._checksums[name] = checksums
+
+    def _check_packed(self, name: str, dataset: h5py.Dataset) -> None:
+        check_size(dataset)
+        largest = int(np.diff(self.offsets[axis_of(name)]).max()) * TYPES[name].itemsize
+        if largest > max_unpacked():
+            raise InputError(f"{self.path}: {name} of an event {too_large(largest)}")
 
     def range(self, name: str, row: int) -> tuple[int, int]:
         """Position in the file and size, bytes, of a located column of event `row`."""
@@ -485,7 +438,7 @@ class _Shard:
         offsets = self.offsets[axis_of(name)]
         rows = slice(None) if row is None else slice(offsets[row], offsets[row + 1])
         with open_h5(self.path, "shard") as file, damage(self.path):
-            return file[name.replace(".", "/")][rows].astype(TYPES[name], copy=False)
+            return own(file, name.replace(".", "/"))[rows].astype(TYPES[name], copy=False)
 
     def read_whole(self, name: str) -> np.ndarray:
         """A located column of all events, read-only."""
@@ -498,12 +451,13 @@ class _Shard:
         return values
 
     def verify(self, arrays: Mapping[str, np.ndarray], row: int, event_id: int) -> None:
-        """InputError if a column of event `row` is not what its checksum says."""
+        """InputError if a column of event `row` is not what its checksum says, or holds what no event's can."""
+        where = f"{self.path}: event {event_id}"
         for name, values in arrays.items():
             if column_checksum(values) != int(self._checksums[name][row]):
-                raise InputError(
-                    f"{self.path}: event {event_id}: {name} fails its checksum; convert again with --overwrite"
-                )
+                raise InputError(f"{where}: {name} fails its checksum; convert again with --overwrite")
+            for _, place, what in faults_of_numbers(name, values):
+                raise InputError(f"{where}: {name}: row {place} {what}; convert again from sound files")
 
 
 def _field(attributes: Mapping[str, Any]) -> float:
@@ -550,6 +504,6 @@ def shard_attributes(path: str | Path) -> dict[str, Any] | None:
     """The attributes of a whole shard, None if there is no such file or it is not a whole shard."""
     try:
         with open_h5(path, "shard") as file, damage(path):
-            return dict(file.attrs) | {"n_events": len(file["event_id"])}
+            return read_attributes(file) | {"n_events": len(small_array(file, "event_id"))}
     except InputError:
         return None

@@ -5,7 +5,6 @@ A shard is checked in a process of its own, so a crash of the HDF5 library does 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from hpctrack import pools
 from hpctrack.data import schema, store
 from hpctrack.data.checks import faults_of_event
 from hpctrack.data.checksums import column_checksum, event_checksum, table_checksum
+from hpctrack.data.hdf5 import check_size, own
 from hpctrack.errors import InputError
 
 PER_EVENT = ("event_id", "n_noise", "checksum")  # of a shard
@@ -25,7 +25,6 @@ INDEX_TYPES = {
     "shard": np.int32,
     "checksum": np.uint64,
 }
-SQUEEZED = 1100  # no compression of HDF5's makes data smaller by more than this
 Say = Callable[[int, int], None]  # progress: files done, files in all
 
 
@@ -80,20 +79,16 @@ class Notes:
         """Likewise, but the open dataset, nothing read yet."""
         try:
             with store.damage(self.path):
-                found = file[name]
-                shape, stored, size = found.shape, found.dtype, os.path.getsize(self.path)
+                found = own(file, name)
+                check_size(found)
+                shape, stored = found.shape, found.dtype
         except InputError as error:
             self.add(reason(error, self.path), column=name)
-            return None
-        except AttributeError:
-            self.add("is a group, must be a dataset", column=name)
             return None
         if dtype is not None and stored != np.dtype(dtype).newbyteorder("<"):
             self.add(f"has type {stored}, must be {np.dtype(dtype)}", column=name)
         elif shape is None or len(shape) != 1 or (length is not None and shape != (length,)):
             self.add(f"has shape {shape}, must be ({'n' if length is None else length},)", column=name)
-        elif shape[0] * stored.itemsize > size * (SQUEEZED if found.compression else 1):
-            self.add(f"says {shape[0]} values, more than the file's {size} bytes can hold", column=name)
         else:
             return found
         return None
@@ -113,7 +108,6 @@ def check_shard(path: Path) -> Shard:
     try:
         with store.open_h5(path, "shard") as file, store.damage(path):
             _check_open_shard(file, notes, shard)
-            dict(file.attrs)  # readable, that is
     except (InputError, OSError) as error:
         notes.add(reason(error, path))
     shard.problems = notes.problems
@@ -218,8 +212,7 @@ def check_index(folder: Path) -> tuple[dict[str, np.ndarray] | None, list[Proble
         with store.open_h5(path, "index") as file, store.damage(path):
             for name in store.INDEX_COLUMNS:
                 table[name] = notes.array(file, name, INDEX_TYPES.get(name))
-            checksum = int(np.uint64(file["index_checksum"][()]))
-            dict(file.attrs)  # readable, that is
+            checksum = int(np.uint64(own(file, "index_checksum")[()]))
     except (InputError, OSError) as error:
         notes.add(reason(error, path))
         return None, notes.problems

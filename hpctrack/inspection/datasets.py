@@ -10,6 +10,7 @@ import numpy as np
 
 from hpctrack.data import schema, store
 from hpctrack.data.checksums import combined_digest
+from hpctrack.data.hdf5 import ATTRIBUTES_DIGEST, TEXTS, read_attributes
 from hpctrack.inspection.text import histogram
 
 
@@ -23,6 +24,7 @@ def describe_dataset(folder: Path) -> dict[str, Any]:
     return {
         "format": f"{attributes['format']} {attributes['version']}",
         "writer": f"hpctrack {attributes.get('writer')}",
+        "attributes": _covered(attributes),
         **_totals(dataset.n_hits, dataset.n_noise, dataset.n_particles),
         "field_t": dataset.field_t,
         "shards": len(dataset.shards),
@@ -39,12 +41,12 @@ def describe_dataset(folder: Path) -> dict[str, Any]:
 def describe_shard(path: Path) -> dict[str, Any]:
     """One shard: totals, its columns as they are stored, histograms, digest."""
     with store.open_h5(path, "shard") as file, store.damage(path):
-        attributes = dict(file.attrs)
+        attributes = read_attributes(file)
         ids, checksums, n_noise = (store.small_array(file, name) for name in ("event_id", "checksum", "n_noise"))
         n_hits, n_particles = (np.diff(store.small_array(file, f"offsets/{axis}")) for axis in ("hits", "particles"))
         columns = {}
         for table in file:
-            if hasattr(file[table], "items") and table not in ("offsets", "checksums"):
+            if hasattr(file[table], "items") and table not in ("offsets", "checksums", TEXTS):
                 for name, found in file[table].items():
                     if not hasattr(found, "chunks"):
                         raise ValueError(f"{table}/{name} is no dataset")
@@ -52,6 +54,7 @@ def describe_shard(path: Path) -> dict[str, Any]:
     return {
         "format": f"{attributes['format']} {attributes['version']}",
         "writer": f"hpctrack {attributes.get('writer')}",
+        "attributes": _covered(attributes),
         **_totals(n_hits, n_noise, n_particles),
         "bytes": path.stat().st_size,
         "digest": combined_digest(ids, checksums),
@@ -71,6 +74,10 @@ def describe_unfinished(folder: Path) -> dict[str, Any]:
         "next": "run the same `hpctrack convert` again: it keeps whole shards and writes the index",
         "shards": shards,
     }
+
+
+def _covered(attributes: dict[str, Any]) -> str:
+    return "fit their checksum" if ATTRIBUTES_DIGEST in attributes else "have no checksum: written before there was one"
 
 
 def _totals(n_hits: np.ndarray, n_noise: np.ndarray, n_particles: np.ndarray) -> dict[str, int]:

@@ -237,8 +237,8 @@ PLANTED = {
     "row -2": (lambda: changed_event("truth", "particle_row", 0, -2), "row 0 is -2, must be from -1 to 5"),
     "id": (lambda: changed_event("truth", "particle_id", 0, 77), "row 0 is 77, but particle_row says"),
     "nhits": (
-        lambda: with_particle(toy_event(0, 6), "nhits", 9),
-        "particles.nhits: row 0 is 9, but 6 hits are its own",
+        lambda: with_particle(toy_event(0, 6), "nhits", -1),
+        "particles.nhits: row 0 is -1, must not be negative",
     ),
     "twice": (lambda: with_particle(toy_event(0, 6), "particle_id", 1001), "holds a particle twice"),
 }
