@@ -108,7 +108,7 @@ def _faults(where: str, table: Mapping[str, np.ndarray], key: np.ndarray, order:
         for place in np.flatnonzero(table[name][order] <= 0):
             row = int(order[place])
             what = f"{name} is {table[name][row]} in row {row + 1} of {where}, must be > 0 mm"
-            found[int(place)] = f"module {module_name(table, row)}: {what}"
+            found.setdefault(int(place), f"module {module_name(table, row)}: {what}")
     for place in np.flatnonzero(np.diff(key[order]) == 0):
         row = int(order[place + 1])
         first = int(np.searchsorted(key[order], key[row]))  # where `rows` finds it
