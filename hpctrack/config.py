@@ -215,6 +215,7 @@ class ParallelConfig(Section):
         True, description="on CPUs, ranks of a node that may use the same cores split them, if there are enough"
     )
     timeout_s: float = Field(600.0, gt=0, description="a collective that waits longer ends the run")
+    rendezvous_timeout_s: float = Field(300.0, gt=0, description="ranks that have not met by then end")
 
     @model_validator(mode="after")
     def _options_of_the_strategy(self) -> ParallelConfig:

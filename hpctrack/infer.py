@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+import hpctrack.parallel.launched  # noqa: F401 - first
 from hpctrack import arguments
 from hpctrack.config import (
     ParallelConfig,
@@ -50,6 +51,7 @@ from hpctrack.runtime.watchdog import Watchdog
 from hpctrack.tracking.builders import build_builder
 from hpctrack.tracking.methods import METHODS, ByMethod, MethodConfig
 
+START_S = 30.0  # ranks begin at most so far apart, however short an event is
 WAIT_S = 86400.0  # for ranks that have more to do; those that are lost, or hang at an event, are noticed at once
 
 
@@ -89,8 +91,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         paths, configs = stages(args.checkpoint, args.overrides)
     if args.part and args.submission:
         raise InputError("--submission: is written from all events; give it to a last call without --part")
-    parallel = ParallelConfig(device=args.device, timeout_s=WAIT_S)
-    with distributed(parallel, args.threads) as env, Watchdog(args.timeout_s, env, "--timeout-s") as watchdog:
+    meeting_s = max(args.timeout_s, START_S)
+    parallel = ParallelConfig(device=args.device, timeout_s=WAIT_S, rendezvous_timeout_s=meeting_s)
+    settings = {name: value for name, value in vars(args).items() if name != "local_rank"}
+    with (
+        distributed(parallel, args.threads, "infer", settings, "--timeout-s") as env,
+        Watchdog(args.timeout_s, env, "--timeout-s") as watchdog,
+    ):
         data = Dataset(args.data, verify=True)
         how = ByMethod(config, data, INFER) if args.method else Chain(configs, paths, data, env.device)
         code = infer(how, data, args.out, env, args.part, watchdog)

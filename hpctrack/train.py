@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import hpctrack.parallel.launched  # noqa: F401 - first
 from hpctrack import arguments
 from hpctrack.config import RunConfig, load_config
 from hpctrack.data.lock import Owner, only_writer
@@ -28,7 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     launcher_argument(parser)
     args = parser.parse_args(argv)
     config = load_config(args.config, args.overrides)
-    with distributed(config.parallel, config.train.threads) as env:
+    settings = config.model_dump(mode="json")
+    with distributed(config.parallel, config.train.threads, "train", settings) as env:
         return train(config, env)
 
 

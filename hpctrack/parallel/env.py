@@ -10,17 +10,25 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from hpctrack import __version__
 from hpctrack.config import ParallelConfig
 from hpctrack.errors import EXIT_INPUT, InputError, MachineError
 from hpctrack.parallel.binding import Cores, allowed_cores, binding_text, bound, shares
+from hpctrack.parallel.deadline import deadline
 from hpctrack.parallel.faults import lost_ranks
-from hpctrack.parallel.launchers import INIT_METHOD, MPI, Place, find_place, slurm_meeting
+from hpctrack.parallel.interfaces import interface_for
+from hpctrack.parallel.launchers import INIT_METHOD, MPI, Place, find_place, slurm_meeting, step_id
 from hpctrack.parallel.mpi import mpi_end, mpi_meeting
+from hpctrack.parallel.orphans import end_with_launcher
+from hpctrack.parallel.rendezvous import Meeting, Run, spans
 
+KEY = "parallel.rendezvous_timeout_s"
+INTERFACE = "GLOO_SOCKET_IFNAME"
 ALONE = Place("no launcher", 0, 1, 0)
 # groups that have ended: a wrapped model that outlives its group, and held it last, would wait for the group's threads
 # while these wait for Python
@@ -53,23 +61,28 @@ class Env:
 
 
 @contextmanager
-def distributed(config: ParallelConfig, threads: int | None) -> Iterator[Env]:
+def distributed(
+    config: ParallelConfig, threads: int | None, verb: str = "", settings: Any = None, key: str = KEY
+) -> Iterator[Env]:
     """The rank's environment for the time of a run; starts and ends the process group where there are ranks.
 
+    Only ranks with the same `verb` and `settings` (plain values) meet, within the limit that the option `key` sets.
     Rank 0 prints what was found. Raises InputError for variables that contradict each other or lack an address, for a
-    device that is not there, or has two ranks.
+    device that is not there, or has two ranks; MachineError if the ranks do not meet.
     """
     if threads is not None:
         torch.set_num_threads(threads)
     place = find_place(os.environ) or ALONE
-    variables = {}
+    variables: dict[str, str] = {}
     if place.world > 1:
-        place = with_meeting(place)
+        end_with_launcher()
+        place = with_meeting(place, config.rendezvous_timeout_s, key)
         variables = torch_variables(place)
-        os.environ.update(variables)  # for torch's env:// and the libraries beside it
+        os.environ.update(variables)  # for the libraries beside torch
     env = make_env(config, place)
     if env.backend is not None:
-        start_group(env, config)
+        run = Run.of(verb=verb, settings=settings, version=__version__, launcher=step_id(os.environ, place.source))
+        variables |= start_group(env, config, run, key)
     cores = introduce(env, threads if config.bind_cores else None)
     with settled(env), lost_ranks(config.timeout_s), bound(cores):
         yield env
@@ -101,14 +114,17 @@ def launcher_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
 
 
-def with_meeting(place: Place) -> Place:
+def with_meeting(place: Place, limit_s: float = 300.0, key: str = KEY) -> Place:
     """The place with everything that its launcher left open: where the ranks meet, and the number on the node."""
     known = INIT_METHOD in os.environ or (place.address is not None and place.port is not None)
     if place.source == "Slurm" and not known:
         address, port = slurm_meeting(os.environ)
         place = replace(place, address=place.address or address, port=place.port or port)
     if place.source in MPI and not (known and place.local_rank is not None):
-        address, port, local_rank = mpi_meeting(place.world)
+        waits = f"waits for the other ranks of {place.source} in MPI (until {key}={limit_s:g} s)"
+        ends = f"rank {place.rank} of {place.world} did not meet the others in MPI within {key}={limit_s:g} s"
+        with deadline(limit_s, place.rank, waits, ends):
+            address, port, local_rank = mpi_meeting(place.world)
         place = replace(place, address=place.address or address, port=place.port or port, local_rank=local_rank)
     return place
 
@@ -149,23 +165,40 @@ def choose_device(wanted: str, local_rank: int, source: str) -> torch.device:
     return torch.device("cuda", index)
 
 
-def start_group(env: Env, config: ParallelConfig) -> None:
-    """Start the process group, of this rank alone if there are no others; MachineError if the ranks do not meet."""
-    method = os.environ.get(INIT_METHOD, "env://")
-    try:
-        dist.init_process_group(
-            env.backend,
-            store=dist.HashStore() if env.world == 1 else None,
-            init_method=method if env.world > 1 else None,
-            rank=env.rank,
-            world_size=env.world,
-            timeout=timedelta(seconds=config.timeout_s + WATCHDOG_FIRST_S),
-            device_id=env.device if env.device.type == "cuda" else None,
-        )
-    except (dist.DistError, RuntimeError, ValueError) as error:
-        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}" if method == "env://" else method
-        why = " ".join(str(error).split())[:200]
-        raise MachineError(f"rank {env.rank} of {env.world} did not meet the others at {where} ({why})") from error
+def start_group(env: Env, config: ParallelConfig, run: Run, key: str = KEY) -> dict[str, str]:
+    """Start the process group, of this rank alone if there are no others; MachineError if the ranks do not meet.
+
+    Returns variables that were set for it.
+    """
+    store: dist.Store = dist.HashStore()
+    limit_s, variables = config.timeout_s + WATCHDOG_FIRST_S, {}
+    if env.world > 1:
+        speaks = env.local_rank == 0 or env.rank == 1
+        met = Meeting(env.rank, env.world, run, config.rendezvous_timeout_s, key, speaks).meet()
+        store = met.store
+        store.set_timeout(timedelta(seconds=limit_s))
+        interface = interface_for(env.rank, met.hosts, met.addresses)
+        if env.backend == "gloo" and INTERFACE not in os.environ and interface is not None:
+            variables[INTERFACE] = interface  # gloo's own choice, that of the host name, may be the loopback
+            os.environ.update(variables)
+    name = INTERFACE if env.backend == "gloo" else "NCCL_SOCKET_IFNAME"
+    unreached = (
+        f"rank {env.rank} of {env.world} met the others, but {env.backend} did not reach them by {name}="
+        f"{os.environ.get(name, '')}: set it to the network interface by which the nodes see each other"
+    )
+    with deadline(min(limit_s, config.rendezvous_timeout_s), env.rank, "", unreached):
+        try:
+            dist.init_process_group(
+                env.backend,
+                store=store,
+                rank=env.rank,
+                world_size=env.world,
+                timeout=timedelta(seconds=limit_s),
+                device_id=env.device if env.device.type == "cuda" else None,
+            )
+        except (dist.DistError, RuntimeError, ValueError) as error:
+            raise MachineError(f"{unreached} ({' '.join(str(error).split())[:200]})") from error
+    return variables
 
 
 def introduce(env: Env, threads: int | None) -> Cores:
@@ -219,14 +252,3 @@ def devices(found: Sequence[tuple[str, str]], ranks: Sequence[int]) -> str:
     names = [found[rank][1] for rank in ranks]
     numbers = [int(name.partition(":")[2]) for name in names if ":" in name]
     return f"cuda:{spans(numbers)}" if len(numbers) == len(names) else ", ".join(sorted(set(names)))
-
-
-def spans(numbers: Sequence[int]) -> str:
-    """`0-3,8` for 0, 1, 2, 3, 8."""
-    parts: list[list[int]] = []
-    for number in sorted(numbers):
-        if parts and number == parts[-1][1] + 1:
-            parts[-1][1] = number
-        else:
-            parts.append([number, number])
-    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)

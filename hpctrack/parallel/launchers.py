@@ -109,13 +109,20 @@ def number(environ: Mapping[str, str], name: str) -> int:
     return int(environ[name])
 
 
+def step_id(environ: Mapping[str, str], source: str) -> str:
+    """What the launcher calls what it has started, the same for all of its ranks; empty if it does not say."""
+    names = {"torchrun": ("TORCHELASTIC_RUN_ID",), "Slurm": ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")}
+    return ".".join(environ.get(name, "") for name in names.get(source, ()))
+
+
 # ------------------------------------------------------------------------------------------------ Slurm
 
 
 def slurm_meeting(environ: Mapping[str, str]) -> tuple[str, int]:
     """Where the tasks of a job step meet: an address of the step's first node, and a port that follows from its ids."""
-    job, step = environ.get("SLURM_JOB_ID", "0"), environ.get("SLURM_STEP_ID", "0")
-    port = FIRST_PORT + (31 * int(re.sub(r"\D", "", job) or 0) + int(re.sub(r"\D", "", step) or 0)) % PORTS
+    names = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "SLURM_STEP_ID")
+    job, restart, step = (int(re.sub(r"\D", "", environ.get(name, "")) or 0) for name in names)
+    port = FIRST_PORT + (31 * job + 7 * restart + step) % PORTS  # another one at each try
     if environ.get("SLURM_STEP_NUM_NODES") == "1":
         return "127.0.0.1", port
     nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST", "")

@@ -68,6 +68,7 @@ MAY_CHANGE = {  # keys that a resumed run may set otherwise: they do not change 
     "parallel.device",
     "parallel.bind_cores",
     "parallel.timeout_s",
+    "parallel.rendezvous_timeout_s",
 }
 
 
