@@ -98,11 +98,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         distributed(parallel, args.threads, "infer", settings, "--timeout-s") as env,
         Watchdog(args.timeout_s, env, "--timeout-s") as watchdog,
     ):
-        data = Dataset(args.data, verify=True)
+        data = run_on_main(lambda: Dataset(args.data, verify=True), env)
         how = ByMethod(config, data, INFER) if args.method else Chain(configs, paths, data, env.device)
         code = infer(how, data, args.out, env, args.part, watchdog)
         if args.submission and env.is_main and code == 0:
-            write_submission(args.submission, submission_blocks(Dataset(args.data), args.out))
+            write_submission(args.submission, submission_blocks(data, args.out))
             print(f"submission: {args.submission}")
     return code
 

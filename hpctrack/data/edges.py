@@ -19,7 +19,7 @@ import numpy as np
 from hpctrack.data import candidates
 from hpctrack.data.candidates import CandidatesFile, CandidateStore, bounds, content_digest
 from hpctrack.data.hdf5 import atomic_h5, small_array
-from hpctrack.data.journal import LENGTHS, Place, checksum, read_payload
+from hpctrack.data.journal import LENGTHS, Place, checksum, read_lengths, read_payload
 from hpctrack.errors import InputError
 
 FORMAT = "hpctrack-edges"
@@ -57,20 +57,26 @@ def decode(event_id: int, payload: bytes) -> Edges:
 def write_shard(
     folder: Path, name: str, event_ids: Sequence[int], sources: Mapping[int, Place], world: Any = None
 ) -> str:
-    """Join the records of `event_ids` into the HDF5 file `name`; its digest. Of `world`, the first rank writes."""
+    """Join the records of `event_ids` into the HDF5 file `name`; its digest. Memory is that of one event's edges.
+
+    Of `world`, the first rank writes.
+    """
     if world is not None:
         return world.bcast(write_shard(folder, name, event_ids, sources) if world.rank == 0 else None)
-    found = {int(event): read_payload(folder, int(event), sources[int(event)]) for event in event_ids}
-    first = bounds([LENGTHS.unpack_from(payload)[0] for payload in found.values()])
+    places = [sources[int(event)] for event in event_ids]
+    first = bounds([read_lengths(folder, place)[0] for place in places])
+    checksums = np.zeros(len(places), dtype="<u8")
     with atomic_h5(folder / name) as file:
         file.attrs["format"], file.attrs["version"] = FORMAT, candidates.VERSION
         file["event_id"], file["offsets/edges"] = np.array(event_ids, dtype="<i8"), first
-        file["checksum"] = np.array([checksum(event, payload) for event, payload in found.items()], dtype="<u8")
         datasets = {name: file.create_dataset(name, (int(first[-1]),), dtype) for name, dtype in COLUMNS.items()}
-        for i, (event, payload) in enumerate(found.items()):
+        for i, (event, place) in enumerate(zip(map(int, event_ids), places, strict=True)):
+            payload = read_payload(folder, event, place)
+            checksums[i] = checksum(event, payload)
             edges = decode(event, payload)
             for column, dataset in datasets.items():
                 dataset[first[i] : first[i + 1]] = getattr(edges, column)
+        file["checksum"] = checksums
         file.attrs["digest"] = digest = content_digest(file)
     return digest
 

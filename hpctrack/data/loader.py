@@ -1,37 +1,34 @@
-"""From dataset rows to PyG batches: read only the columns the features need, select, augment, batch.
+"""From a dataset row to PyG data: read only the columns the features need, select, augment.
 
 Every random choice is drawn from (stream, epoch, event id): the same on any rank, in any worker and after a resume.
 """
 
 from __future__ import annotations
 
-import functools
-import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, get_worker_info
-from torch_geometric.data import Batch, Data
+from torch_geometric.data import Data
 
-from hpctrack import signals
 from hpctrack.config import AugmentConfig, CurriculumStage, DataConfig, SelectionConfig
 from hpctrack.data import perigee, truth
 from hpctrack.data import selection as selecting
 from hpctrack.data.features import compute_features, feature_columns
-from hpctrack.data.packing import pack, unpack
 from hpctrack.data.schema import Event
 from hpctrack.data.staging import stage
 from hpctrack.data.store import Dataset
 from hpctrack.data.symmetries import augment, check_symmetries, check_volumes
-from hpctrack.errors import InputError, MachineError
 from hpctrack.graphs import graph_columns
 
 
-def open_events(config: DataConfig, folder: str, local_rank: int = 0, parameters: bool = False) -> Dataset:
-    """The dataset `folder`, staged, held in memory and verified as section `data` asks; InputError if it is damaged."""
-    dataset = Dataset(stage(folder, config.stage_to, local_rank) if config.stage_to else folder, config.verify)
+def open_events(config: DataConfig, source: Dataset, local_rank: int = 0, parameters: bool = False) -> Dataset:
+    """The dataset `source`, staged, held in memory and verified as section `data` asks; InputError if it is damaged."""
+    dataset = source
+    if config.stage_to:
+        dataset = source.at(stage(source.folder, config.stage_to, local_rank, source))
+    dataset.verify = config.verify
     if config.in_memory:
         dataset.keep_in_memory(columns_read(config.features, parameters, graph_columns(config.graph)))
     return dataset
@@ -69,11 +66,10 @@ class EventLoader:
     ) -> None:
         self.dataset = dataset
         self.features = features
-        self.selection = selection
+        self.draw = selecting.Draw(selection, stream, augmentation, curriculum)
         self.augmentation = augmentation
         self.stream = stream
         self.dtype = dtype
-        self.curriculum = curriculum
         self.feature_columns = feature_columns(features)
         check_symmetries(features, selection, augmentation)
         self.parameters = parameters
@@ -83,9 +79,7 @@ class EventLoader:
 
     def __call__(self, row: int, epoch: int) -> Data:
         event = self.dataset.read(row, self.columns)
-        rng = np.random.default_rng([*self.stream, epoch, event.event_id])
-        selection = selecting.in_epoch(self.selection, self.curriculum, epoch)
-        chosen = selecting.select(event, selection, rng, self.augmentation)
+        chosen, rng = self.draw(event, epoch)
         columns = {name: event.column(name)[chosen.rows] for name in self.feature_columns}
         if self.parameters:
             columns |= {name: event.column(name)[chosen.particles].astype(np.float64) for name in perigee.COLUMNS}
@@ -114,74 +108,3 @@ def to_data(event: Event, x: np.ndarray, chosen: selecting.Selected, dtype: torc
         event_id=torch.tensor([event.event_id]),
         num_nodes=len(chosen.rows),
     )
-
-
-def expected_hits(dataset: Dataset, selection: SelectionConfig) -> np.ndarray:
-    """Hits of each event that `selection` is expected to leave, float [n_events], from the index alone."""
-    hits, share = (dataset.n_hits - dataset.n_noise).astype(np.float64), selection.noise_share
-    if selection.noise:
-        hits = hits + (dataset.n_noise if share is None else np.minimum(dataset.n_noise, share / (1 - share) * hits))
-    if selection.tracks is None:
-        return hits
-    return hits * np.minimum(1.0, selection.tracks / np.maximum(dataset.n_particles, 1))
-
-
-class MicroBatches(torch.utils.data.Dataset):
-    """Map (epoch, rows) to a Batch, for a DataLoader whose sampler yields such specifications."""
-
-    def __init__(self, load: EventLoader) -> None:
-        self.load = load
-
-    def __getitem__(self, specification: tuple[int, np.ndarray]) -> tuple[bytes, torch.Tensor] | Batch | Exception:
-        """The batch, packed if it is to leave this process.
-
-        A fault of the input or the disk is returned: raised in a worker, it would lose its one line.
-        """
-        epoch, rows = specification
-        try:
-            batch = Batch.from_data_list([self.load(int(row), epoch) for row in rows])
-        except (InputError, OSError) as error:
-            return error
-        return pack(batch) if get_worker_info() else batch
-
-
-def _leave_signals(rank: int, _: int) -> None:
-    """In a reader process: a batch system, or Ctrl-C, signals it with its rank, which needs it to end in good order."""
-    signals.leave_to(rank)
-
-
-def iterate(
-    load: EventLoader,
-    specifications: Iterable[tuple[int, np.ndarray]],
-    workers: int = 0,
-    pin: bool = False,
-    prefetch_factor: int = 2,
-) -> Iterator[Batch]:
-    """Batches for `(epoch, rows)` specifications, in order, each of `workers` processes `prefetch_factor` ahead.
-
-    `pin` puts them into page-locked memory, from where they go to a GPU while it computes. Raises what reading raises,
-    and MachineError if a worker dies.
-    """
-    loader = DataLoader(
-        MicroBatches(load),
-        sampler=specifications,
-        batch_size=None,
-        num_workers=workers,
-        pin_memory=pin,
-        persistent_workers=workers > 0,
-        prefetch_factor=prefetch_factor if workers else None,
-        worker_init_fn=functools.partial(_leave_signals, os.getpid()),
-    )
-    try:
-        with signals.held():  # readers are born with them blocked
-            batches = iter(loader)
-        for batch in batches:
-            if isinstance(batch, Exception):
-                raise batch
-            yield unpack(batch) if workers else batch
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise MachineError(
-            f"a reader process died, out of memory? ({error}; key 'data.workers' is {workers})"
-        ) from error

@@ -5,12 +5,20 @@ Torch passes each tensor by a file descriptor and a connection of its own, 1 ms 
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import pickle
+import shutil
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from hpctrack.errors import MachineError
+
+SHARED = "/dev/shm"  # where the C library puts shared memory
+MB = 1e6
 _ALIGN = 64  # bytes
 
 
@@ -43,12 +51,37 @@ def _place(buffer: torch.Tensor, start: int, dtype: torch.dtype, shape: tuple[in
     return buffer[start : start + size].view(dtype).view(shape)
 
 
-def pack(obj: Any) -> tuple[bytes, torch.Tensor]:
-    """The object without its CPU tensors, pickled, and these one after the other, uint8 [bytes]."""
+def in_process(size: int) -> torch.Tensor:
+    """A buffer of so many bytes, uint8 [size]."""
+    return torch.empty(size, dtype=torch.uint8)
+
+
+def in_shared_memory(size: int) -> torch.Tensor:
+    """A buffer that another process can be handed without a copy, uint8 [size]; MachineError if there is no room."""
+    try:
+        storage = torch.UntypedStorage._new_shared(size)
+    except RuntimeError as error:
+        if os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        raise no_room(f"a batch of {size / MB:.3g} MB") from None
+    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, (size,)) if size else in_process(0)
+
+
+def no_room(what: str) -> MachineError:
+    """The line for shared memory that is full."""
+    disk = shutil.disk_usage(SHARED)
+    return MachineError(
+        f"{SHARED} is full: it has {disk.total / MB:.3g} MB, {disk.free / MB:.3g} free, but {what} is to pass there "
+        f"from a reader process; give it more (containers: --shm-size), or lower data.workers or data.prefetch_factor"
+    )
+
+
+def pack(obj: Any, allocate: Callable[[int], torch.Tensor] = in_process) -> tuple[bytes, torch.Tensor]:
+    """The object without its CPU tensors, pickled, and these one after the other in what `allocate` gives."""
     file = io.BytesIO()
     packer = _Packer(file)
     packer.dump(obj)
-    buffer, start = torch.empty(packer.size, dtype=torch.uint8), 0
+    buffer, start = allocate(packer.size), 0
     for tensor in packer.tensors:
         _place(buffer, start, tensor.dtype, tuple(tensor.shape)).copy_(tensor)
         start += -(-tensor.numel() * tensor.element_size() // _ALIGN) * _ALIGN

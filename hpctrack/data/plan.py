@@ -52,6 +52,12 @@ class EpochPlan:
         flat = np.bincount(step * world_size + self.rank, costs[self.event], self.n_steps * world_size)
         return flat.reshape(self.n_steps, world_size)
 
+    def micro_batch_sizes(self, sizes: np.ndarray) -> np.ndarray:
+        """Summed `sizes` (by dataset row) of each micro-batch of the epoch."""
+        step = np.repeat(np.arange(self.n_steps), np.diff(self.step_offsets))
+        _, batch = np.unique(np.stack([step, self.rank, self.micro]), axis=1, return_inverse=True)
+        return np.bincount(batch, sizes[self.event]).astype(sizes.dtype)
+
     @property
     def hash(self) -> str:
         """Identity of what each step consumes, independent of the number of ranks."""

@@ -30,10 +30,48 @@ class Selected:
         return len(self.particles)
 
 
-def in_epoch(selection: SelectionConfig, curriculum: Sequence[CurriculumStage], epoch: int) -> SelectionConfig:
-    """What training selects in an epoch: the tracks of its stage of the curriculum; after the last, `selection`."""
-    tracks = next((stage.tracks for stage in curriculum if epoch < stage.until_epoch), None)
-    return selection.model_copy(update={"tracks": tracks}) if tracks is not None else selection
+@dataclass(frozen=True)
+class Draw:
+    """What is seen of each event in each epoch: a pure function of (stream, epoch, event id)."""
+
+    selection: SelectionConfig
+    stream: tuple[int, ...] = ()
+    part: AugmentConfig | None = None
+    curriculum: Sequence[CurriculumStage] = ()
+
+    def __call__(self, event: Event, epoch: int) -> tuple[Selected, np.random.Generator]:
+        """What is seen of `event`, and the generator from which further choices of that epoch are drawn."""
+        rng = np.random.default_rng([*self.stream, epoch, event.event_id])
+        return select(event, self.in_epoch(epoch), rng, self.part), rng
+
+    def in_epoch(self, epoch: int) -> SelectionConfig:
+        """The tracks of the epoch's stage of the curriculum; after the last, `selection`."""
+        tracks = next((stage.tracks for stage in self.curriculum if epoch < stage.until_epoch), None)
+        return self.selection.model_copy(update={"tracks": tracks}) if tracks is not None else self.selection
+
+    def by_chance(self, epoch: int) -> bool:
+        """Whether the number of hits is drawn: it may differ from epoch to epoch."""
+        sector = self.part is not None and self.part.sector_rad is not None
+        return sector or self.in_epoch(epoch).tracks is not None
+
+    @property
+    def whole(self) -> Draw:
+        """The same, but all tracks of whole events: how many hits that leaves is no matter of chance."""
+        return Draw(self.selection.model_copy(update={"tracks": None}))
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether every hit of every event is seen."""
+        chosen = self.selection
+        cuts = (chosen.tracks, chosen.volumes, chosen.noise_share)
+        return not self.by_chance(0) and chosen.noise and chosen.other_hits and cuts == (None, None, None)
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that the choice needs."""
+        volumes = ["hits.volume_id"] if self.selection.volumes is not None else []
+        sector = ["hits.phi"] if self.part is not None and self.part.sector_rad is not None else []
+        return ["truth.particle_row", "particles.px", "particles.py", *volumes, *sector]
 
 
 def target_particles(

@@ -25,17 +25,17 @@ STARTED = time.time()
 FRESH_S = 600  # a copy that another process has checked since this long before our start is not checked again
 
 
-def stage(folder: str | Path, scratch: str | Path, first: int = 0) -> Path:
+def stage(folder: str | Path, scratch: str | Path, first: int = 0, source: Dataset | None = None) -> Path:
     """The folder of a whole copy of dataset `folder` under `scratch`, made or completed where it is not there yet.
 
     Any number of processes of a node may call it together: they copy different shards (`first`, such as the local
-    rank, says where each begins) and wait for each other's. Raises InputError if `scratch` is no folder or the dataset
-    is damaged, MachineError if the copy does not fit.
+    rank, says where each begins) and wait for each other's. `source`: the dataset, if it is open already. Raises
+    InputError if `scratch` is no folder or the dataset is damaged, MachineError if the copy does not fit.
     """
     folder, scratch = Path(folder), Path(scratch)
     if not scratch.is_dir():
         raise InputError(f"key 'data.stage_to': {scratch} is no folder on this node; expected a local scratch folder")
-    source = Dataset(folder)
+    source = source or Dataset(folder)
     version = xxhash.xxh3_64_hexdigest((folder / INDEX).read_bytes())
     target = scratch / f"{folder.absolute().name}-{version}"
     target.mkdir(exist_ok=True)
@@ -82,8 +82,8 @@ def _check_version(path: Path, version: str) -> None:
 
 
 def _check_space(source: Dataset, target: Path) -> None:
-    missing = [name for name in source.shards if not (target / name).exists()]
-    needed, free = sum((source.folder / name).stat().st_size for name in missing), shutil.disk_usage(target).free
+    sizes = zip(source.shards, source.shard_bytes, strict=True)
+    needed, free = sum(size for name, size in sizes if not (target / name).exists()), shutil.disk_usage(target).free
     if needed > free:
         raise MachineError(
             f"key 'data.stage_to': {target.parent} has {free / 1e9:.1f} GB free, but {needed / 1e9:.1f} GB are to be "

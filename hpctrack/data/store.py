@@ -7,8 +7,10 @@ the whole layout.
 
 from __future__ import annotations
 
+import copy
 import io
 import os
+import stat
 import tempfile
 import threading
 import weakref
@@ -187,9 +189,10 @@ def write_index(
 class Dataset:
     """A dataset folder: the index in memory, the shards opened lazily, once a process, at most MAX_OPEN at a time.
 
-    Picklable, and usable before and after fork and spawn, and from several threads. Attributes: `event_ids`, `n_hits`,
-    `n_noise`, `n_particles`, `shard`, `row`, `checksums` (numpy, one entry an event, in the order of the ids); `shards`
-    (file names), `attributes` (of the index) and `field_t` (magnetic field along z, Tesla).
+    Picklable, and usable before and after fork and spawn, and from several threads; a copy looks for no file.
+    Attributes: `event_ids`, `n_hits`, `n_noise`, `n_particles`, `shard`, `row`, `checksums` (numpy, one entry an event,
+    in the order of the ids); `shards` (file names), `shard_bytes`, `attributes` (of the index) and `field_t` (magnetic
+    field along z, Tesla).
     `verify` is what `read` does unless told otherwise. Raises InputError if the folder is no whole dataset.
     """
 
@@ -213,20 +216,21 @@ class Dataset:
             table[key] for key in ("event_id", "checksum", "shard", "row")
         )
         self.n_hits, self.n_noise, self.n_particles = (table[f"n_{key}"] for key in ("hits", "noise", "particles"))
-        for name, size in zip(self.shards, table["shard_bytes"], strict=True):
-            path = self.folder / name
-            if not path.is_file():
-                raise InputError(f"{path}: missing, but {INDEX} names it; convert again with --overwrite")
-            if path.stat().st_size != size:
-                raise InputError(
-                    f"{path}: {path.stat().st_size} bytes, but {INDEX} says {size}; convert again with --overwrite"
-                )
+        self.shard_bytes: list[int] = table["shard_bytes"].tolist()
+        for name, size in zip(self.shards, self.shard_bytes, strict=True):
+            _check_shard(self.folder / name, size)
         self._kept_columns: frozenset[str] = frozenset()
         self._kept: list[KeptShard] | None = None
         self._reset()
 
     def __len__(self) -> int:
         return len(self.event_ids)
+
+    def at(self, folder: Path) -> Dataset:
+        """The same dataset read from a whole copy of it in `folder`, where nothing is looked for."""
+        other = copy.copy(self)
+        other.folder = folder
+        return other
 
     @cached_property
     def fingerprint(self) -> str:
@@ -466,6 +470,18 @@ def _field(attributes: Mapping[str, Any]) -> float:
     if not np.isfinite(field_t) or field_t == 0:
         raise ValueError(f"field_t is {field_t}")
     return field_t
+
+
+def _check_shard(path: Path, size: int) -> None:
+    """InputError unless there is a file of so many bytes."""
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        found = None
+    if found is None or not stat.S_ISREG(found.st_mode):
+        raise InputError(f"{path}: missing, but {INDEX} names it; convert again with --overwrite")
+    if found.st_size != size:
+        raise InputError(f"{path}: {found.st_size} bytes, but {INDEX} says {size}; convert again with --overwrite")
 
 
 def _check_lengths(table: Mapping[str, np.ndarray]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hpctrack.config import Named, lookup, parse
+from hpctrack.data.store import Dataset
 from hpctrack.graphs.doublets import Doublets
 from hpctrack.graphs.stored import StoredEdges
 from hpctrack.graphs.true import TrueEdges
@@ -17,12 +18,15 @@ from hpctrack.graphs.true import TrueEdges
 GRAPHS: dict[str, Any] = {"doublets": Doublets, "stored": StoredEdges, "truth": TrueEdges}
 
 
-def build_graph(config: Named | None, folder: str | Path) -> Any:
-    """What makes the graphs that section `data.graph` names, of the dataset in `folder`; None if it names none."""
+def build_graph(config: Named | None, folder: str | Path, data: Dataset | None = None) -> Any:
+    """What makes the graphs that section `data.graph` names, of the dataset in `folder`; None if it names none.
+
+    `data`: that dataset, if it is open already.
+    """
     if config is None:
         return None
     kind = lookup(GRAPHS, config.name, "data.graph")
-    return kind(parse(kind.Options, config.options, "data.graph", "data.graph"), Path(folder))
+    return kind(parse(kind.Options, config.options, "data.graph", "data.graph"), Path(folder), data)
 
 
 def graph_columns(config: Named | None) -> list[str]:

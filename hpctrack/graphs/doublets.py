@@ -18,6 +18,7 @@ from pydantic import Field, field_validator
 
 from hpctrack.config import Section
 from hpctrack.data.schema import Event
+from hpctrack.data.store import Dataset
 from hpctrack.data.truth import layer_number
 
 BARREL = ((8, 2), (8, 4), (8, 6), (8, 8), (13, 2), (13, 4), (13, 6), (13, 8), (17, 2), (17, 4))
@@ -47,7 +48,7 @@ class Doublets:
     n_edges = None
     COLUMNS: ClassVar = ["hits.r", "hits.phi", "hits.z", "hits.volume_id", "hits.layer_id"]
 
-    def __init__(self, options: Options, folder: Path | None = None) -> None:
+    def __init__(self, options: Options, folder: Path | None = None, data: Dataset | None = None) -> None:
         self.options = options
         ahead = [(*a, *b) for k, a in enumerate(BARREL) for b in BARREL[k + 1 : k + 2 + options.skips]]
         found = ahead if options.pairs == "barrel" else options.pairs

@@ -28,10 +28,10 @@ class StoredEdges:
 
     COLUMNS: ClassVar = COLUMNS
 
-    def __init__(self, options: Options, folder: Path) -> None:
+    def __init__(self, options: Options, folder: Path, data: Dataset | None = None) -> None:
         self.options = options
         path = Path(options.edges) if "/" in options.edges else folder / "edges" / options.edges
-        self.store, dataset = EdgeStore(path), Dataset(folder)
+        self.store, dataset = EdgeStore(path), data or Dataset(folder)
         made_for = self.store.attributes["dataset_fingerprint"]
         if made_for != dataset.fingerprint:
             raise InputError(

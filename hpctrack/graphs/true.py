@@ -10,6 +10,7 @@ import numpy as np
 from hpctrack.config import Section
 from hpctrack.data import truth
 from hpctrack.data.schema import Event
+from hpctrack.data.store import Dataset
 
 
 class TrueEdges:
@@ -21,7 +22,7 @@ class TrueEdges:
     n_edges = None
     COLUMNS: ClassVar = truth.COLUMNS
 
-    def __init__(self, options: Options, folder: Path | None = None) -> None:
+    def __init__(self, options: Options, folder: Path | None = None, data: Dataset | None = None) -> None:
         self.options = options
 
     def __call__(self, event: Event, rows: np.ndarray) -> np.ndarray:

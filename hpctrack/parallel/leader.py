@@ -1,4 +1,4 @@
-"""What rank 0 does alone while the others wait for its word; if it refuses, it says so and all ranks end."""
+"""What one rank does for all, or each for all others; if it refuses, it says so and all ranks end."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from hpctrack.errors import EXIT_INPUT, EXIT_MACHINE, InputError, MachineError
-from hpctrack.parallel.collectives import broadcast
+from hpctrack.parallel.collectives import broadcast, gather
 from hpctrack.parallel.env import Env
 
 T = TypeVar("T")
@@ -24,16 +24,33 @@ def on_main(enter: Callable[[], contextlib.AbstractContextManager[T]], env: Env)
 
 def run_on_main(action: Callable[[], Any], env: Env) -> Any:
     """What `action` returns on rank 0, on all ranks; what it raises is raised there, and the others end in silence."""
-    result, refusal = None, None
-    if env.is_main:
-        try:
-            result = action()
-        except (InputError, MachineError, OSError) as error:
-            refusal = error
-    code = 0 if refusal is None else EXIT_INPUT if isinstance(refusal, InputError) else EXIT_MACHINE
-    result, code = broadcast((result, code), env)
+    result, refusal = _attempt(action) if env.is_main else (None, None)
+    result, code = broadcast((result, _code(refusal)), env)
+    _end_together(refusal, code)
+    return result
+
+
+def run_on_all(action: Callable[[], Any], env: Env) -> list[Any]:
+    """What `action` returns on each rank, in order, on all ranks; what it raises is raised there, the others end."""
+    result, refusal = _attempt(action)
+    results, codes = zip(*gather((result, _code(refusal)), env), strict=True)
+    _end_together(refusal, max(codes))
+    return list(results)
+
+
+def _attempt(action: Callable[[], Any]) -> tuple[Any, Exception | None]:
+    try:
+        return action(), None
+    except (InputError, MachineError, OSError) as error:
+        return None, error
+
+
+def _code(refusal: Exception | None) -> int:
+    return 0 if refusal is None else EXIT_INPUT if isinstance(refusal, InputError) else EXIT_MACHINE
+
+
+def _end_together(refusal: Exception | None, code: int) -> None:
     if refusal is not None:
         raise refusal
     if code:
         raise SystemExit(code)
-    return result

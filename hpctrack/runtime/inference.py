@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,11 +17,12 @@ import torch
 from torch_geometric.data import Batch
 
 from hpctrack.config import AugmentConfig, Named, Section, SelectionConfig, parse
-from hpctrack.data import candidates, edges
+from hpctrack.data import candidates, edges, sizes
 from hpctrack.data.files import naming, write_text
-from hpctrack.data.loader import EventLoader, expected_hits
+from hpctrack.data.loader import EventLoader
 from hpctrack.data.partition import longest_first
 from hpctrack.data.schema import Candidates
+from hpctrack.data.selection import Draw
 from hpctrack.data.store import Dataset
 from hpctrack.errors import InputError
 from hpctrack.graphs import build_graph
@@ -28,9 +30,11 @@ from hpctrack.graphs.stored import HandedEdges, StoredEdges
 from hpctrack.models import build_model
 from hpctrack.parallel.collectives import all_sum, gather
 from hpctrack.parallel.env import Env
+from hpctrack.parallel.leader import run_on_main
 from hpctrack.parallel.precision import WEIGHTS, Precision
 from hpctrack.runtime import checkpoint
 from hpctrack.runtime.preempt import Preemption
+from hpctrack.runtime.sizes import SizeTable
 from hpctrack.runtime.watchdog import Watchdog
 from hpctrack.tracking.builders import OF_EDGES, build_builder
 from hpctrack.tracking.parameters import with_parameters
@@ -86,7 +90,7 @@ class Reconstruction(Protocol):
     """
 
     product: str
-    selection: SelectionConfig
+    draw: Draw
     recipe: dict[str, Any]
 
     def __call__(self, row: int) -> tuple[Candidates, dict[str, float]]:
@@ -99,7 +103,7 @@ class ByModel:
     def __init__(
         self, config: InferConfig, path: Path, data: Dataset, device: torch.device, graph: HandedEdges | None = None
     ) -> None:
-        self.selection, self._data, self._device = config.selection, data, device
+        self._data, self._device = data, device
         self._model = load_model(config, path, device)
         self._load = EventLoader(
             data,
@@ -108,9 +112,10 @@ class ByModel:
             AugmentConfig(),
             (config.seed, INFER),
             WEIGHTS[config.precision],
-            graph=graph or build_graph(config.graph, data.folder),
+            graph=graph or build_graph(config.graph, data.folder, data),
             labels=False,
         )
+        self.draw = self._load.draw
         self._builder = build_builder(config.builder)
         self.product = "edges" if config.builder.name in OF_EDGES else "candidates"
         self._precision = Precision(config.precision, device)
@@ -150,7 +155,7 @@ class Chain:
             if stage.product != "edges":
                 raise InputError(f"{path}: its builder makes {stage.product}, but the next stage needs edges")
         last = self._stages[-1]
-        self.product, self.selection = last.product, last.selection
+        self.product, self.draw = last.product, last.draw
         before = [stage.recipe for stage in self._stages[:-1]]
         self.recipe = last.recipe | ({"stages": before} if before else {})  # whose edges take the place of stored ones
 
@@ -185,10 +190,25 @@ class Task:
         self.writer = f"{part.name + '-' if part else ''}rank-{env.rank:05d}"
         self.sources: dict[int, Any] = {}  # where each event's record is, of all ranks
 
+    @cached_property
+    def hits(self) -> np.ndarray:
+        """Hits of each event that the selection leaves, exact; InputError if there is none in any event."""
+        data, draw = self.data, self.how.draw
+        if draw.keeps_all:
+            return data.n_hits
+        alive = self.watchdog.feed if self.watchdog else None
+        hits = SizeTable(data, draw, self.env, [data.folder], alive).in_epoch(0).hits
+        if data.n_hits.any() and not hits.any():
+            run_on_main(self._refuse, self.env)
+        return hits
+
+    def _refuse(self) -> None:
+        raise sizes.nothing_left(self.data, self.how.draw, "selection")
+
     def rows(self) -> np.ndarray:
         """Rows of this rank's events: an equal share, by cost, of those that have no record yet."""
         env, part = self.env, self.part
-        cost = expected_hits(self.data, self.how.selection)
+        cost = self.hits.astype(np.float64)
         chosen = longest_first(cost, part.of)[0] == part.number if part else np.ones(len(cost), dtype=bool)
         writers = f"{part.name}-*" if part else "*"
         self.sources = done = everyones(candidates.committed(self.out, env.rank, env.world, writers), env)
@@ -208,6 +228,7 @@ class Task:
                 if self.watchdog:
                     self.watchdog.feed(f"event {self.data.event_ids[rows[done]]}")
                 found, took = self.how(int(rows[done]))
+                sizes.check(self.data, [found.event_id], [took["n_hits"]], [self.hits[rows[done]]])
                 entry = {"event_id": found.event_id, f"n_{self.how.product}": len(found), "rank": self.env.rank} | took
                 timings.write(json.dumps(entry) + "\n")
                 timings.flush()

@@ -13,13 +13,10 @@ from pydantic import BaseModel
 from torch_geometric.data import Batch, Data
 
 from hpctrack import __version__
-from hpctrack.config import AugmentConfig, RunConfig, dump_yaml
+from hpctrack.config import RunConfig, dump_yaml
 from hpctrack.data.files import write_json, write_text
-from hpctrack.data.loader import EventLoader, expected_hits, iterate, open_events
 from hpctrack.data.lock import Owner
-from hpctrack.data.partition import longest_first
 from hpctrack.errors import InputError
-from hpctrack.graphs import build_graph
 from hpctrack.losses import build_loss
 from hpctrack.models import build_model
 from hpctrack.parallel.collectives import all_max, all_sum, barrier, broadcast
@@ -30,11 +27,12 @@ from hpctrack.runtime import checkpoint
 from hpctrack.runtime.calibrate import calibrate
 from hpctrack.runtime.compiled import compile_model, try_compiled
 from hpctrack.runtime.cost import CostModel
+from hpctrack.runtime.events import Events
 from hpctrack.runtime.inference import to_numpy
 from hpctrack.runtime.ledger import Ledger
 from hpctrack.runtime.memory import GIB, Memory
 from hpctrack.runtime.optim import build_optimizer
-from hpctrack.runtime.planner import Planner
+from hpctrack.runtime.planner import BY_INDEX, Planner
 from hpctrack.runtime.step import StepResult, until_all_end, validate
 from hpctrack.runtime.telemetry import Metrics, Progress, Window, peak_gib, synchronize
 from hpctrack.runtime.waste import Waste, waste_lines
@@ -42,7 +40,6 @@ from hpctrack.runtime.watchdog import Watchdog
 from hpctrack.tracking.builders import build_builder, choose, tuning_counts
 from hpctrack.versions import versions
 
-TRAIN, VALID = 0, 1  # random streams of the two datasets
 MAY_CHANGE = {  # keys that a resumed run may set otherwise: they do not change what it computes
     "run",
     "data.train",  # the folder may have moved; its content is checked
@@ -87,11 +84,8 @@ class Trainer:
         self.dtype = self.precision.weights_dtype
         self.loss = build_loss(config.loss)
         self.parameters = "parameters" in self.loss.weights  # whether it compares with true track parameters
-        self.data = open_events(config.data, config.data.train, env.local_rank, self.parameters)
-        valid = config.data.valid
-        self.valid = open_events(config.data, valid, env.local_rank, self.parameters) if valid else None
-        if not len(self.data):
-            raise InputError(f"key 'data.train': {config.data.train} has no event; expected at least one")
+        self.events = Events(config, env, self.parameters, self.dtype, self.alive)
+        self.data, self.valid, self.graph = self.events.train, self.events.valid, self.events.graph
         if build_builder(config.builder).needs_tuning and not (self.valid and len(self.valid)):
             raise InputError("section 'builder' has an option to tune: give data.valid, or a value for it")
         torch.manual_seed(config.seed)  # the same weights on every rank
@@ -103,9 +97,7 @@ class Trainer:
             env.say(f"weights of {source}{f', {len(anew)} tensors more begin anew: {anew[0]} …' if anew else ''}")
         if config.train.compile:
             compile_model(model, config.memory.policy == "auto", env.device.type)
-        self.graph = build_graph(config.data.graph, config.data.train)
-        self.loader()  # says now what does not fit
-        self.planner = Planner(config, self.data, model, env, self.graph.n_edges if self.graph else None)
+        self.planner = Planner(config, self.events.sizes, model, env, self.graph.n_edges if self.graph else None)
         optimizer = partial(build_optimizer, config=config.optim)
         strategy = STRATEGIES[config.parallel.strategy]
         self.engine = strategy(model, optimizer, env, self.precision, config.parallel, config.optim.clip_norm)
@@ -122,37 +114,16 @@ class Trainer:
 
     def batches(self) -> Iterator[tuple[list[Batch], list[str]]]:
         """This rank's micro-batches and their memory modes for each step from the current one to the last."""
-        data, last, plan = self.config.data, self.config.train.steps, self.planner
-        load = self.loader()
-        while self.step < last:
-            steps = range(self.step, plan.readable_until(self.step, last))
-            ahead = (part for step in steps for part in plan.micro_batches(step))
-            loaded = iterate(load, ahead, data.workers, self.env.device.type == "cuda", data.prefetch_factor)
-            for step in steps:
-                # randomness inside the model (dropout) follows from the step, so no generator state is kept
-                torch.manual_seed(int(np.random.SeedSequence([*load.stream, step, self.env.rank]).generate_state(1)[0]))
-                parts = plan.micro_batches(step)
-                batches = [next(loaded).to(self.env.device, non_blocking=True) for _ in parts]
-                yield self.memory.arrange(batches)
-
-    def loader(self) -> EventLoader:
-        """What reads training events."""
-        data, stream = self.config.data, (self.config.seed, TRAIN)
-        about = (stream, self.dtype, data.curriculum, self.parameters, self.graph)
-        return EventLoader(self.data, data.features, data.selection, data.augment, *about)
+        stream = self.events.loader.stream
+        of_steps = self.events.batches(self.planner, self.step, self.config.train.steps)
+        for step, batches in enumerate(of_steps, self.step):
+            # randomness inside the model (dropout) follows from the step, so no generator state is kept
+            torch.manual_seed(int(np.random.SeedSequence([*stream, step, self.env.rank]).generate_state(1)[0]))
+            yield self.memory.arrange(batches)
 
     def valid_batches(self) -> Iterator[Batch]:
         """This rank's share of the validation events, one a batch, the same draws every time."""
-        data = self.config.data
-        assert self.valid is not None
-        stream = (self.config.seed, VALID)
-        graph = build_graph(data.graph, data.valid)
-        about = (stream, self.dtype, (), self.parameters, graph)
-        load = EventLoader(self.valid, data.features, data.selection, AugmentConfig(), *about)
-        rank, _ = longest_first(expected_hits(self.valid, data.selection), self.env.world)
-        for row in np.flatnonzero(rank == self.env.rank):
-            self.alive(f"validation after step {self.step}")
-            yield Batch.from_data_list([load(int(row), 0)]).to(self.env.device)
+        return self.events.valid_batches(self.step)
 
     # ------------------------------------------------------------------------------------- checkpoints
 
@@ -170,8 +141,11 @@ class Trainer:
             self.precision.load(meta["precision"])
             self.pending = meta.get("pending", False)
             self.check_same_plan(meta, found)
+        if self.step < self.config.train.steps:
+            self.planner.prepare(self.step, self.config.train.steps)
         if self.env.is_main:
             self.folder.mkdir(parents=True, exist_ok=True)
+            self.events.keep_sizes()
             write_text(self.folder / "config.yaml", dump_yaml(self.config))
             write_json(self.folder / "versions.json", versions())
             self.metrics = Metrics(self.folder, self.step)
@@ -197,7 +171,7 @@ class Trainer:
 
     def middle_event(self) -> Data:
         """The event of median size."""
-        return self.loader()(int(np.argsort(self.planner.hits, kind="stable")[len(self.data) // 2]), 0)
+        return self.events.loader(int(np.argsort(self.planner.hits(0), kind="stable")[len(self.data) // 2]), 0)
 
     def prepare_memory(self) -> None:
         """Let the memory policy know what passes need, if no checkpoint says so, and say what it goes by."""
@@ -229,10 +203,12 @@ class Trainer:
 
     def check_same_plan(self, meta: dict[str, Any], path: Path) -> None:
         """InputError if the epoch that goes on would consume its events in other steps than it began."""
+        then = {"sizes": BY_INDEX} | meta["plan"]
+        self.planner.compose_by(then["sizes"])
         now = self.planner.identity(self.step)
-        if meta["plan"] != now:
+        if then != now:
             raise InputError(
-                f"{path}: was planned as {meta['plan']}, now {now}; hpctrack {meta['hpctrack']} wrote it and planned "
+                f"{path}: was planned as {then}, now {now}; hpctrack {meta['hpctrack']} wrote it and planned "
                 f"otherwise: finish the run with that version"
             )
 
@@ -297,7 +273,8 @@ class Trainer:
             self.waste.add_probe(result.parts)
             self.parts = result.parts
         terms = {f"loss/{name}": value for name, value in result.terms.items()}
-        sizes = {"events": result.events, "hits": result.hits}
+        planned = self.planner.step_hits(self.step - 1)
+        sizes = {"events": result.events, "hits": result.hits, "hits_planned": planned}
         values = {"loss": result.loss, **terms, "lr": lr, "grad_norm": result.grad_norm, **sizes}
         if self.precision.scaled:
             values |= {"skipped": float(result.skipped), "loss_scale": self.precision.loss_scale}
@@ -381,7 +358,7 @@ class Trainer:
         """End the run after its last step."""
         report = self.waste.report(self.env)
         if report:
-            counter = self.planner.counterfactual()
+            counter = self.planner.counterfactual(self.step - 1)
             if self.metrics:
                 self.metrics.write("waste", self.step, report | {f"balance/{k}": v for k, v in counter.items()})
             for line in [*self.planner.cost.lines(), *waste_lines(report, counter)]:

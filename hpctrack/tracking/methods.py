@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
-import numpy as np
-
 from hpctrack.config import Named, Section, SelectionConfig, lookup, parse
 from hpctrack.data import selection as selecting
 from hpctrack.data.schema import Candidates
@@ -55,7 +53,7 @@ class ByMethod:
         options = parse(cls.Options, config.method.options, f"method '{config.method.name}'", "method")
         if getattr(options, "field_t", 0.0) is None:  # the dataset's
             options = options.model_copy(update={"field_t": data.field_t})
-        self.selection, self._seed, self._stream = config.selection, config.seed, stream
+        self.draw = selecting.Draw(config.selection, (config.seed, stream))
         self.product = "candidates"
         self._method, self._data = cls(options), data
         settings = config.model_dump(mode="json") | {"method": {"name": config.method.name, **options.model_dump()}}
@@ -65,8 +63,7 @@ class ByMethod:
         """Candidates of event `row` of the dataset; hits seen, seconds of the parts, and of the processor (`cpu_s`)."""
         started, cpu = time.perf_counter(), time.process_time()
         event = self._data.read(row, [*self._method.COLUMNS, *selecting.COLUMNS])
-        rng = np.random.default_rng([self._seed, self._stream, 0, event.event_id])
-        rows = selecting.select(event, self.selection, rng).rows
+        rows = self.draw(event, 0)[0].rows
         read_s = time.perf_counter() - started
         found, parts = self._method.reconstruct(event, rows)
         model_s = sum(seconds for name, seconds in parts.items() if name != "build_s")

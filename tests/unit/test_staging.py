@@ -116,7 +116,7 @@ def test_open_events(tmp_path, dataset, in_memory, staged):
     config = DataConfig(
         train=str(dataset.folder), in_memory=in_memory, stage_to=stage_to, features=["x", "cell_charge"]
     )
-    opened = open_events(config, config.train, local_rank=1)
+    opened = open_events(config, store.Dataset(config.train), local_rank=1)
     assert (opened.folder == dataset.folder) is not staged and opened.fingerprint == dataset.fingerprint
     names = columns_read(config.features)
     for i, event in enumerate(EVENTS):

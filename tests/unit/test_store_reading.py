@@ -17,8 +17,9 @@ from torch_geometric.data import Batch, Data
 
 from hpctrack.config import AugmentConfig, CurriculumStage, SelectionConfig
 from hpctrack.data import buffers, schema, store
-from hpctrack.data.loader import EventLoader, iterate
+from hpctrack.data.loader import EventLoader
 from hpctrack.data.packing import pack, unpack
+from hpctrack.data.readers import iterate
 from hpctrack.errors import InputError, MachineError
 
 EVENTS = [random_event(i, 50 + 7 * i, 4) for i in range(5)]
@@ -199,7 +200,7 @@ def test_a_dead_worker_is_the_machines_fault(dataset):
             os._exit(9)
 
     load = Deadly(dataset, ["x"], SelectionConfig(), AugmentConfig(), (1, 0))
-    with pytest.raises(MachineError, match="a reader process died"):
+    with pytest.raises(MachineError, match=r"reader process \d+ ended with exit code 9 \(key .data\.workers. is 1\)"):
         list(iterate(load, [(0, np.array([0]))], workers=1))
 
 
@@ -225,7 +226,8 @@ def test_reader_processes_that_somebody_holds_do_not_keep_a_process_from_ending(
     script = f"""
 import sys
 import numpy as np
-from hpctrack.data.loader import EventLoader, iterate
+from hpctrack.data.loader import EventLoader
+from hpctrack.data.readers import iterate
 from hpctrack.data.store import Dataset
 from hpctrack.config import AugmentConfig, SelectionConfig
 load = EventLoader(Dataset({str(dataset.folder)!r}), ["r"], SelectionConfig(), AugmentConfig(), (0, 0))

@@ -1,0 +1,187 @@
+"""Batches of events, read in this process or in others ahead of it.
+
+A batch crosses once: it is made in its reader process's own memory, and packed into one buffer of shared memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import os
+import pickle
+import signal
+import threading
+from collections.abc import Iterable, Iterator
+from multiprocessing.reduction import ForkingPickler
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, get_worker_info
+from torch_geometric.data import Batch
+
+from hpctrack import signals
+from hpctrack.data.loader import EventLoader
+from hpctrack.data.packing import in_shared_memory, no_room, pack, unpack
+from hpctrack.errors import InputError, MachineError, out_of
+
+Specification = tuple[int, np.ndarray]  # epoch, rows of the dataset
+
+
+class Parcel:
+    """What a reader process sends: a batch, or the error that it met.
+
+    It is pickled by `of` and not by the thread that sends it, which would lose it, and the rank would wait for ever.
+    """
+
+    def __init__(self, sent: bytes) -> None:
+        self.sent = sent
+
+    @classmethod
+    def of(cls, batch: Batch) -> Parcel:
+        """The batch, its tensors in one buffer of shared memory."""
+        return cls(bytes(ForkingPickler.dumps(pack(batch, in_shared_memory))))
+
+    @classmethod
+    def of_error(cls, error: Exception) -> Parcel:
+        """The error; raised in a reader process, it would lose its one line."""
+        return cls(pickle.dumps(error))
+
+    def open(self, pin: bool = False) -> Batch | Exception:
+        """What was sent."""
+        received = pickle.loads(self.sent)
+        if isinstance(received, Exception):
+            return received
+        about, buffer = received
+        return unpack((about, buffer.pin_memory() if pin else buffer))
+
+    def pin_memory(self, _: Any = None) -> Batch | Exception:
+        """What was sent, in page-locked memory; called by torch in a thread of its own."""
+        return self.open(pin=True)
+
+
+class MicroBatches(torch.utils.data.Dataset):
+    """Map (epoch, rows) to a Batch, for a DataLoader whose sampler yields such specifications."""
+
+    def __init__(self, load: EventLoader) -> None:
+        self.load = load
+
+    def __getitem__(self, specification: Specification) -> Parcel | Batch | Exception:
+        """The batch, as a parcel if it is to leave this process; a fault of the input or the machine is returned."""
+        epoch, rows = specification
+        alone = get_worker_info() is None
+        try:
+            batch = Batch.from_data_list([self.load(int(row), epoch) for row in rows])
+            return batch if alone else Parcel.of(batch)
+        except (InputError, OSError, MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not isinstance(error, MachineError) and not out_of(error):
+                raise
+            return error if alone else Parcel.of_error(error)
+
+
+def begin_reader(rank: int, _: int) -> None:
+    """In a reader process: leave signals to the rank, process `rank`, and shared memory to `Parcel`.
+
+    A batch system, or Ctrl-C, signals it with its rank, which needs it to end in good order.
+    """
+    signals.leave_to(rank)
+    torch.utils.data.get_worker_info = lambda: None  # PyG would collate into shared memory, each attribute by itself
+
+
+class Readers:
+    """`workers` processes that read batches, each `prefetch_factor` ahead; with 0 they are read where they are taken.
+
+    `pin` puts them into page-locked memory, from where they go to a GPU while it computes. The processes start with the
+    first call and are used again by the next ones.
+    """
+
+    def __init__(self, load: EventLoader, workers: int = 0, pin: bool = False, prefetch_factor: int = 2) -> None:
+        self.workers, self.sampler = workers, _Sampler()
+        self.loader = DataLoader(
+            MicroBatches(load),
+            sampler=self.sampler,
+            batch_size=None,
+            num_workers=workers,
+            pin_memory=pin,
+            persistent_workers=workers > 0,
+            prefetch_factor=prefetch_factor if workers else None,
+            worker_init_fn=functools.partial(begin_reader, os.getpid()),
+        )
+
+    def __call__(self, specifications: Iterable[Specification]) -> Iterator[Batch]:
+        """Batches for the specifications, in order. Raises what reading raises, and MachineError if a reader dies."""
+        self.sampler.specifications = specifications
+        with signals.held(), _own_handler():  # readers are born with them blocked
+            batches = self._begin()
+        while True:
+            try:
+                batch = next(batches)
+                batch = batch.open() if isinstance(batch, Parcel) else batch
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                raise self._lost(batches, error) from error
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch
+
+    def _begin(self) -> Iterator[Any]:
+        try:
+            return iter(self.loader)
+        except OSError as error:
+            if error.errno != errno.ENOSPC or error.filename is not None:
+                raise
+            raise no_room("what processes are synchronised by") from error  # semaphores
+
+    def _lost(self, batches: Any, error: RuntimeError) -> Exception:
+        """What to raise for an error of torch's: the line for a reader process that has ended, or the error itself."""
+        ended = [process for process in getattr(batches, "_workers", []) if process.exitcode is not None]
+        if "DataLoader worker" in str(error) and ended:
+            return MachineError(
+                f"reader process {ended[0].pid} {_how(ended[0].exitcode)} (key 'data.workers' is {self.workers}); the "
+                f"same command goes on from the newest checkpoint"
+            )
+        if os.strerror(errno.EMFILE) in str(error):
+            return OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return error
+
+
+class _Sampler:
+    """What is to be read next; a DataLoader's processes outlive one set of specifications."""
+
+    specifications: Iterable[Specification] = ()
+
+    def __iter__(self) -> Iterator[Specification]:
+        return iter(self.specifications)
+
+
+def _how(exitcode: int) -> str:
+    if exitcode >= 0:
+        return f"ended with exit code {exitcode}"
+    name = signal.Signals(-exitcode).name
+    return f"was killed by {name}{' (out of memory?)' if name == 'SIGKILL' else ''}"
+
+
+@contextlib.contextmanager
+def _own_handler() -> Iterator[None]:
+    """Keep the handler of SIGCHLD: torch's raises an error wherever the rank is, far from what it waits for."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def iterate(
+    load: EventLoader,
+    specifications: Iterable[Specification],
+    workers: int = 0,
+    pin: bool = False,
+    prefetch_factor: int = 2,
+) -> Iterator[Batch]:
+    """Batches for `(epoch, rows)` specifications, in order, by readers of their own."""
+    return Readers(load, workers, pin, prefetch_factor)(specifications)
