@@ -9,27 +9,55 @@ from __future__ import annotations
 import difflib
 import itertools
 import math
-import re
 from collections.abc import Mapping, Sequence
+from datetime import date
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from annotated_types import Le, Lt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from hpctrack.arguments import REAL_MAX, SECONDS_MAX, SEED_END, THREADS_MAX, WHOLE_MAX, shortened
 from hpctrack.errors import InputError
+from hpctrack.recipes import apply_overrides, named, origin, parse_yaml, read_recipe
+
+READ_AS = {  # what YAML makes of text without quotes
+    bool: "true or false",
+    (int, float): "a number",
+    date: "a date",
+    type(None): "nothing",
+}
+
+
+def free_field(*args: Any, **kwargs: Any) -> Any:
+    """A Field that does not change what a run computes: a resumed run may set it otherwise (runtime/schema.py)."""
+    return Field(*args, json_schema_extra={"free": True}, **kwargs)
 
 
 class Section(BaseModel):
-    """A section of the configuration: strict types, no unknown keys, immutable."""
+    """A section of the configuration: strict types, no unknown keys, immutable, numbers finite and of a size.
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    A key that says nothing else changes the result of a run; those that do not are made by `free_field`.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _numbers_of_a_size(cls, value: Any, info: ValidationInfo) -> Any:
+        own_bound = any(isinstance(rule, (Le, Lt)) for rule in cls.model_fields[str(info.field_name)].metadata)
+        for number in value if isinstance(value, (list, tuple)) else [value]:
+            most = REAL_MAX if isinstance(number, float) else WHOLE_MAX
+            if isinstance(number, (int, float)) and not own_bound and most < abs(number) < math.inf:
+                raise ValueError(f"must be at most {most:,.0f} in size")
+        return value
 
 
 class Named(Section):
     """A section that names a table entry; further keys are the entry's options."""
 
-    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+    model_config = ConfigDict(extra="allow")
     name: str
 
     @property
@@ -81,18 +109,22 @@ class AugmentConfig(Section):
 class DataConfig(Section):
     """Datasets (folders made by `hpctrack convert`) and what is read from them."""
 
-    train: str
-    valid: str | None = None
+    train: str = free_field(description="the folder may move; its content is compared")
+    valid: str | None = free_field(None)
     selection: SelectionConfig = SelectionConfig()
     curriculum: list[CurriculumStage] = Field([], description="training on fewer tracks first; then as selection says")
     features: list[str] = Field(["x", "y", "z"], min_length=1, description="model inputs: names in data/features.py")
     graph: Named | None = Field(None, description="edges between an event's hits: an entry of graphs/__init__.py")
     augment: AugmentConfig = AugmentConfig()
-    workers: int = Field(0, ge=0, description="reader processes per rank; 0 reads in the training process")
-    prefetch_factor: int = Field(2, ge=1, description="micro-batches each reader process is ahead")
-    verify: bool = Field(True, description="compare what is read with its checksums")
-    stage_to: str | None = Field(None, description="folder on each node's own disk (or /dev/shm) to read copies from")
-    in_memory: bool = Field(False, description="hold the columns that the features need in memory, on every rank")
+    workers: int = free_field(
+        0, ge=0, le=THREADS_MAX, description="reader processes per rank; 0 reads in the training process"
+    )
+    prefetch_factor: int = free_field(2, ge=1, description="micro-batches each reader process is ahead")
+    verify: bool = free_field(True, description="compare what is read with its checksums")
+    stage_to: str | None = free_field(
+        None, description="folder on each node's own disk (or /dev/shm) to read copies from"
+    )
+    in_memory: bool = free_field(False, description="hold the columns that the features need in memory, on every rank")
 
     @field_validator("curriculum")
     @classmethod
@@ -111,12 +143,16 @@ class PlanConfig(Section):
     window: int | Literal["epoch"] = Field(
         1, description="steps within which like-sized events are grouped; 1: plain random, epoch: all sorted"
     )
-    cost: Literal["sizes", "learned"] = Field(
+    cost: Literal["sizes", "learned"] = free_field(
         "sizes", description="what a split balances: the model's own estimate from sizes, or measured seconds"
     )
-    locality: bool = Field(False, description="ranks prefer shards they have read before, where that costs nothing")
-    hits_per_micro_batch: int | None = Field(None, ge=1, description="no forward sees more hits, where events allow")
-    over_cap: Literal["error", "alone"] = Field(
+    locality: bool = free_field(
+        False, description="ranks prefer shards they have read before, where that costs nothing"
+    )
+    hits_per_micro_batch: int | None = free_field(
+        None, ge=1, description="no forward sees more hits, where events allow"
+    )
+    over_cap: Literal["error", "alone"] = free_field(
         "alone", description="a single event with more hits: refuse it, or let it be a micro-batch of its own"
     )
 
@@ -132,10 +168,10 @@ class PlanConfig(Section):
 class MemoryConfig(Section):
     """How much memory a rank may use, and which memory modes it uses to that end (models/memory.py)."""
 
-    cap_gib: float | None = Field(
+    cap_gib: float | None = free_field(
         None, gt=0, description="for weights, gradients, optimizer and passes of a rank; null with auto: what there is"
     )
-    policy: Literal["auto", "plain", "recompute", "nested", "chunks", "offload"] = Field(
+    policy: Literal["auto", "plain", "recompute", "nested", "chunks", "offload"] = free_field(
         "plain", description="mode of all passes; auto (the default with a cap): for each the first that should fit"
     )
 
@@ -153,6 +189,9 @@ class MemoryConfig(Section):
         return self
 
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
 class OptimConfig(Section):
     """The optimizer, linear warm-up and cosine decay, and how the learning rate follows the global batch."""
 
@@ -163,7 +202,7 @@ class OptimConfig(Section):
     )
     base_batch: float = Field(8.0, gt=0, description="events per optimizer step that lr was chosen for")
     weight_decay: float = Field(0.01, ge=0)
-    betas: tuple[float, float] = Field((0.9, 0.99), description="adamw, lamb")
+    betas: tuple[Decay, Decay] = Field((0.9, 0.99), description="adamw, lamb")
     momentum: float = Field(0.9, ge=0, lt=1, description="lars, sgd")
     warmup_steps: int = Field(0, ge=0)
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -181,41 +220,53 @@ class OptimConfig(Section):
 class TrainConfig(Section):
     """Length, precision and bookkeeping of training."""
 
-    steps: int = Field(ge=1, description="optimizer steps in all; epochs follow from the data")
+    steps: int = free_field(
+        ge=1,
+        description="optimizer steps in all; epochs follow from the data. A resumed run may have more or fewer where "
+        "the learning rates of the steps that are done stay the same",
+    )
     start_from: str | None = Field(
         None, description="run or checkpoint with whose weights a new run begins; its model and features may be a part"
     )
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
-    compile: bool = Field(False, description="torch.compile the model, with sizes of events as variables")
+    compile: bool = free_field(False, description="torch.compile the model, with sizes of events as variables")
     tf32: bool = Field(False, description="GPUs may round the inputs of fp32 matrix products to TF32")
-    checkpoint_every: int = Field(200, ge=1, description="steps")
-    keep_checkpoints: int = Field(2, ge=1)
-    log_every: int = Field(10, ge=1, description="steps")
-    valid_every: int = Field(500, ge=1, description="steps")
-    probe_every: int = Field(10, ge=1, description="steps of which one is timed in parts, without overlap")
-    threads: int | None = Field(1, ge=1, description="CPU threads per rank; null: torch's own choice")
+    checkpoint_every: int = free_field(200, ge=1, description="steps")
+    keep_checkpoints: int = free_field(2, ge=1)
+    log_every: int = free_field(10, ge=1, description="steps")
+    valid_every: int = free_field(500, ge=1, description="steps")
+    probe_every: int = free_field(10, ge=1, description="steps of which one is timed in parts, without overlap")
+    threads: int | None = free_field(
+        1, ge=1, le=THREADS_MAX, description="CPU threads per rank; null: torch's own choice"
+    )
 
 
 class ParallelConfig(Section):
     """How ranks work together."""
 
-    strategy: Literal["ddp", "fsdp", "deepspeed"] = Field(
+    strategy: Literal["ddp", "fsdp", "deepspeed"] = free_field(
         "ddp", description="replicas; shards of weights, gradients and optimizer state (torch); or ZeRO (DeepSpeed)"
     )
     compress: Literal["none", "bf16"] = Field("none", description="number format in which gradients are summed")
-    bucket_mb: float = Field(25.0, gt=0, description="ddp, deepspeed: gradients summed at once, while others come")
-    reshard_after_forward: bool = Field(True, description="fsdp: gather weights again for the backward pass")
-    zero_stage: Literal[1, 2, 3] = Field(
+    bucket_mb: float = free_field(
+        25.0, gt=0, le=1e6, description="ddp, deepspeed: gradients summed at once, while others come"
+    )
+    reshard_after_forward: bool = free_field(True, description="fsdp: gather weights again for the backward pass")
+    zero_stage: Literal[1, 2, 3] = free_field(
         2, description="deepspeed: share optimizer state (1), gradients (2), weights (3)"
     )
-    offload_optimizer: bool = Field(False, description="deepspeed: optimizer state in the memory of the host")
-    offload_param: bool = Field(False, description="deepspeed, stage 3: weights in the memory of the host")
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    bind_cores: bool = Field(
+    offload_optimizer: bool = free_field(False, description="deepspeed: optimizer state in the memory of the host")
+    offload_param: bool = free_field(False, description="deepspeed, stage 3: weights in the memory of the host")
+    device: Literal["auto", "cpu", "cuda"] = free_field("auto")
+    bind_cores: bool = free_field(
         True, description="on CPUs, ranks of a node that may use the same cores split them, if there are enough"
     )
-    timeout_s: float = Field(600.0, gt=0, description="a collective that waits longer ends the run")
-    rendezvous_timeout_s: float = Field(300.0, gt=0, description="ranks that have not met by then end")
+    timeout_s: float = free_field(
+        600.0, gt=0, le=SECONDS_MAX, description="a collective that waits longer ends the run"
+    )
+    rendezvous_timeout_s: float = free_field(
+        300.0, gt=0, le=SECONDS_MAX, description="ranks that have not met by then end"
+    )
 
     @model_validator(mode="after")
     def _options_of_the_strategy(self) -> ParallelConfig:
@@ -229,8 +280,8 @@ class ParallelConfig(Section):
 class RunConfig(Section):
     """Everything a training run is defined by."""
 
-    run: str = Field(description="folder of the run: config, metrics, checkpoints")
-    seed: int = Field(1, ge=0)
+    run: str = free_field(description="folder of the run: config, metrics, checkpoints")
+    seed: int = Field(1, ge=0, lt=SEED_END)
     data: DataConfig
     model: Named
     loss: Named
@@ -259,48 +310,42 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
     Raises InputError naming file (or override) and key: missing file, bad YAML, unknown key, wrong type.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such configuration file")
-    values = apply_overrides(parse_yaml(path.read_text(), str(path)), overrides, str(path))
-    return parse(RunConfig, values, str(path))
+    values = apply_overrides(parse_yaml(read_recipe(Path(path)), str(path)), overrides, str(path))
+    return parse(RunConfig, values, str(path), overrides=overrides)
 
 
-def apply_overrides(values: Any, overrides: Sequence[str], where: str) -> dict[str, Any]:
-    """A copy of the nested mapping `values` in which each `key.sub=value` is set."""
-    if not isinstance(values, dict):
-        raise InputError(f"{where}: expected `key: value` lines at the top, got {type(values).__name__}")
-    values = dict(values)
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not re.fullmatch(r"[A-Za-z_][\w]*(\.[A-Za-z_][\w]*)*", key):
-            raise InputError(f"override '{override}': expected key.sub=value, e.g. optim.lr=0.001")
-        node = values
-        *parents, last = key.split(".")
-        for depth, name in enumerate(parents):
-            child = node.get(name)
-            if child is not None and not isinstance(child, dict):
-                raise InputError(f"override '{override}': '{'.'.join(parents[: depth + 1])}' is a value, not a section")
-            node[name] = dict(child or {})
-            node = node[name]
-        node[last] = parse_yaml(text, f"override '{override}'")
-    return values
+def parse(cls: type[S], values: Mapping[str, Any], where: str, prefix: str = "", overrides: Sequence[str] = ()) -> S:
+    """`cls(**values)`, with pydantic's complaints turned into one line that names the key, and who set it.
 
-
-def parse(cls: type[S], values: Mapping[str, Any], where: str, prefix: str = "") -> S:
-    """`cls(**values)`, with pydantic's complaints turned into one line that names `where` and the key."""
+    That is the override of `overrides` that did, else `where`.
+    """
     try:
         return cls.model_validate(dict(values))
     except ValidationError as error:
         first, *others = error.errors()
-        key = ".".join(str(part) for part in (prefix, *first["loc"]) if part != "")
         more = f" (and {len(others)} more)" if others else ""
-        if first["type"] == "extra_forbidden":
-            raise InputError(f"{where}: unknown key '{key}'{_hint(cls, first['loc'])}{more}") from None
-        if first["type"] == "missing":
-            raise InputError(f"{where}: key '{key}' is missing{more}") from None
-        message = first["msg"][0].lower() + first["msg"][1:]
-        raise InputError(f"{where}: key '{key}': {message}, got {first['input']!r}{more}") from None
+        place = [str(part) for part in first["loc"]]
+        override = origin(overrides, place)
+        what = complaint(cls, first, ".".join(part for part in (prefix, *place) if part), override)
+        raise InputError(f"{named(override) if override else where}: {what}{more}") from None
+
+
+def complaint(cls: type[BaseModel], error: Mapping[str, Any], key: str, override: str | None) -> str:
+    """One of pydantic's complaints in a line that names the key, and for a wrong value says what it is."""
+    kind, value = error["type"], error["input"]
+    if kind == "extra_forbidden":
+        return f"unknown key '{key}'{_hint(cls, error['loc'])}"
+    if kind == "missing":
+        return f"key '{key}' is missing"
+    message = error["msg"].removeprefix("Value error, ")
+    if kind == "value_error" and isinstance(value, (dict, BaseModel)):  # keys that do not fit each other
+        return f"section '{key}': {message}" if key else message
+    if kind == "string_type" and isinstance(value, tuple(READ_AS)):
+        what = next(what for read, what in READ_AS.items() if isinstance(value, read))
+        name, _, text = (override or "").partition("=")
+        how = f"""quote it: {key}='"{text}"'""" if name == key else "put it in quotes"
+        return f"key '{key}': {shortened(text if name == key else str(value))} is read as {what}, text is meant; {how}"
+    return f"key '{key}': {message[0].lower()}{message[1:]}, got {shortened(repr(value))}"
 
 
 def lookup(table: Mapping[str, Any], name: str, section: str) -> Any:
@@ -313,25 +358,6 @@ def lookup(table: Mapping[str, Any], name: str, section: str) -> Any:
 def dump_yaml(config: BaseModel) -> str:
     """The configuration with every default filled in, as YAML that `load_config` reads back."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads `1e-3` as text; users mean a number."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-)
-
-
-def parse_yaml(text: str, where: str) -> Any:
-    """Safe YAML (numbers like 1e-3 are numbers); a syntax error is an InputError naming `where` and the line."""
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise InputError(f"{where}{line}: not valid YAML: {getattr(error, 'problem', error)}") from None
 
 
 def _hint(cls: type[BaseModel], location: tuple[Any, ...]) -> str:
