@@ -21,11 +21,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xxhash
 
 from hpctrack import arguments
-from hpctrack.data import store
-from hpctrack.data.conversion import KEEPING_COST, Done, Reader, Task, TrackmlReader, plan_tasks, run_task, run_tasks
+from hpctrack.data import replacement, store
+from hpctrack.data.conversion import (
+    KEEPING_COST,
+    SKIPPED,
+    Done,
+    Reader,
+    Task,
+    TrackmlReader,
+    left_out_of,
+    plan_tasks,
+    recipe_of,
+    run_task,
+    run_tasks,
+    try_again,
+)
 from hpctrack.data.files import write_json
 from hpctrack.data.lock import only_writer
 from hpctrack.data.partition import partition
@@ -33,8 +45,6 @@ from hpctrack.data.subevents import MAX_DRAWS, SubEventReader
 from hpctrack.data.trackml_source import check_files, find_events
 from hpctrack.errors import EXIT_INPUT, EXIT_MACHINE, InputError, verb
 from hpctrack.parallel.mpi import launched, mpi_world
-
-SKIPPED = "skipped.json"
 
 
 def _parser() -> arguments.Parser:
@@ -49,7 +59,9 @@ def _parser() -> arguments.Parser:
     )
     parser.add_argument("--limit", type=arguments.positive, metavar="N", help="only the first N events")
     parser.add_argument("--skip-bad", action="store_true", help=f"leave bad events out and list them in {SKIPPED}")
-    parser.add_argument("--overwrite", action="store_true", help="replace what an earlier convert left in OUT")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace the dataset in OUT, once the new one is whole"
+    )
     csv = parser.add_argument_group("TrackML files")
     csv.add_argument("--detectors", metavar="FILE", help="detectors.csv[.gz]; default: in SOURCE or beside it")
     csv.add_argument("--no-truth", action="store_true", help="events without truth: all hits become noise")
@@ -120,11 +132,11 @@ def _ending(run: Callable[[], int | None]) -> int:
 
 @dataclass
 class Plan:
-    """What is to be made: `recipe` of the whole dataset."""
+    """What is to be made: the dataset of `tasks`, in `folder`, which is OUT or in it."""
 
     reader: Reader
     tasks: list[Task]
-    recipe: str
+    folder: Path
 
 
 def _plan(args: argparse.Namespace) -> Plan | None:
@@ -133,12 +145,12 @@ def _plan(args: argparse.Namespace) -> Plan | None:
     if isinstance(reader, TrackmlReader) and reader.modules is None:
         print("convert: no detectors.csv: module ids are not checked", file=sys.stderr)
     tasks = plan_tasks(reader, args.out, args.events_per_shard, args.limit, args.skip_bad)
-    recipe = xxhash.xxh3_128_hexdigest("".join(task.recipe for task in tasks).encode())
-    if _prepare(args.out, tasks, recipe, args):
+    folder = _prepare(args, reader, tasks)
+    if folder is None:
         print(f"convert: {args.out} is complete already", file=sys.stderr)
         _summary(args.out)
         return None
-    return Plan(reader, tasks, recipe)
+    return Plan(reader, tasks, folder)
 
 
 def _alone(args: argparse.Namespace) -> None:
@@ -153,8 +165,7 @@ def _alone(args: argparse.Namespace) -> None:
 @contextlib.contextmanager
 def _locked(out: Path) -> Iterator[None]:
     """The lock of OUT; a folder that was made for nothing goes again."""
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out}: is a file; OUT must be a folder")
+    replacement.check_folder(out)
     new = not out.exists()
     try:
         with only_writer(out):
@@ -238,25 +249,52 @@ def _share(plan: Plan, world: Any) -> Iterator[Done]:
 # ------------------------------------------------------------------------------------------------ before and after
 
 
-def _prepare(out: Path, tasks: Sequence[Task], recipe: str, args: argparse.Namespace) -> bool:
-    """Make OUT ready; True if the same call has finished it before. InputError if it holds anything else."""
-    for path in [*out.glob(".events-*.tmp"), *out.glob(f".{store.INDEX}.*.tmp"), *out.glob(f".{SKIPPED}.*.tmp")]:
-        path.unlink()  # of a killed run
-    if args.overwrite:
-        for path in [out / store.INDEX, out / SKIPPED, *out.glob("events-*.h5")]:
-            path.unlink(missing_ok=True)
+def _prepare(args: argparse.Namespace, reader: Reader, tasks: Sequence[Task]) -> Path | None:
+    """Make OUT ready: the folder to write into; None if the same call has finished it before.
+
+    InputError if it holds anything else. A finished dataset stays as it is until another is whole.
+    """
+    out: Path = args.out
+    replacement.clear(out)
     otherwise = "choose another folder, or --overwrite to replace it"
-    if (out / store.INDEX).exists():  # a damaged one is an InputError here
-        attributes = store.open_dataset(out).attributes
-        if attributes.get("recipe") == recipe and (args.skip_bad or not attributes["n_skipped"]):
-            return True
+    if not (out / store.INDEX).exists():
+        replacement.discard(out)
+        for path in _of_others(out, tasks):
+            if not args.overwrite:
+                raise InputError(f"{path}: left by a convert of other input or options; {otherwise}")
+            path.unlink()
+        return out
+    if args.overwrite:
+        return _beside(out, tasks, tasks)
+    dataset = store.open_dataset(out)  # a damaged one is an InputError here
+    left_out = left_out_of(dataset)
+    if dataset.attributes.get("recipe") not in (recipe_of(tasks, left_out), recipe_of(tasks)):
         raise InputError(f"{out}: holds a dataset of other input or options; {otherwise}")
-    recipes = {task.path: task.recipe for task in tasks}
-    for path in sorted(out.glob("events-*.h5")):
-        found = store.shard_attributes(path)  # None: damaged, so it is made again
-        if path not in recipes or (found is not None and found.get("recipe") != recipes[path]):
-            raise InputError(f"{path}: left by a convert of other input or options; {otherwise}")
-    return False
+    if left_out == (bad := try_again(reader, left_out, args.skip_bad)):
+        replacement.discard(out)
+        return None
+    changed = {entry["event_id"] for entry in left_out if entry not in bad}
+    return _beside(out, tasks, [task for task in tasks if changed & set(task.event_ids)])
+
+
+def _beside(out: Path, tasks: Sequence[Task], to_make: Sequence[Task]) -> Path:
+    """A folder beside the finished dataset in OUT, where the shards `to_make` are made."""
+    folder = out / replacement.NEW
+    folder.mkdir(exist_ok=True)
+    for task in to_make:
+        task.path = folder / task.path.name
+    for path in _of_others(folder, tasks):
+        path.unlink()
+    return folder
+
+
+def _of_others(folder: Path, tasks: Sequence[Task]) -> Iterator[Path]:
+    """Shards in `folder` that are none of these tasks'; a damaged one is made again, so it is."""
+    own = {task.path.name: task for task in tasks}
+    for path in sorted(folder.glob(replacement.SHARDS)):
+        found, task = store.shard_attributes(path), own.get(path.name)
+        if task is None or (found and not task.fits(found.get("recipe"), json.loads(found.get("skipped", "[]")))):
+            yield path
 
 
 def _finish(out: Path, plan: Plan, done: Sequence[Done]) -> None:
@@ -264,18 +302,22 @@ def _finish(out: Path, plan: Plan, done: Sequence[Done]) -> None:
     skipped = sorted((entry for result in done for entry in result.skipped), key=lambda entry: entry["event_id"])
     shards = sorted(result.name for result in done if result.name)
     if not shards:
+        replacement.discard(out)
         if skipped:
             raise InputError(f"none of the {len(skipped)} events can be used; the first: {skipped[0]['reason']}")
         raise InputError("no event has enough tracks for a sub-event; lower --tracks, --pt-min-gev or --min-hits")
     if skipped:
-        write_json(out / SKIPPED, skipped)
+        write_json(plan.folder / SKIPPED, skipped)
     else:
-        (out / SKIPPED).unlink(missing_ok=True)
+        (plan.folder / SKIPPED).unlink(missing_ok=True)
     n_source = sum(result.n_source for result in done)
-    attributes = {"recipe": plan.recipe, "n_source": n_source, "n_skipped": len(skipped)}
+    attributes = {"recipe": recipe_of(plan.tasks, skipped), "n_source": n_source, "n_skipped": len(skipped)}
     if plan.reader.field_t is not None:
         attributes["field_t"] = plan.reader.field_t
-    store.write_index(out, shards, attributes | {"origin": json.dumps(plan.reader.origin())})
+    attributes["origin"] = json.dumps(plan.reader.origin())
+    store.write_index(plan.folder, shards, attributes, {"skipped": json.dumps(skipped)}, beside=out)
+    if plan.folder != out:
+        replacement.move(out)
     _summary(out)
 
 
@@ -301,9 +343,8 @@ def _summary(out: Path) -> None:
         used = len(set((dataset.event_ids // MAX_DRAWS).tolist()))
         few = dataset.attributes["n_source"] - dataset.attributes["n_skipped"] - used
         print(f"from {used} events; {few} have too few tracks for a sub-event")
-    if dataset.attributes["n_skipped"]:
-        for entry in json.loads((out / SKIPPED).read_text()):
-            print(f"left out: event {entry['event_id']}: {entry['reason']}")
+    for entry in left_out_of(dataset):
+        print(f"left out: event {entry['event_id']}: {entry['reason']}")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ same call made is kept if its content fits its checksums.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import functools
 import json
 import sys
@@ -14,12 +16,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import xxhash
 
-from hpctrack import __version__, pools
+from hpctrack import pools
 from hpctrack.data import schema, store
 from hpctrack.data.checksums import column_checksum, event_checksum
 from hpctrack.data.detectors import Detectors, find_detectors, read_detectors
@@ -27,6 +29,11 @@ from hpctrack.data.trackml import read_event
 from hpctrack.data.trackml_source import Source, recorded_field
 from hpctrack.errors import InputError, MachineError
 
+CONTENT = "0.1.0"  # the version that last made other events of the same input: shards of all since then are kept
+SKIPPED = "skipped.json"
+_MACHINE = ("EIO", "ENOMEM", "ENOSPC", "EDQUOT", "EMFILE", "ENFILE", "ESTALE", "ETIMEDOUT")
+MACHINE = {getattr(errno, name) for name in _MACHINE}
+LeftOut = dict[str, Any]  # {"event_id", "reason"}
 KEEPING_COST = 0.02  # of a finished shard, to check it, as a part of making it
 
 
@@ -105,13 +112,24 @@ class TrackmlReader:
 
 @dataclass
 class Task:
-    """One shard to make: `recipe` says from what, so that a rerun can tell a finished shard from another's."""
+    """One shard to make; `stamps` say from what, by event, so that a rerun can tell its own shards from another's."""
 
     event_ids: list[int]
+    stamps: list[object]
     path: Path
-    recipe: str
     skip_bad: bool
-    cost: float  # relative: bytes of the source
+    cost: float  # relative: bytes or hits of the source
+
+    def recipe(self, left_out: Sequence[LeftOut] = ()) -> str:
+        """Digest of all that the shard's content follows from. An event that was left out may change, or be mended."""
+        without = {entry["event_id"] for entry in left_out}
+        found = zip(self.event_ids, self.stamps, strict=True)
+        stamps = [["left out", event_id] if event_id in without else stamp for event_id, stamp in found]
+        return xxhash.xxh3_128_hexdigest(json.dumps([schema.FORMAT, schema.VERSION, CONTENT, stamps]).encode())
+
+    def fits(self, recipe: str, left_out: Sequence[LeftOut]) -> bool:
+        """Whether a shard of this recipe, that left these events out, is this task's."""
+        return recipe in (self.recipe(left_out), self.recipe())  # the latter: as version 0.1.0 wrote it
 
 
 @dataclass
@@ -120,7 +138,7 @@ class Done:
 
     name: str | None
     n_source: int
-    skipped: list[dict[str, object]] = field(default_factory=list)
+    skipped: list[LeftOut] = field(default_factory=list)
 
 
 def plan_tasks(reader: Reader, out: Path, events_per_shard: int, limit: int | None, skip_bad: bool) -> list[Task]:
@@ -130,50 +148,97 @@ def plan_tasks(reader: Reader, out: Path, events_per_shard: int, limit: int | No
     for number, start in enumerate(range(0, len(ids), events_per_shard)):
         chunk = ids[start : start + events_per_shard]
         stamps, sizes = zip(*(reader.stamp(event_id) for event_id in chunk), strict=True)
-        text = json.dumps([schema.FORMAT, schema.VERSION, __version__, list(stamps)])
-        recipe = xxhash.xxh3_128_hexdigest(text.encode())
-        tasks.append(Task(chunk, out / store.shard_name(number), recipe, skip_bad, float(sum(sizes))))
+        tasks.append(Task(chunk, list(stamps), out / store.shard_name(number), skip_bad, float(sum(sizes))))
     return tasks
 
 
+def recipe_of(tasks: Sequence[Task], left_out: Sequence[LeftOut] = ()) -> str:
+    """Digest of all that a dataset's content follows from."""
+    return xxhash.xxh3_128_hexdigest("".join(task.recipe(left_out) for task in tasks).encode())
+
+
 def run_task(reader: Reader, task: Task) -> Done:
-    """Make one shard, or keep the one that an earlier run of the same call left."""
+    """Make one shard, or keep the one that an earlier run of the same call left.
+
+    An event that was left out then is tried again. MachineError, or OSError, for what is the machine's fault.
+    """
     found = store.shard_attributes(task.path)
-    if found and found.get("recipe") == task.recipe:
-        skipped = json.loads(found["skipped"])
-        if (task.skip_bad or not skipped) and is_intact(task.path):
-            return Done(task.path.name, len(task.event_ids), skipped)
+    skipped: list[LeftOut] = json.loads(found.get("skipped", "[]")) if found else []
+    kept = found is not None and task.fits(found.get("recipe"), skipped) and is_intact(task.path)
+    if kept and skipped == try_again(reader, skipped, task.skip_bad):
+        return Done(task.path.name, len(task.event_ids), skipped)
     skipped, written = [], []
-    with store.ShardWriter(task.path, {"recipe": task.recipe}) as writer:
+    with store.ShardWriter(task.path) as writer:
         for event_id in task.event_ids:
-            try:
+            with _fault_of_event(event_id, skipped if task.skip_bad else None):
                 for event in reader.read(event_id):
                     writer.add(event)
                     written.append(event.event_id)
-            except InputError as error:
-                if not task.skip_bad:
-                    raise
-                skipped.append({"event_id": event_id, "reason": " ".join(str(error).split())})
-        writer.attributes |= {"skipped": json.dumps(skipped), "event_ids": _digest_of(written)}
+        writer.attributes |= {"recipe": task.recipe(skipped), "event_ids": _digest_of(written)}
+        writer.texts["skipped"] = json.dumps(skipped)
     return Done(task.path.name if written else None, len(task.event_ids), skipped)
+
+
+def try_again(reader: Reader, left_out: Sequence[LeftOut], skip_bad: bool) -> list[LeftOut]:
+    """Those of these events that are still bad, and why; without `skip_bad` the first of them is an InputError."""
+    bad: list[LeftOut] = []
+    for entry in left_out:
+        with _fault_of_event(entry["event_id"], bad if skip_bad else None):
+            next(iter(reader.read(entry["event_id"])), None)
+    return bad
+
+
+def left_out_of(dataset: store.Dataset) -> list[LeftOut]:
+    """What a dataset's conversion has left out, and why."""
+    if "skipped" in dataset.attributes:
+        return json.loads(dataset.attributes["skipped"])
+    path = dataset.folder / SKIPPED  # of version 0.1.0
+    return json.loads(path.read_text()) if dataset.attributes.get("n_skipped") and path.exists() else []
+
+
+@contextlib.contextmanager
+def _fault_of_event(event_id: int, skipped: list[LeftOut] | None) -> Iterator[None]:
+    """A bad event is taken down in `skipped`, if that is a list; what the machine has done is no fault of the event."""
+    try:
+        yield
+    except MemoryError as error:
+        again = "run the same command again, with fewer --jobs, to go on"
+        raise MachineError(f"event {event_id}: out of memory{f' ({error})' if str(error) else ''}; {again}") from error
+    except InputError as error:
+        if fault := _machine_fault(error):
+            raise MachineError(f"event {event_id}: {fault}; run the same command again to go on") from error
+        if skipped is None:
+            raise
+        skipped.append({"event_id": event_id, "reason": " ".join(str(error).split())})
+
+
+def _machine_fault(error: BaseException | None) -> str | None:
+    """What of the machine's is behind an error: lack of memory, of file numbers, of space, a disk that fails."""
+    while error is not None:
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in MACHINE):
+            return str(error) or "out of memory"
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def is_intact(path: Path) -> bool:
     """Whether every column of every event of a shard, and its event ids, fit their checksums; one column at a time."""
     try:
         with store.open_h5(path, "shard") as file, store.damage(path):
-            if file.attrs.get("event_ids") != _digest_of(file["event_id"][:].tolist()):
+            event_ids = store.small_array(file, "event_id").tolist()
+            if file.attrs.get("event_ids") != _digest_of(event_ids):
                 return False
-            offsets = {axis: file[f"offsets/{axis}"][:] for axis in ("hits", "particles")}
-            sums: list[dict[str, int]] = [{} for _ in file["event_id"]]
+            offsets = {axis: store.small_array(file, f"offsets/{axis}") for axis in ("hits", "particles")}
+            sums: list[dict[str, int]] = [{} for _ in event_ids]
             noise = []
             for name in schema.all_columns():
                 table, column = name.split(".")
                 bounds = offsets["particles" if table == "particles" else "hits"]
-                if file[table][column].shape != (bounds[-1],):
+                found = store.own(file, f"{table}/{column}")
+                if found.shape != (bounds[-1],):
                     return False
                 for i, row in enumerate(sums):
-                    values = file[table][column][bounds[i] : bounds[i + 1]]
+                    values = found[bounds[i] : bounds[i + 1]]
                     row[name] = column_checksum(values)
                     if name == "truth.particle_id":
                         noise.append(int(np.sum(values == 0)))

@@ -82,6 +82,18 @@ def open_h5(path: str | Path, kind: str) -> h5py.File:
     return file
 
 
+def format_of(path: Path) -> str | None:
+    """The `format` that an HDF5 file says it has; None for what is no whole HDF5 file or says none."""
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            found = file.attrs.get("format")
+    except OSError as error:
+        if error.errno not in (None, 0):
+            raise
+        return None
+    return None if found is None else str(found)
+
+
 def read_attributes(file: h5py.File) -> dict[str, Any]:
     """All attributes and texts of a file; ValueError if they fail their digest (files of before it was there pass)."""
     attributes, texts = dict(file.attrs), {}

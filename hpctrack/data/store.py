@@ -30,9 +30,10 @@ from hpctrack.data.checksums import column_checksum, combined_digest, event_chec
 from hpctrack.data.columns import AXES, TYPES, KeptShard, as_tables, axis_of, stored_type
 from hpctrack.data.files import naming
 from hpctrack.data.hdf5 import atomic_h5 as atomic_h5  # what concerns single files is found here, too
-from hpctrack.data.hdf5 import check_size, own, plain_name, read_attributes, write_header
+from hpctrack.data.hdf5 import check_size, plain_name, read_attributes, write_header
 from hpctrack.data.hdf5 import damage as damage
 from hpctrack.data.hdf5 import open_h5 as open_h5
+from hpctrack.data.hdf5 import own as own
 from hpctrack.data.hdf5 import small_array as small_array
 from hpctrack.data.limits import max_unpacked, too_large
 from hpctrack.errors import InputError

@@ -46,9 +46,10 @@ class SubEventReader:
         """The dataset's."""
         return self.dataset.attributes.get("field_t")
 
-    def stamp(self, event_id: int) -> object:
-        """The dataset's content and all options."""
-        return [self.origin(), event_id]
+    def stamp(self, event_id: int) -> tuple[object, int]:
+        """The event, the dataset's content and all options; the event's hits."""
+        place = int(np.searchsorted(self.dataset.event_ids, event_id))
+        return [self.origin(), event_id], int(self.dataset.n_hits[place])
 
     def read(self, event_id: int) -> Iterator[schema.Event]:
         """The sub-events of one event; InputError if it is damaged or its sub-events cannot be numbered."""

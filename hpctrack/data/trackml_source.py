@@ -202,10 +202,18 @@ def _files_below(folder: Path) -> Iterator[str]:
             linked += [path for name in folders if os.path.islink(path := os.path.join(parent, name))]
             for name in names:
                 path = os.path.join(parent, name)
-                if not name.startswith(".") and not _FILE.fullmatch(name) and not os.path.exists(path):
+                if not name.startswith(".") and not _FILE.fullmatch(name) and not _is_there(path):
                     raise InputError(f"{path}: {_no_file(Path(path))}")  # it may have been a folder of events
                 yield os.path.relpath(path, folder)
         waiting.extend(sorted(linked))
+
+
+def _is_there(path: str) -> bool:
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _raise(error: OSError) -> None:

@@ -118,11 +118,9 @@ def test_an_event_without_hits_is_kept(tmp_path, capsys):
     assert "-cells.csv: event 2: row 1: hit_id" in refused(capsys, folder, tmp_path / "cells")
 
 
-@pytest.mark.parametrize("options", [["--mu", 1], ["--source", "helix", "--particles", 1]])
-def test_what_simulate_writes_is_converted_and_verified(tmp_path, capsys, options):
-    if "--mu" in options:
-        pytest.importorskip("acts")
-    assert simulate.main([str(tmp_path / "csv"), "--events", "6", "--seed", "1", *map(str, options)]) == 0
+def test_what_simulate_writes_is_converted_and_verified(tmp_path, capsys):
+    options = ["--source", "helix", "--particles", "1", "--events", "6", "--seed", "1"]
+    assert simulate.main([str(tmp_path / "csv"), *options]) == 0
     assert run(capsys, tmp_path / "csv", tmp_path / "out")[0] == 0
     assert (store.open_dataset(tmp_path / "out").n_hits == 0).any()
     assert inspect.main([str(tmp_path / "out"), "--verify"]) == 0
