@@ -10,6 +10,7 @@ import numpy as np
 
 from hpctrack.data import schema, store
 from hpctrack.data.checksums import combined_digest
+from hpctrack.data.conversion import left_out_of
 from hpctrack.data.hdf5 import ATTRIBUTES_DIGEST, TEXTS, read_attributes
 from hpctrack.inspection.text import histogram
 
@@ -33,6 +34,7 @@ def describe_dataset(folder: Path) -> dict[str, Any]:
         "fingerprint": dataset.fingerprint,
         "event_ids": _range(dataset.event_ids),
         **origin,
+        "left_out": [f"event {entry['event_id']}: {entry['reason']}" for entry in left_out_of(dataset)],
         "columns": _schema_columns(rows),
         "histograms": _histograms(dataset.n_hits, dataset.n_particles),
     }

@@ -9,7 +9,6 @@ import shutil
 import zipfile
 
 import pandas as pd
-import pytest
 from helpers import make_event_csv, make_event_tables, make_trackml, write_csv, write_event_csv
 
 from hpctrack import convert, inspect, simulate
