@@ -6,7 +6,6 @@ Counts are taken event by event and added up; definitions stand in tracking/metr
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from hpctrack import __version__, arguments, pools
 from hpctrack.data.candidates import CandidateStore
 from hpctrack.data.edges import is_edges
 from hpctrack.data.files import write_json
+from hpctrack.data.jsonlines import is_cut, read_lines
 from hpctrack.data.store import Dataset
 from hpctrack.errors import InputError, verb
 from hpctrack.reporting import edges, resolutions
@@ -24,6 +24,8 @@ from hpctrack.reporting.sources import RESULTS_FORMAT, RESULTS_VERSION
 from hpctrack.reporting.tally import COLUMNS as TALLY_COLUMNS
 from hpctrack.reporting.tally import Cuts, EventTally, add_up, event_row, tally_event
 from hpctrack.reporting.text import table
+
+TIMED = {"event_id": int, "n_hits": int, "rank": int} | dict.fromkeys(("read_s", "model_s", "build_s"), (int, float))
 
 
 @verb("evaluate")
@@ -157,13 +159,11 @@ def read_timings(path: Path) -> dict | None:
     """
     if not path.is_file():
         return None
-    events, unreadable = {}, 0
-    for line in path.read_text().splitlines():
-        try:
-            row = json.loads(line)
-            events[row["event_id"]] = [row["n_hits"], row["read_s"], row["model_s"], row["build_s"]], row["rank"]
-        except (ValueError, KeyError, TypeError):
-            unreadable += 1
+    unreadable = int(is_cut(path))
+    events = {
+        row["event_id"]: ([row["n_hits"], row["read_s"], row["model_s"], row["build_s"]], row["rank"])
+        for row in read_lines(path, "no timing of an event", TIMED)
+    }
     if not events:
         return {"events": 0, "unreadable_lines": unreadable}
     numbers = np.array([row for row, _ in events.values()], dtype=np.float64)

@@ -28,6 +28,7 @@ from hpctrack.config import (
 )
 from hpctrack.data import candidates
 from hpctrack.data.files import write_json, write_text
+from hpctrack.data.jsonlines import read_lines
 from hpctrack.data.lock import only_writer
 from hpctrack.data.store import Dataset
 from hpctrack.data.trackml import write_submission
@@ -260,10 +261,8 @@ def write_timings(out: Path) -> None:
     """Gather the ranks' timing lines, the last one of each event, into `timings.jsonl`."""
     lines = {}
     for path in sorted((out / candidates.PARTS).glob("*.timings")):
-        for line in path.read_text().splitlines():
-            if line.endswith("}"):  # a kill may cut the last one short
-                lines[json.loads(line)["event_id"]] = line
-    write_text(out / "timings.jsonl", "".join(f"{lines[event]}\n" for event in sorted(lines)))
+        lines |= {entry["event_id"]: entry for entry in read_lines(path, "no timing of an event", {"event_id": int})}
+    write_text(out / "timings.jsonl", "".join(f"{json.dumps(lines[event])}\n" for event in sorted(lines)))
 
 
 def submission_blocks(data: Dataset, out: Path) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:

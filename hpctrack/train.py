@@ -92,14 +92,17 @@ def train_owned(config: RunConfig, env: Env, owner: Owner | None) -> int:
 
 
 def after_step(trainer: Trainer) -> None:
-    """What is due after some steps and after the last: validation, tuning, a checkpoint."""
+    """What is due after some steps and after the last: a checkpoint first, then validation and tuning."""
     every, last = trainer.config.train, trainer.step == trainer.config.train.steps
-    if last or trainer.step % every.valid_every == 0:
+    saves, validates = (last or trainer.step % n == 0 for n in (every.checkpoint_every, every.valid_every))
+    if saves:
+        trainer.save(pending=validates)
+    if validates:
         trainer.validate()
     if last:
         trainer.tune()
-    if last or trainer.step % every.checkpoint_every == 0:
-        trainer.save()
+    if saves and validates:
+        trainer.save()  # what has come of it; the weights stand
 
 
 if __name__ == "__main__":

@@ -12,9 +12,14 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import xxhash
 
+from hpctrack.errors import InputError
+
+CHECKSUM = "checksum"  # the key of a JSON object's own checksum
+LAST_LINE = "# checksum xxh3 "  # of a text, before the checksum of all lines above it
 TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)-(?P<token>[0-9a-f]{8,12})\.tmp")
 ABANDONED_S = 3600.0  # age of a temporary file of another machine that nobody will finish
 
@@ -89,6 +94,37 @@ def write_text(path: Path, text: str) -> None:
         publish(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sealed(value: dict[str, Any]) -> dict[str, Any]:
+    """A JSON object with its own checksum, in the place of one that it has."""
+    bare = {key: item for key, item in value.items() if key != CHECKSUM}
+    return bare | {CHECKSUM: f"xxh3 {_of_json(bare)}"}
+
+
+def unsealed(value: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The object without its checksum, if it has one (0.1.0 wrote none); InputError if that does not fit."""
+    bare = {key: item for key, item in value.items() if key != CHECKSUM}
+    if CHECKSUM in value and value[CHECKSUM] != f"xxh3 {_of_json(bare)}":
+        raise InputError(f"{path}: fails its checksum; it was changed or is damaged")
+    return bare
+
+
+def _of_json(value: dict[str, Any]) -> str:
+    """Of what is meant, not of how it is written."""
+    plain = json.loads(json.dumps(value))
+    return xxhash.xxh3_64_hexdigest(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode())
+
+
+def sealed_text(text: str) -> str:
+    """A text of whole lines (YAML, say, where # begins a comment), and as its last line a checksum of those above."""
+    return f"{text}{LAST_LINE}{xxhash.xxh3_64_hexdigest(text.encode())}\n"
+
+
+def seal_broken(path: Path) -> bool | None:
+    """Whether a text's last line is a checksum that does not fit those above; None if the text has none."""
+    above, mark, found = path.read_bytes().rpartition(LAST_LINE.encode())
+    return found != f"{xxhash.xxh3_64_hexdigest(above)}\n".encode() if mark else None
 
 
 @contextlib.contextmanager

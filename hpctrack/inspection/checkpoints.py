@@ -11,7 +11,11 @@ import torch
 from hpctrack.config import RunConfig, parse
 from hpctrack.data.verify import Notes, Problem
 from hpctrack.errors import InputError
+from hpctrack.models import build_model
+from hpctrack.parallel.precision import Precision
 from hpctrack.runtime import checkpoint
+from hpctrack.runtime.cost import CostModel
+from hpctrack.runtime.optim import build_optimizer
 
 
 def describe_checkpoint(folder: Path) -> dict[str, Any]:
@@ -23,6 +27,9 @@ def describe_checkpoint(folder: Path) -> dict[str, Any]:
     out["parameters"] = sum(tensor.numel() for tensor in weights.values())
     out["dtype"] = ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in weights.values()}))
     out["digest"] = checkpoint.digest(SimpleNamespace(state_dict=lambda: weights))  # as candidates name their model
+    out["checksums"] = "of meta data and state" if "state" in meta else "of state alone, as 0.1.0 wrote it"
+    if checkpoint.is_exported(meta, state):
+        out["use"] = "exported: for inference and train.start_from; no run goes on from it"
     out["bytes"] = sum(path.stat().st_size for path in folder.iterdir())
     if meta.get("tuned"):
         out["tuned"] = ", ".join(f"builder.{key}={value}" for key, value in meta["tuned"].items())
@@ -34,7 +41,7 @@ def describe_checkpoint(folder: Path) -> dict[str, Any]:
 def describe_checkpoints(folder: Path) -> dict[str, Any]:
     """A folder of checkpoints: their names, and the newest one's facts."""
     newest = checkpoint.latest(folder)
-    names = sorted(path.name for path in folder.glob("step-*"))
+    names = [path.name for path in checkpoint.whole(folder)]
     facts = {"latest": newest.name if newest else "none"}
     return facts | (describe_checkpoint(newest) if newest else {}) | {"checkpoints": names}
 
@@ -62,21 +69,48 @@ def _modules(weights: dict[str, torch.Tensor]) -> dict[str, dict[str, object]]:
 
 
 def check_checkpoint(folder: Path) -> list[Problem]:
-    """Problems of one checkpoint: its files' own checksums, meta data, configuration, weights that are not finite."""
+    """Problems of one checkpoint: checksums, meta data, weights that are not finite or of another model.
+
+    One without a problem serves inference and `train.start_from`, and a run can go on from it unless it was exported.
+    """
     notes = Notes(folder / checkpoint.META)
+    meta = config = None
     try:
         meta = checkpoint.read_meta(folder)
-        parse(RunConfig, meta["config"], str(notes.path))
-        if folder.name.startswith("step-") and int(folder.name.removeprefix("step-")) != meta["step"]:
+        config = parse(RunConfig, meta["config"], str(notes.path))
+        if checkpoint.NAME.fullmatch(folder.name) and checkpoint.order(folder)[0] != meta["step"]:
             notes.add(f"step is {meta['step']}, but the folder is {folder.name}")
     except (KeyError, TypeError, ValueError) as error:
         notes.add(str(error).removeprefix(f"{notes.path}: "))
     problems, notes = notes.problems, Notes(folder / checkpoint.STATE)
     try:
-        _check_finite(checkpoint.read_state(folder), folder, notes)
+        state = checkpoint.read_state(folder)
+        _check_finite(state, folder, notes)
+        if config is not None:
+            _check_use(meta, config, state, folder)
     except (InputError, OSError) as error:
         notes.add(str(error).removeprefix(f"{notes.path}: "))
     return problems + notes.problems
+
+
+def _check_use(meta: dict[str, Any], config: RunConfig, state: dict[str, Any], folder: Path) -> None:
+    """InputError unless the model takes the weights and, where the checkpoint has an optimizer, a run can go on."""
+    model = build_model(config.model, config.data.features)
+    checkpoint.load_into(model, state["model"], folder)
+    if checkpoint.is_exported(meta, state):
+        return
+    checkpoint.check_goes_on(meta, state, folder)
+    try:
+        CostModel(meta["cost"])
+        Precision("fp32", torch.device("cpu")).load(meta["precision"])
+        optimizer = build_optimizer(model, config.optim)
+        optimizer.load_state_dict(state["optimizer"])
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{folder}: no run can go on from here ({type(error).__name__}: {error})") from None
+    for parameter, kept in optimizer.state.items():
+        for name, value in kept.items():
+            if isinstance(value, torch.Tensor) and value.ndim and value.shape != parameter.shape:
+                raise InputError(f"{folder / checkpoint.STATE}: optimizer: {name} is of another model's weights")
 
 
 def _check_finite(state: dict[str, Any], folder: Path, notes: Notes) -> None:
@@ -88,10 +122,8 @@ def _check_finite(state: dict[str, Any], folder: Path, notes: Notes) -> None:
 def check_checkpoints(folder: Path) -> list[Problem]:
     """Problems of all checkpoints of a run, and of `latest`."""
     notes = Notes(folder / checkpoint.LATEST)
-    whole = sorted(path for path in folder.glob("step-*") if path.is_dir())
     try:
-        if checkpoint.latest(folder) is None and whole:
-            notes.add(f"missing, but there are {len(whole)} checkpoints")
+        checkpoint.latest(folder)
     except InputError as error:
         notes.add(str(error).removeprefix(f"{notes.path}: "))
-    return notes.problems + [problem for path in whole for problem in check_checkpoint(path)]
+    return notes.problems + [problem for path in checkpoint.whole(folder) for problem in check_checkpoint(path)]

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from hpctrack.config import load_config
+from hpctrack.data.files import seal_broken
+from hpctrack.data.jsonlines import METRICS, misfit, read_metrics
 from hpctrack.data.verify import Notes, Problem
 from hpctrack.errors import InputError
-from hpctrack.reporting.sources import Run, load_results
+from hpctrack.reporting.sources import VERSIONS, Run, load_results, read_versions
 from hpctrack.reporting.text import table
 from hpctrack.runtime import ledger
 
@@ -18,7 +20,7 @@ SHOWN = ("step", "epoch", "loss", "lr", "grad_norm", "hits_per_s", "peak_gib")
 
 def describe_run(folder: Path) -> dict[str, Any]:
     """A training run: configuration, progress, checkpoints, what it was trained on."""
-    config, run = load_config(folder / "config.yaml", []), Run(folder)
+    run, config = Run(folder), load_config(folder / "config.yaml", [])
     last = run.train[-1] if run.train else {}
     out: dict[str, Any] = {
         "model": config.model.name,
@@ -34,6 +36,10 @@ def describe_run(folder: Path) -> dict[str, Any]:
         out["last_validation"] = f"loss {run.valid[-1]['loss']:.6g} at step {run.valid[-1]['step']}"
     meta = _newest_meta(folder / "checkpoints")
     out |= {"trained_on_fingerprint": meta["data"]} if "data" in meta else {}
+    if meta:
+        out["checksums"] = (
+            "of all files" if "journals" in meta else "of the checkpoints' state alone, as 0.1.0 wrote it"
+        )
     if meta.get("tuned"):
         out["tuned"] = ", ".join(f"builder.{key}={value}" for key, value in meta["tuned"].items())
     steps = sorted(path.name for path in (folder / "checkpoints").glob("step-*"))
@@ -91,23 +97,50 @@ def describe_results(path: Path) -> dict[str, Any]:
 def check_run(folder: Path) -> list[Problem]:
     """Problems of a run's own files (its checkpoints apart)."""
     notes = Notes(folder / "config.yaml")
+    steps = None
     try:
-        steps = load_config(folder / "config.yaml", []).train.steps
+        if seal_broken(notes.path):
+            notes.add("fails its checksum; it was changed or is damaged")
+        steps = load_config(notes.path, []).train.steps
+    except (InputError, UnicodeDecodeError) as error:
+        notes.add(str(error).removeprefix(f"{notes.path}: "))
+    problems = notes.problems + _check_versions(folder) + _check_metrics(folder, steps) + check_ledger(folder)
+    named = {Path(problem.path).name for problem in problems}
+    for name, wrong in _misfits(folder).items():
+        if name not in named:
+            notes = Notes(folder / name)
+            notes.add(wrong)
+            problems += notes.problems
+    return problems
+
+
+def _check_versions(folder: Path) -> list[Problem]:
+    notes = Notes(folder / VERSIONS)
+    try:
+        read_versions(folder)
     except InputError as error:
         notes.add(str(error).removeprefix(f"{notes.path}: "))
-        steps = None
-    problems, notes = notes.problems, Notes(folder / "metrics.jsonl")
-    if notes.path.is_file():
-        for number, line in enumerate(notes.path.read_bytes().splitlines(), 1):
-            try:
-                row = json.loads(line)
-                step = row["step"]
-            except (ValueError, KeyError, TypeError):
-                notes.add(f"line {number} is not a metrics line; it may have been cut short by a kill")
-                continue
-            if steps is not None and not 0 <= step <= steps:
-                notes.add(f"line {number}: step is {step}, but the run has {steps}")
-    return problems + notes.problems + check_ledger(folder)
+    return notes.problems
+
+
+def _check_metrics(folder: Path, steps: int | None) -> list[Problem]:
+    notes = Notes(folder / METRICS)
+    try:
+        for number, row in enumerate(read_metrics(folder) if notes.path.is_file() else (), 1):
+            if steps is not None and not 0 <= row["step"] <= steps:
+                notes.add(f"line {number}: step is {row['step']}, but the run has {steps}")
+    except InputError as error:
+        notes.add(str(error).removeprefix(f"{notes.path}: "))
+    return notes.problems
+
+
+def _misfits(folder: Path) -> dict[str, str]:
+    """Journals that do not begin with what they held when the checkpoint was written that the run goes on from."""
+    try:
+        marks = _newest_meta(folder / "checkpoints").get("journals", {})
+        return {name: wrong for name, mark in marks.items() if (wrong := misfit(folder / name, mark))}
+    except (InputError, AttributeError, KeyError, TypeError):  # the checkpoint's own problem
+        return {}
 
 
 def check_results(path: Path) -> list[Problem]:

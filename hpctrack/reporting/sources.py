@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from hpctrack.data.files import unsealed
+from hpctrack.data.jsonlines import METRICS, is_cut, read_metrics
 from hpctrack.errors import InputError
 
 RESULTS_FORMAT = "hpctrack-results"
 RESULTS_VERSION = 1
+VERSIONS = "versions.json"  # in a run's folder
 
 
 def load_results(path: Path) -> dict:
@@ -37,28 +40,29 @@ class Run:
         self.folder = folder
         if not (folder / "config.yaml").is_file():
             raise InputError(f"{folder}: not a run folder, config.yaml is missing")
-        self.config = (folder / "config.yaml").read_text()
-        rows: dict[tuple[str, int], dict] = {}
-        self.unreadable = 0
-        log = folder / "metrics.jsonl"
-        for line in log.read_text().splitlines() if log.is_file() else ():
-            try:
-                row = json.loads(line)
-                rows[row["kind"], row["step"]] = row
-            except (ValueError, KeyError, TypeError):
-                self.unreadable += 1
+        try:
+            self.config = (folder / "config.yaml").read_text()
+        except UnicodeDecodeError as error:
+            raise InputError(f"{folder / 'config.yaml'}: not a text ({error}); damaged") from None
+        log = folder / METRICS
+        rows = {(row["kind"], row["step"]): row for row in read_metrics(folder)} if log.is_file() else {}
+        self.unreadable = int(log.is_file() and is_cut(log))  # a last line that a kill cut short
         ordered = [rows[key] for key in sorted(rows, key=lambda key: key[1])]
         self.train = [row for row in ordered if row["kind"] == "train" and "loss" in row]
         self.valid = [row for row in ordered if row["kind"] == "valid" and "loss" in row]
         self.waste = next((row for row in reversed(ordered) if row["kind"] == "waste" and "step_s" in row), None)
-        self.versions = self.read_versions()
+        self.versions = read_versions(folder)
 
-    def read_versions(self) -> dict[str, str] | None:
-        """What the run was trained with, None if it does not say."""
-        path = self.folder / "versions.json"
-        if not path.is_file():
-            return None
-        try:
-            return {str(name): str(version) for name, version in json.loads(path.read_text()).items()}
-        except (ValueError, AttributeError) as error:
-            raise InputError(f"{path}: not a list of versions ({error})") from None
+
+def read_versions(folder: Path) -> dict[str, str] | None:
+    """What a run was trained with, None if it does not say; InputError if its checksum does not fit."""
+    path = folder / VERSIONS
+    if not path.is_file():
+        return None
+    try:
+        found = unsealed(json.loads(path.read_text()), path)
+        return {str(name): str(version) for name, version in found.items()}
+    except InputError:
+        raise
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise InputError(f"{path}: not a list of versions ({error})") from None

@@ -1,71 +1,178 @@
 """Checkpoints: written to a temporary folder, renamed when whole, and only then named by `latest`.
 
 A checkpoint is a folder `step-00000120` with `state.pt` (tensors and plain values, read with weights_only) and
-`meta.json`. Those that come with the package (pretrained/) are meant by their names.
+`meta.json`, which has a checksum of itself and of `state.pt`, and says how far the run's ledger and metrics were. Those
+that come with the package (pretrained/) are meant by their names.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import pickle
-import shutil
+import re
 import struct
 import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 import xxhash
 
-from hpctrack.data.files import publish, sync, write_json, write_text
+from hpctrack.data.files import (
+    clear_leftovers,
+    publish,
+    remove,
+    sealed,
+    sync,
+    temporary_name,
+    unsealed,
+    write_json,
+    write_text,
+)
+from hpctrack.data.jsonlines import Mark, mark_of, misfit
 from hpctrack.errors import InputError, MachineError
 
 LATEST = "latest"
 STATE, META = "state.pt", "meta.json"
+NAME = re.compile(r"step-(\d{8,})(?:-(\d+))?")
 SHIPPED = Path(__file__).parents[1] / "pretrained"
 NEEDED = ("step", "config", "data", "tuned", "window")  # keys of the meta data that others rely on
+TO_GO_ON = ("plan", "cost", "memory", "precision")  # further ones that a run needs to go on
 
 
 def save(folder: Path, step: int, state: dict[str, Any], meta: dict[str, Any], keep: int) -> Path:
-    """Write checkpoint `step` into `folder` and let `latest` name it; older ones beyond `keep` are removed."""
-    final = folder / f"step-{step:08d}"
+    """Write checkpoint `step` into `folder` and let `latest` name it; then older ones beyond `keep` are removed.
+
+    At every moment `latest` names a whole checkpoint: the folder comes to be with the first one in it, and later ones
+    are published first, under a name of their own if `latest` names one of this step. Checkpoints of later steps are
+    those of a course that was left, when a run went on from an older one: they go, too.
+    """
+    name = f"step-{step:08d}"
+    if not folder.exists() or (not folder.is_symlink() and not any(folder.iterdir())):
+        return _begin(folder, name, state, meta)
+    named = (folder / LATEST).read_text(errors="replace").strip() if (folder / LATEST).is_file() else None
+    final, number = folder / name, 0
+    while final.name == named or (number and final.exists()):
+        number += 1
+        final = folder / f"{name}-{number}"
     write(final, state, meta)
     write_text(folder / LATEST, final.name)
-    for old in sorted(folder.glob("step-*"))[:-keep]:
-        if old != final:
-            shutil.rmtree(old)
+    _prune(final, keep)
     return final
 
 
-def write(final: Path, state: dict[str, Any], meta: dict[str, Any]) -> None:
-    """Write a checkpoint's folder, whole or not at all, in the place of one that is there."""
-    temporary = final.parent / f".{final.name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+def _begin(folder: Path, name: str, state: dict[str, Any], meta: dict[str, Any]) -> Path:
+    """The first checkpoint: the folder is published with it and with `latest`."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_name(folder)
     try:
-        with open(temporary / STATE, "wb") as file:
+        write(temporary / name, state, meta)
+        write_text(temporary / LATEST, name)
+        publish(temporary, folder)
+    finally:
+        remove(temporary)
+    return folder / name
+
+
+def _prune(newest: Path, keep: int) -> None:
+    """Remove what has been left behind, then the oldest. What goes loses its name first: no half folder has one."""
+    step, others = order(newest)[0], [path for path in whole(newest.parent) if path != newest]
+    before = [path for path in others if order(path)[0] < step]
+    for old in [path for path in others if path not in before] + before[: max(0, len(before) + 1 - keep)]:
+        temporary = temporary_name(old)
+        os.rename(old, temporary)
+        remove(temporary)
+
+
+def write(final: Path, state: dict[str, Any], meta: dict[str, Any]) -> None:
+    """Write a checkpoint's folder, whole or not at all, in the place of one that is there and that nothing names."""
+    temporary, aside = temporary_name(final), temporary_name(final)
+    try:
+        temporary.mkdir(parents=True)
+        with open(temporary / STATE, "wb") as raw:
+            file = _Hashing(raw)
             torch.save(state, file)
         sync(temporary / STATE)
-        write_json(temporary / META, meta)
+        write_json(temporary / META, sealed(meta | {"state": file.mark()}))
+        if final.exists():
+            os.rename(final, aside)
+        publish(temporary, final)
+        remove(aside)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        shutil.rmtree(temporary, ignore_errors=True)
         reason = error.strerror if isinstance(error, OSError) else f"a write failed, is the disk full? {error}"
         raise MachineError(f"{final}: checkpoint not written: {reason}; earlier ones stand") from error
-    if final.exists():  # the same step, written again after a resume
-        shutil.rmtree(final)
-    publish(temporary, final)
+    finally:
+        remove(temporary)
+
+
+def amend(path: Path, meta: dict[str, Any]) -> None:
+    """Give a whole checkpoint other meta data on the same state, in one step."""
+    state = _recorded(path) or mark_of(path / STATE)
+    write_json(path / META, sealed(meta | {"state": state}))
+
+
+class _Hashing:
+    """A file that torch.save writes, from its beginning to its end."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.bytes, self.hash = file, 0, xxhash.xxh3_64()
+
+    def write(self, data: Any) -> int:
+        """Write and take note."""
+        self.file.write(data)
+        self.bytes += len(data)
+        self.hash.update(data)
+        return len(data)
+
+    def flush(self) -> None:
+        """As a file does."""
+        self.file.flush()
+
+    def mark(self) -> Mark:
+        """What was written."""
+        return {"bytes": self.bytes, "xxh3": self.hash.hexdigest()}
+
+
+def whole(folder: Path) -> list[Path]:
+    """The checkpoints of a folder, in the order of their steps."""
+    return sorted((path for path in folder.glob("step-*") if NAME.fullmatch(path.name)), key=order)
+
+
+def order(path: Path) -> tuple[int, int]:
+    """The step of a checkpoint by its name, and which one of that step it is."""
+    step, number = NAME.fullmatch(path.name).groups()
+    return int(step), int(number or 0)
 
 
 def latest(folder: Path) -> Path | None:
-    """The newest whole checkpoint of a run, or None."""
+    """The checkpoint of a run that goes on; None if there is none at all."""
+    there = [path.name for path in whole(folder)]
+    names = f"{', '.join(there[-3:])}{' and others' if len(there) > 3 else ''}"
     if not (folder / LATEST).is_file():
-        return None
+        if not there:
+            return None
+        raise InputError(
+            f"{folder / LATEST}: missing, but checkpoints are there ({names}): write the name of the one to go on from "
+            f"into it, or name another folder as 'run' to begin anew"
+        )
     path = folder / (folder / LATEST).read_text(errors="replace").strip()
     if not path.is_dir() or path.parent != folder:
-        raise InputError(f"{folder / LATEST}: names '{path.name}', which is not there; name one of the step-* folders")
+        there = f"name one of the step-* folders ({names})" if there else "and no other checkpoint is"
+        raise InputError(f"{folder / LATEST}: names '{path.name}', which is not there; {there}")
     return path
+
+
+def clear(folder: Path) -> None:
+    """Remove what a killed run left in its checkpoints' folder and beside it; for the run's owner."""
+    clear_leftovers(folder.parent, folder.name, owned=True)
+    clear_leftovers(folder, owned=True)
+    for path in folder.glob(".step-*.tmp"):  # of 0.1.0, without a process's number
+        remove(path)
+    for path in whole(folder):
+        clear_leftovers(path, owned=True)
 
 
 def find(path: Path) -> Path:
@@ -83,21 +190,42 @@ def find(path: Path) -> Path:
 
 
 def read_meta(path: Path) -> dict[str, Any]:
-    """`meta.json` of a checkpoint."""
+    """`meta.json` of a checkpoint, its checksum compared."""
     try:
         meta = json.loads((path / META).read_text())
-    except (FileNotFoundError, ValueError) as error:
+    except (FileNotFoundError, ValueError, RecursionError) as error:
         raise InputError(f"{path / META}: not a checkpoint's meta data ({error})") from None
     missing = [key for key in NEEDED if key not in meta] if isinstance(meta, dict) else NEEDED
     if missing:
         raise InputError(f"{path / META}: lacks '{missing[0]}'; not a checkpoint's meta data")
-    return meta
+    return unsealed(meta, path / META)
+
+
+def is_exported(meta: dict[str, Any], state: dict[str, Any]) -> bool:
+    """Whether a checkpoint has, on purpose, only what inference and `train.start_from` need."""
+    return "optimizer" not in state and not any(key in meta for key in ("cost", "memory", "precision"))
+
+
+def check_goes_on(meta: dict[str, Any], state: dict[str, Any], path: Path) -> None:
+    """InputError unless the checkpoint has all that a run needs to go on from it."""
+    if is_exported(meta, state):
+        raise InputError(f"{path}: was exported, without the optimizer's state; train.start_from={path} begins a run")
+    for key in TO_GO_ON:
+        if not isinstance(meta.get(key), dict):
+            raise InputError(f"{path / META}: lacks '{key}' as a checkpoint has it; no run can go on from here")
+    if not isinstance(state.get("optimizer"), dict):
+        raise InputError(f"{path / STATE}: lacks the optimizer's state; no run can go on from here")
 
 
 def read_state(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """`state.pt` of a checkpoint, its checksums compared; no code in the file is run."""
     try:
-        check_archive(path / STATE)
+        recorded = _recorded(path)
+        if recorded is None:
+            check_archive(path / STATE)
+        elif wrong := misfit(path / STATE, recorded):
+            check_archive(path / STATE)  # may say more of what is wrong
+            raise InputError(f"{path / STATE}: not a whole checkpoint: {wrong}")
         return torch.load(path / STATE, map_location=device, weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path / STATE}: missing; not a whole checkpoint") from None
@@ -106,6 +234,14 @@ def read_state(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]
             raise
         what = " ".join(str(error).split())[:200]
         raise InputError(f"{path / STATE}: not a readable checkpoint ({what})") from None
+
+
+def _recorded(path: Path) -> Mark | None:
+    """What the meta data say of `state.pt`; None if they cannot be read, which `read_meta` says, or are of 0.1.0."""
+    try:
+        return json.loads((path / META).read_text())["state"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def check_archive(path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
+import contextlib
 import re
 import time
 from collections.abc import Sequence
@@ -18,7 +18,8 @@ from torch_geometric.data import Batch
 
 from hpctrack.config import AugmentConfig, Named, Section, SelectionConfig, parse
 from hpctrack.data import candidates, edges, sizes
-from hpctrack.data.files import naming, write_text
+from hpctrack.data.files import write_text
+from hpctrack.data.jsonlines import Lines
 from hpctrack.data.loader import EventLoader
 from hpctrack.data.partition import longest_first
 from hpctrack.data.schema import Candidates
@@ -223,15 +224,14 @@ class Task:
         rows, done, places = self.rows(), 0, {}
         journal = candidates.Journal(self.out, self.writer)
         path = self.out / candidates.PARTS / f"{self.writer}.timings"
-        with Preemption("infer") as preemption, naming(path), open(path, "a") as timings:
+        with Preemption("infer") as preemption, contextlib.closing(Lines(path)) as timings:
             while done < len(rows) and not preemption.noticed:
                 if self.watchdog:
                     self.watchdog.feed(f"event {self.data.event_ids[rows[done]]}")
                 found, took = self.how(int(rows[done]))
                 sizes.check(self.data, [found.event_id], [took["n_hits"]], [self.hits[rows[done]]])
                 entry = {"event_id": found.event_id, f"n_{self.how.product}": len(found), "rank": self.env.rank} | took
-                timings.write(json.dumps(entry) + "\n")
-                timings.flush()
+                timings.append(entry)
                 payload = PRODUCTS[self.how.product].encode(found)
                 places[found.event_id] = journal.append_payload(found.event_id, payload)
                 done += 1

@@ -10,52 +10,60 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from hpctrack.data.files import naming, write_text
+from hpctrack.data.files import write_text
+from hpctrack.data.jsonlines import Lines, Mark, read_lines
 from hpctrack.errors import InputError
 
 NAME = "ledger.jsonl"
+KEYS = {"step": int, "epoch": int, "events": list}
 
 
 class Ledger:
-    """Append-only while a run goes on; `record` returns when the line is with the operating system."""
+    """Append-only while a run goes on; `record` returns when the line is with the operating system.
 
-    def __init__(self, run: Path, resumed_step: int, n_events: int) -> None:
+    `mark`: how far the file was at the resumed step; without one, the lines of later steps are looked for.
+    """
+
+    def __init__(self, run: Path, resumed_step: int, n_events: int, mark: Mark | None = None) -> None:
         self.path = run / NAME
-        kept = [entry for entry in read(run) if entry["step"] <= resumed_step] if self.path.exists() else []
-        head = json.dumps({"events": n_events}) + "\n"
-        write_text(self.path, head + "".join(json.dumps(entry) + "\n" for entry in kept))
-        self.file = open(self.path, "a")  # noqa: SIM115 - open as long as the run
+        if mark is None:
+            kept = [entry for entry in read(run) if entry["step"] <= resumed_step] if self.path.exists() else []
+            write_text(self.path, "".join(json.dumps(entry) + "\n" for entry in [{"events": n_events}, *kept]))
+        self.lines = Lines(self.path, mark and mark["bytes"])
 
     def record(self, step: int, epoch: int, events: list[int]) -> None:
         """The events (ids) that optimizer step `step` consumed, over all ranks."""
-        with naming(self.path):
-            self.file.write(json.dumps({"step": step, "epoch": epoch, "events": events}) + "\n")
-            self.file.flush()
+        self.lines.append({"step": step, "epoch": epoch, "events": events})
 
     def close(self) -> None:
         """Close the file."""
-        self.file.close()
+        self.lines.close()
 
 
 def read(run: Path) -> list[dict[str, Any]]:
     """Whole lines of a run's ledger, without its head; a last line that a kill cut short is left out."""
-    lines = (run / NAME).read_text().splitlines(keepends=True)
-    entries = []
-    for number, line in enumerate(lines[1:], 2):
-        if not line.endswith("\n"):
-            break
-        try:
-            entry = json.loads(line)
-            entries.append({"step": entry["step"], "epoch": entry["epoch"], "events": entry["events"]})
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise InputError(f"{run / NAME}: line {number} is no ledger line; expected step, epoch, events") from None
-    return entries
+    return _read(run)[1]
+
+
+def _read(run: Path) -> tuple[int, list[dict[str, Any]]]:
+    """The number of events that a ledger's head names, and its further lines."""
+    path = run / NAME
+    try:
+        head, *entries = read_lines(path, "no ledger line")
+        n_events = int(head["events"])
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, InputError) and ": line 1 " not in str(error):
+            raise
+        raise InputError(f"{path}: not a run's ledger: its first line does not say how many events there are") from None
+    for number, entry in enumerate(entries, 2):
+        if entry.keys() != KEYS.keys() or not all(isinstance(entry[key], kind) for key, kind in KEYS.items()):
+            raise InputError(f"{path}: line {number} is no ledger line; expected {', '.join(KEYS)}")
+    return n_events, entries
 
 
 def problems(run: Path) -> list[str]:
     """What is not exactly once: steps missing or repeated, events repeated in an epoch or missing from a whole one."""
-    entries = read(run)
-    n_events = json.loads((run / NAME).read_text().split("\n", 1)[0])["events"]
+    n_events, entries = _read(run)
     found = []
     steps = [entry["step"] for entry in entries]
     if steps != list(range(1, len(steps) + 1)):

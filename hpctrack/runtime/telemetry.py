@@ -11,42 +11,34 @@ from typing import Any
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from hpctrack.data.files import naming, write_text
-from hpctrack.errors import InputError
+from hpctrack.data.files import write_text
+from hpctrack.data.jsonlines import METRICS, Lines, Mark, read_metrics
 
 
 class Metrics:
-    """`metrics.jsonl` and TensorBoard files of a run; after a resume, lines beyond the resumed step are taken back."""
+    """`metrics.jsonl` and TensorBoard files of a run; after a resume, lines beyond the resumed step are taken back.
 
-    def __init__(self, run: Path, resumed_step: int) -> None:
-        self.path = path = run / "metrics.jsonl"
-        kept = []
-        if path.exists():
-            for number, line in enumerate(path.read_text().splitlines(), 1):
-                try:
-                    entry = json.loads(line)
-                except json.JSONDecodeError:
-                    entry = {"step": resumed_step + 1}  # cut short by a kill: it belongs to a step that is redone
-                if "step" not in entry:
-                    raise InputError(f"{path}: line {number} has no 'step'; not a metrics file of a run")
-                if entry["step"] <= resumed_step:
-                    kept.append(line + "\n")
-        write_text(path, "".join(kept))
-        self.file = open(path, "a")  # noqa: SIM115 - open as long as the run
+    `mark`: how far the file was at the resumed step; without one, the lines of later steps are looked for.
+    """
+
+    def __init__(self, run: Path, resumed_step: int, mark: Mark | None = None) -> None:
+        path = run / METRICS
+        if mark is None:
+            kept = [entry for entry in read_metrics(run) if entry["step"] <= resumed_step] if path.exists() else []
+            write_text(path, "".join(json.dumps(entry) + "\n" for entry in kept))
+        self.lines = Lines(path, mark and mark["bytes"])
         self.board = SummaryWriter(run / "tensorboard", purge_step=resumed_step + 1)
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """One line, flushed; numbers also go to TensorBoard as `kind/name`."""
-        with naming(self.path):
-            self.file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
-            self.file.flush()
+        self.lines.append({"kind": kind, "step": step, **values})
         for name, value in values.items():
             if isinstance(value, (int, float)):
                 self.board.add_scalar(f"{kind}/{name}", value, step)
 
     def close(self) -> None:
         """Close both."""
-        self.file.close()
+        self.lines.close()
         self.board.close()
 
 

@@ -14,13 +14,15 @@ from torch_geometric.data import Batch, Data
 
 from hpctrack import __version__
 from hpctrack.config import RunConfig, dump_yaml
-from hpctrack.data.files import write_json, write_text
+from hpctrack.data.files import clear_leftovers, sealed, sealed_text, write_json, write_text
+from hpctrack.data.jsonlines import METRICS, Mark, misfit
 from hpctrack.data.lock import Owner
 from hpctrack.errors import InputError
 from hpctrack.losses import build_loss
 from hpctrack.models import build_model
-from hpctrack.parallel.collectives import all_max, all_sum, barrier, broadcast
+from hpctrack.parallel.collectives import all_max, all_sum, barrier
 from hpctrack.parallel.env import Env
+from hpctrack.parallel.leader import run_on_main
 from hpctrack.parallel.precision import Precision
 from hpctrack.parallel.strategy import STRATEGIES
 from hpctrack.runtime import checkpoint
@@ -29,6 +31,7 @@ from hpctrack.runtime.compiled import compile_model, try_compiled
 from hpctrack.runtime.cost import CostModel
 from hpctrack.runtime.events import Events
 from hpctrack.runtime.inference import to_numpy
+from hpctrack.runtime.ledger import NAME as LEDGER
 from hpctrack.runtime.ledger import Ledger
 from hpctrack.runtime.memory import GIB, Memory
 from hpctrack.runtime.optim import build_optimizer
@@ -40,6 +43,7 @@ from hpctrack.runtime.watchdog import Watchdog
 from hpctrack.tracking.builders import build_builder, choose, tuning_counts
 from hpctrack.versions import versions
 
+CONFIG, VERSIONS = "config.yaml", "versions.json"  # in the run's folder
 MAY_CHANGE = {  # keys that a resumed run may set otherwise: they do not change what it computes
     "run",
     "data.train",  # the folder may have moved; its content is checked
@@ -80,6 +84,7 @@ class Trainer:
     ) -> None:
         self.config, self.env, self.watchdog, self.owner = config, env, watchdog, owner
         self.folder = Path(config.run)
+        self.found = run_on_main(lambda: checkpoint.latest(self.folder / "checkpoints"), env)
         self.precision = Precision(config.train.precision, env.device, config.train.tf32)
         self.dtype = self.precision.weights_dtype
         self.loss = build_loss(config.loss)
@@ -91,7 +96,7 @@ class Trainer:
         torch.manual_seed(config.seed)  # the same weights on every rank
         model = build_model(config.model, config.data.features)
         model = model.to(env.device, self.dtype)
-        if config.train.start_from and not checkpoint.latest(self.folder / "checkpoints"):
+        if config.train.start_from and not self.found:
             source = checkpoint.find(Path(config.train.start_from))
             anew = checkpoint.begin_from(model, source, config.data.features)
             env.say(f"weights of {source}{f', {len(anew)} tensors more begin anew: {anew[0]} …' if anew else ''}")
@@ -104,6 +109,7 @@ class Trainer:
         self.memory = Memory(config.memory, self.engine)
         self.step, self.window, self.tuned = 0, Window(), {}
         self.pending = False  # whether what is due after the newest step (validation, tuning) is still to be done
+        self.saved: int | None = None  # the step that the newest checkpoint is of
         self.ledger: Ledger | None = None
         self.metrics: Metrics | None = None
         self.waste, self.parts = Waste(), {}
@@ -129,27 +135,33 @@ class Trainer:
 
     def resume(self) -> None:
         """Go on from the newest checkpoint, which rank 0 chooses, or start; refuse a run that was something else."""
-        found = broadcast(checkpoint.latest(self.folder / "checkpoints") if self.env.is_main else None, self.env)
+        found, marks = self.found, {}
         if found:
             meta = checkpoint.read_meta(found)
             self.check_same_run(meta, found)
+            marks = meta.get("journals", {})
+            run_on_main(lambda: check_journals(self.folder, marks, found), self.env)
             state = checkpoint.read_state(found, self.env.device)
+            checkpoint.check_goes_on(meta, state, found)
             checkpoint.load_into(self.engine, state, found)
             self.step, self.window, self.tuned = meta["step"], Window(meta["window"]), meta["tuned"]
             self.planner.cost = CostModel(meta["cost"])
             self.memory = Memory(self.config.memory, self.engine, meta["memory"])
             self.precision.load(meta["precision"])
-            self.pending = meta.get("pending", False)
+            self.pending, self.saved = meta.get("pending", False), self.step
             self.check_same_plan(meta, found)
         if self.step < self.config.train.steps:
             self.planner.prepare(self.step, self.config.train.steps)
         if self.env.is_main:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.events.keep_sizes()
-            write_text(self.folder / "config.yaml", dump_yaml(self.config))
-            write_json(self.folder / "versions.json", versions())
-            self.metrics = Metrics(self.folder, self.step)
-            self.ledger = Ledger(self.folder, self.step, len(self.data))
+            checkpoint.clear(self.folder / "checkpoints")
+            for name in (CONFIG, VERSIONS, METRICS, LEDGER):
+                clear_leftovers(self.folder, name, owned=True)
+            write_text(self.folder / CONFIG, sealed_text(dump_yaml(self.config)))
+            write_json(self.folder / VERSIONS, sealed(versions()))
+            self.metrics = Metrics(self.folder, self.step, marks.get(METRICS))
+            self.ledger = Ledger(self.folder, self.step, len(self.data), marks.get(LEDGER))
         n = self.engine.n_parameters
         self.env.say(
             f"{self.folder}: {self.config.model.name} ({n:,} parameters), {len(self.data)} events, "
@@ -213,18 +225,22 @@ class Trainer:
             )
 
     def save(self, pending: bool = False) -> None:
-        """Write a checkpoint, with what all ranks have learned of costs; `pending`: before what its step makes due."""
+        """Write a checkpoint, with what all ranks have learned of costs; `pending`: before what its step makes due.
+
+        Of a step that is saved already the weights are the same, so only what is said of them is written again.
+        """
         self.alive(f"the checkpoint of step {self.step}")
         begin, self.pending = synchronize(self.env.device), pending
         self.planner.collect()
         self.memory.collect()
-        state = self.engine.state_dict()
+        state = self.engine.state_dict() if self.saved != self.step else None
         if self.env.is_main:
             self.write_checkpoint(state)
+        self.saved = self.step
         self.waste.add({"checkpoint_s": synchronize(self.env.device) - begin})
 
-    def write_checkpoint(self, state: dict[str, Any]) -> None:
-        """Model, optimizer (`state`), and everything by which the run goes on where it stopped."""
+    def write_checkpoint(self, state: dict[str, Any] | None) -> None:
+        """Model, optimizer (`state`; None: they stand), and everything by which the run goes on where it stopped."""
         if self.owner:
             self.owner.check()
         meta = {
@@ -239,9 +255,18 @@ class Trainer:
             "tuned": self.tuned,
             "window": self.window.sums,
             "pending": self.pending,
+            "journals": self.journals(),
         }
+        if state is None:
+            checkpoint.amend(self.found, meta)
+            return
         keep = self.config.train.keep_checkpoints
-        checkpoint.save(self.folder / "checkpoints", self.step, state, meta, keep)
+        self.found = checkpoint.save(self.folder / "checkpoints", self.step, state, meta, keep)
+
+    def journals(self) -> dict[str, Mark]:
+        """How far ledger and metrics are, on disk: what a resume believes of them."""
+        files = {LEDGER: self.ledger, METRICS: self.metrics}
+        return {name: file.lines.mark() for name, file in files.items() if file}
 
     # ------------------------------------------------------------------------------------- telemetry
 
@@ -361,6 +386,7 @@ class Trainer:
             counter = self.planner.counterfactual(self.step - 1)
             if self.metrics:
                 self.metrics.write("waste", self.step, report | {f"balance/{k}": v for k, v in counter.items()})
+            self.save()  # again, for the sake of this line
             for line in [*self.planner.cost.lines(), *waste_lines(report, counter)]:
                 self.env.say(line)
         self.end()
@@ -372,6 +398,16 @@ class Trainer:
             self.metrics.close()
             self.ledger.close()
         barrier(self.env)
+
+
+def check_journals(run: Path, marks: dict[str, Mark], path: Path) -> None:
+    """InputError if ledger or metrics do not begin with what they held when the checkpoint at `path` was written."""
+    for name, mark in marks.items():
+        if wrong := misfit(run / name, mark):
+            raise InputError(
+                f"{run / name}: {wrong}; {path.name} goes on from it: restore it, or begin another run from these "
+                f"weights with train.start_from={path}"
+            )
 
 
 def flatten(config: BaseModel | dict[str, Any], prefix: str = "") -> dict[str, Any]:

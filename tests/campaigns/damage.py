@@ -30,10 +30,9 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
-import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as hypothesis_seed
-from toys import toy_config, toy_event
+from toys import toy_checkpoint, toy_event, toy_model
 
 from campaigns import mutations
 from hpctrack import inspect
@@ -91,12 +90,7 @@ def make(root: Path, seed: int) -> None:
         files.append((name, ids, candidates.write_shard(root / "candidates", name, ids, sources)))
     candidates.write_index(root / "candidates", files, made_with)
     candidates.clean(root / "candidates")
-    torch.manual_seed(seed)
-    state = {"model": torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 2)).state_dict(), "optimizer": {}}
-    config = toy_config(root / "run", root / "dataset").model_dump(mode="json")
-    meta = {"hpctrack": "0", "step": 6, "epoch": 1, "plan": "0", "config": config}
-    meta |= {"data": "0", "tuned": {}, "window": {}}
-    checkpoint.save(root / "checkpoint", 6, state, meta, 2)
+    toy_checkpoint(root / "checkpoint", 6, lambda state: state["model"].update(toy_model(seed).state_dict()))
 
 
 # ------------------------------------------------------------------------------------------------ reading it
@@ -138,12 +132,13 @@ def read_journal(folder: Path, verify: bool) -> Truth:
 
 
 def read_checkpoint(folder: Path, verify: bool) -> Truth:
-    """The newest checkpoint's weights; meta.json has no checksum, so only its step is compared."""
+    """The newest checkpoint's weights and meta data."""
     newest = checkpoint.latest(folder)
     if newest is None:
         return {}
     meta, state = checkpoint.read_meta(newest), checkpoint.read_state(newest)
-    return {"step": meta.get("step")} | {name: tensor.numpy().tobytes() for name, tensor in state["model"].items()}
+    about = {key: json.dumps(meta.get(key)) for key in (*checkpoint.NEEDED, *checkpoint.TO_GO_ON)}
+    return about | {name: tensor.numpy().tobytes() for name, tensor in state["model"].items()}
 
 
 READERS: dict[str, Callable[[Path, bool], Truth]] = {

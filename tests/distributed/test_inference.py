@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import random
 import signal
@@ -17,6 +18,7 @@ from toys import toy_config, toy_dataset
 
 from hpctrack import infer
 from hpctrack.data.candidates import CandidateStore, committed
+from hpctrack.data.files import sealed
 from hpctrack.data.lock import only_writer
 from hpctrack.data.store import Dataset
 from hpctrack.parallel.env import distributed
@@ -121,6 +123,13 @@ def test_submission_and_refusals(trained, tmp_path, capsys):
         assert message in error and error.count("\n") == 1, error
 
 
+def another_model(path) -> None:
+    """Meta data with a checksum that fits, of a model that the state is not of."""
+    meta = json.loads(path.read_text())
+    meta["config"]["model"]["embedding"] = 4
+    path.write_text(json.dumps(sealed(meta)))
+
+
 def test_bad_checkpoints_are_named(trained, tmp_path, capsys):
     checkpoint, data = trained
     step = next((checkpoint / "checkpoints").glob("step-*"))
@@ -135,8 +144,9 @@ def test_bad_checkpoints_are_named(trained, tmp_path, capsys):
             lambda d: (d / "meta.json").write_text(
                 (step / "meta.json").read_text().replace('"embedding": 3', '"embedding": 4')
             ),
-            "holds another model than the configuration says",
+            "meta.json: fails its checksum",
         ),
+        (lambda d: another_model(d / "meta.json"), "holds another model than the configuration says"),
         (lambda d: (d / "state.pt").unlink(), "no checkpoint here"),
     ):
         broken = tmp_path / message[:12].replace(" ", "-").replace("/", "-")

@@ -11,13 +11,12 @@ from dataclasses import replace
 import h5py
 import numpy as np
 import pytest
-import torch
 from campaigns.damage import toy_candidates
 from dying import die_of_one
 from helpers import random_event
 from synthetic_run import make_event, truth_candidates, write_dataset
 from synthetic_run import write_candidates as write_synthetic
-from toys import toy_config, toy_dataset, toy_event
+from toys import toy_checkpoint, toy_config, toy_dataset, toy_event, toy_model
 
 from hpctrack import evaluate, inspect
 from hpctrack.config import dump_yaml
@@ -47,19 +46,6 @@ def write_candidates(folder, dataset_folder, change=lambda one: one, attributes=
     return folder
 
 
-def write_checkpoint(run, step, change=lambda state: None):
-    """A checkpoint of a tiny model."""
-    torch.manual_seed(step)
-    model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 2))
-    state = {"model": model.state_dict(), "optimizer": {}}
-    change(state)
-    config = toy_config(run, run / "data").model_dump(mode="json")
-    meta = {"hpctrack": "0", "step": step, "epoch": 1, "plan": "0", "config": config}
-    meta |= {"data": "abc", "tuned": {"radius": 0.3}, "window": {}}
-    checkpoint.save(run / "checkpoints", step, state, meta, 3)
-    return model
-
-
 @pytest.fixture(scope="module")
 def house(tmp_path_factory):
     """One of everything."""
@@ -74,7 +60,7 @@ def house(tmp_path_factory):
     write_synthetic(root / "evaluated/candidates", dataset, [truth_candidates(event) for event in events])
     run = root / "run"
     for step in (4, 6):
-        write_checkpoint(run, step)
+        toy_checkpoint(run / "checkpoints", step)
     (run / "config.yaml").write_text(dump_yaml(toy_config(run, root / "data")))
     rows = [{"kind": "train", "step": step, "epoch": 0, "loss": 2.0 / step} for step in (1, 2)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -153,11 +139,11 @@ def test_track_parameters_are_listed_where_there_are_some(house, tmp_path):
 
 def test_what_a_checkpoint_and_a_run_hold(house):
     facts = inspect.describe(house / "run/checkpoints/step-00000006", kinds.CHECKPOINT)
-    torch.manual_seed(6)
-    model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 2))
+    model = toy_model(6)
+    total = sum(weights.numel() for weights in model.parameters())
     assert facts["digest"] == checkpoint.digest(model)
-    assert facts["parameters"] == 178 and facts["step"] == 6 and facts["dtype"] == "float32"
-    assert {name: entry["parameters"] for name, entry in facts["modules"].items()} == {"0": 144, "1": 34}
+    assert facts["parameters"] == total and facts["step"] == 6 and facts["dtype"] == "float64"
+    assert sum(entry["parameters"] for entry in facts["modules"].values()) == total and len(facts["modules"]) > 2
     run = inspect.describe(house / "run", kinds.RUN)
     assert run["last_loss"] == "1" and run["tuned"] == "builder.radius=0.3" and run["trained_on_fingerprint"] == "abc"
     assert run["checkpoints"] == ["step-00000004", "step-00000006"]
@@ -375,28 +361,29 @@ def test_a_cut_journal_is_named(house, tmp_path):
 
 
 def test_problems_of_checkpoints_are_found(tmp_path):
-    def poison(state):
-        state["model"]["0.weight"][0, 0] = np.nan
+    name, weights = next((name, value) for name, value in toy_model(2).state_dict().items() if value.ndim == 2)
 
-    write_checkpoint(tmp_path, 2, poison)
-    write_checkpoint(tmp_path, 4)
-    write_checkpoint(tmp_path, 6)
+    def poison(state):
+        state["model"][name][0, 0] = np.nan
+
     folder = tmp_path / "checkpoints"
+    toy_checkpoint(folder, 2, poison)
+    toy_checkpoint(folder, 4)
+    toy_checkpoint(folder, 6)
     content = bytearray((folder / "step-00000004/state.pt").read_bytes())
-    weights = content.find(b"/data/0") + 200
-    content[weights] ^= 1
+    content[content.find(b"/data/0") + 200] ^= 1
     (folder / "step-00000004/state.pt").write_bytes(content)
     (folder / "step-00000006/meta.json").write_text("{")
     (folder / "latest").write_text("step-00000008")
     found = [str(problem) for problem in inspect.verify(folder, kinds.kind_of(folder), jobs=0)]
-    expected = ["latest: names 'step-00000008'", "0.weight: 1 of 128 weights are not finite"]
+    expected = ["latest: names 'step-00000008'", f"{name}: 1 of {weights.numel()} weights are not finite"]
     expected += ["fails its checksum", "meta.json: not a checkpoint's meta data"]
     assert len(found) == 4 and all(any(what in one for one in found) for what in expected), found
 
 
 def test_problems_of_a_run_are_found(house, tmp_path):
     run = tmp_path / "run"
-    write_checkpoint(run, 2)
+    toy_checkpoint(run / "checkpoints", 2)
     (run / "config.yaml").write_text((house / "run/config.yaml").read_text() + "\nodd: 1\n")
     (run / "metrics.jsonl").write_text('{"kind": "train", "step": 1}\n{"kind": "tr\n')
     lines = [{"events": 3}, {"step": 1, "epoch": 0, "events": [7, 8]}, {"step": 3, "epoch": 0, "events": [8]}]
