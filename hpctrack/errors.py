@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import resource
 import signal
 import sys
 import traceback
@@ -103,8 +104,12 @@ def out_of(error: BaseException) -> str | None:
     what, words = None, str(error)
     if isinstance(error, MemoryError):
         what = "memory"
+    elif isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        what = SHORT_OF["too many open files"]
     elif isinstance(error, (RuntimeError, ImportError)):
         what = next((what for text, what in SHORT_OF.items() if text in words.lower()), None)
+    if what == SHORT_OF["too many open files"]:
+        what += f", which is {resource.getrlimit(resource.RLIMIT_NOFILE)[0]}"
     return what and f"out of {what}{_place(error)}{f': {words[:LONGEST]}' if words else ''}"
 
 

@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     if not args.out.absolute().parent.is_dir():
         raise InputError(f"{args.out}: its folder does not exist")
     tallies = list(evaluation.tallies(args.jobs))
+    cuts.check(sum(tally.n_targets for tally in tallies), evaluation.dataset)
     results = evaluation.results(tallies, command)
     write_json(args.out, results)
     print(table(results))

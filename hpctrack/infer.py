@@ -163,6 +163,7 @@ def infer(
     """
     attributes = {"dataset_fingerprint": data.fingerprint, **how.recipe}
     task = Task(how, data, out, env, part, watchdog)
+    task.look()
     if part is None:
         with on_main(lambda: only_writer(out), env):
             if run_on_main(lambda: prepare(out, attributes, how.product), env):

@@ -26,6 +26,7 @@ from hpctrack.data.loader import EventLoader
 from hpctrack.data.packing import in_shared_memory, no_room, pack, unpack
 from hpctrack.errors import InputError, MachineError, out_of
 
+ENDING_S = 0.5  # between the end of a process's connections and its own
 Specification = tuple[int, np.ndarray]  # epoch, rows of the dataset
 
 
@@ -120,7 +121,7 @@ class Readers:
                 batch = batch.open() if isinstance(batch, Parcel) else batch
             except StopIteration:
                 return
-            except RuntimeError as error:
+            except (RuntimeError, OSError, EOFError) as error:
                 raise self._lost(batches, error) from error
             if isinstance(batch, Exception):
                 raise batch
@@ -134,16 +135,21 @@ class Readers:
                 raise
             raise no_room("what processes are synchronised by") from error  # semaphores
 
-    def _lost(self, batches: Any, error: RuntimeError) -> Exception:
-        """What to raise for an error of torch's: the line for a reader process that has ended, or the error itself."""
-        ended = [process for process in getattr(batches, "_workers", []) if process.exitcode is not None]
-        if "DataLoader worker" in str(error) and ended:
+    def _lost(self, batches: Any, error: Exception) -> Exception:
+        """What to raise for an error of torch's: the line for a reader process that has ended, or the error itself.
+
+        Of one that has ended, even what it had sent before may be out of reach: it is asked for the shared memory.
+        """
+        readers = getattr(batches, "_workers", [])
+        if isinstance(error, (OSError, EOFError)):
+            for process in readers:
+                process.join(ENDING_S)
+        ended = [process for process in readers if process.exitcode is not None]
+        if ended and (isinstance(error, (OSError, EOFError)) or "DataLoader worker" in str(error)):
             return MachineError(
                 f"reader process {ended[0].pid} {_how(ended[0].exitcode)} (key 'data.workers' is {self.workers}); the "
                 f"same command goes on from the newest checkpoint"
             )
-        if os.strerror(errno.EMFILE) in str(error):
-            return OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         return error
 
 

@@ -100,10 +100,19 @@ def _digest(value: object) -> str:
 # ------------------------------------------------------------------------------------------------ nothing is left
 
 
-def nothing_left(data: Dataset, draw: Draw, key: str) -> InputError:
-    """Why no event has a target, by the cut that removes them, with what there is; `key` is the selection's."""
-    chosen = draw.selection
-    where = f" in volumes {chosen.volumes}" if chosen.volumes is not None else ""
+def key_of(section: str) -> Callable[[str], str]:
+    """How a field of the selection in `section` of a configuration is named to people."""
+    return lambda field: f"key '{section}.{field}'"
+
+
+def nothing_left(data: Dataset, draw: Draw, name: Callable[[str], str], other: str = "") -> InputError:
+    """Why no event has a target, by the cut that removes them, and what there is; `name` says what people call a cut.
+
+    `other`: what to name if it is neither the momentum nor the number of hits.
+    """
+    chosen, where = draw.selection, str(data.folder)
+    if chosen.volumes is not None:
+        where += f", volumes {chosen.volumes}"
     largest_pt, most_hits, any_hit = 0.0, 0, False
     for row in range(len(data)):
         event = data.read(row, draw.whole.columns)
@@ -115,15 +124,16 @@ def nothing_left(data: Dataset, draw: Draw, key: str) -> InputError:
         largest_pt = max(largest_pt, pt[hits >= chosen.min_hits].max(initial=0.0))
         most_hits = max(most_hits, int(hits.max(initial=0)))
     if not any_hit:
-        return InputError(f"key '{key}.volumes': {data.folder} has no hit{where}")
+        return InputError(f"{name('volumes')}: no hit is left of {where}")
     if not data.n_particles.sum():
-        return InputError(f"{data.folder}: has no particles, so there is no track to find; convert it with its truth")
+        return InputError(f"{where}: has no particles, so there is no track to find; convert it with its truth")
     if most_hits < chosen.min_hits:
         return InputError(
-            f"key '{key}.min_hits': no particle of {data.folder} has {chosen.min_hits} hits{where}; the most are "
-            f"{most_hits}"
+            f"{name('min_hits')}: no particle of {where} has {chosen.min_hits} hits; the most are {most_hits}"
         )
+    if largest_pt >= chosen.pt_min_gev:
+        return InputError(f"{other}: no particle of {where} is left")
     return InputError(
-        f"key '{key}.pt_min_gev': no particle of {data.folder} with {chosen.min_hits} hits{where} has a pT of "
+        f"{name('pt_min_gev')}: no particle of {where} with {chosen.min_hits} hits has a pT of "
         f"{chosen.pt_min_gev:g} GeV; the largest is {largest_pt:.4g} GeV"
     )

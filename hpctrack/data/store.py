@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import io
 import os
+import resource
 import stat
 import tempfile
 import threading
@@ -39,7 +40,7 @@ from hpctrack.data.limits import max_unpacked, too_large
 from hpctrack.errors import InputError
 
 INDEX = "index.h5"
-MAX_OPEN = 128  # shards one process keeps open, a file descriptor each
+MAX_OPEN = 128  # shards one process keeps open, a file descriptor each; at most a quarter of what it may have
 _ALIGN = 64  # bytes: a column's start in the buffer of an event
 _OF_PROCESS = ("_pid", "_lock", "_files", "_pool", "_kept")
 INDEX_COLUMNS = (
@@ -339,7 +340,7 @@ class Dataset:
             self._files[number].locate(names)
         else:
             self._files[number] = self._shard(number, self.folder / self.shards[number], names)
-            if len(self._files) > MAX_OPEN:
+            if len(self._files) > min(MAX_OPEN, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4):
                 self._files.popitem(last=False)  # closed when the last thread that reads from it is done
         self._files.move_to_end(number)
         return self._files[number]

@@ -39,6 +39,7 @@ def evaluate_edges(folder: Path, data: Path, cuts: Cuts, command: list[str]) -> 
     if not tallies:
         raise InputError(f"{folder}: has no event")
     total = sum(tallies[1:], tallies[0])
+    cuts.check(total.true_target, dataset)
     return {
         "format": FORMAT,
         "version": 1,

@@ -12,8 +12,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from hpctrack.config import SelectionConfig
 from hpctrack.data.schema import Candidates, Event
-from hpctrack.data.selection import target_particles
+from hpctrack.data.selection import Draw, target_particles
+from hpctrack.data.sizes import nothing_left
+from hpctrack.data.store import Dataset
 from hpctrack.tracking import estimates
 from hpctrack.tracking.matching import check_candidates, exclusive_lists, match
 from hpctrack.tracking.metrics import (
@@ -61,6 +64,13 @@ class Cuts:
         if self.eta_max is not None:
             words.append(f"|eta| <= {self.eta_max:g}")
         return ", ".join(words)
+
+    def check(self, n_targets: int, dataset: Dataset) -> None:
+        """InputError if there are particles but no target: of nothing there is no efficiency."""
+        if n_targets or not dataset.n_particles.any():
+            return
+        chosen = Draw(SelectionConfig(pt_min_gev=self.pt_min_gev, min_hits=self.min_hits))
+        raise nothing_left(dataset, chosen, lambda field: f"--{field.replace('_', '-')}", f"cuts {self.text()}")
 
     def pt_edges(self) -> list[float]:
         """Bin edges for true transverse momentum: from the cut on."""

@@ -191,20 +191,22 @@ class Task:
         self.writer = f"{part.name + '-' if part else ''}rank-{env.rank:05d}"
         self.sources: dict[int, Any] = {}  # where each event's record is, of all ranks
 
+    def look(self) -> None:
+        """Know the events' sizes before anything is written; InputError if the selection leaves no hit of any."""
+        if self.data.n_hits.any() and not self.hits.any():
+            run_on_main(self._refuse, self.env)
+
     @cached_property
     def hits(self) -> np.ndarray:
-        """Hits of each event that the selection leaves, exact; InputError if there is none in any event."""
+        """Hits of each event that the selection leaves, exact; the first time, all ranks must ask together."""
         data, draw = self.data, self.how.draw
         if draw.keeps_all:
             return data.n_hits
         alive = self.watchdog.feed if self.watchdog else None
-        hits = SizeTable(data, draw, self.env, [data.folder], alive).in_epoch(0).hits
-        if data.n_hits.any() and not hits.any():
-            run_on_main(self._refuse, self.env)
-        return hits
+        return SizeTable(data, draw, self.env, [data.folder], alive).in_epoch(0).hits
 
     def _refuse(self) -> None:
-        raise sizes.nothing_left(self.data, self.how.draw, "selection")
+        raise sizes.nothing_left(self.data, self.how.draw, sizes.key_of("selection"))
 
     def rows(self) -> np.ndarray:
         """Rows of this rank's events: an equal share, by cost, of those that have no record yet."""

@@ -74,7 +74,7 @@ class SizeTable:
             return
 
     def _refuse(self, key: str) -> None:
-        raise sizes.nothing_left(self.data, self.draw, key)
+        raise sizes.nothing_left(self.data, self.draw, sizes.key_of(key))
 
     @property
     def expected(self) -> np.ndarray:

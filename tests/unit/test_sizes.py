@@ -1,0 +1,178 @@
+"""Exact sizes after selection: of every kind of selection, kept in files, checked, and said where nothing is left."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import synthetic_run as make
+from toys import toy_config, toy_dataset
+
+from hpctrack import evaluate
+from hpctrack.config import AugmentConfig, CurriculumStage, ParallelConfig, SelectionConfig
+from hpctrack.data import sizes
+from hpctrack.data.loader import EventLoader
+from hpctrack.data.selection import Draw
+from hpctrack.data.store import Dataset
+from hpctrack.errors import InputError
+from hpctrack.parallel.env import distributed
+from hpctrack.runtime.events import Events
+from hpctrack.runtime.planner import BY_INDEX, BY_SELECTION, Planner
+from hpctrack.runtime.sizes import SizeTable
+
+SELECTIONS = [
+    {},
+    {"pt_min_gev": 1.2, "noise": False, "other_hits": False},
+    {"pt_min_gev": 1.2, "noise_share": 0.1},
+    {"volumes": [8], "min_hits": 5},
+    {"tracks": 7},
+    {"tracks": 7, "noise": False, "other_hits": False, "pt_min_gev": 0.8},
+    {"tracks": 7, "noise_share": 0.05, "volumes": [8, 13]},
+]
+PARTS = [AugmentConfig(), AugmentConfig(sector_rad=1.5), AugmentConfig(sector_rad=1.5, outside=0.3)]
+
+
+def rank():
+    return distributed(ParallelConfig(), 1)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Dataset:
+    events = [make.make_event(k, 12 + 3 * k) for k in range(6)]
+    for event in events:
+        event.column("hits.volume_id")[event.column("hits.r") > 300] = 13
+    return make.write_dataset(tmp_path_factory.mktemp("sizes") / "data", events)
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("selection", SELECTIONS)
+def test_sizes_are_those_of_the_events_that_are_read(dataset, tmp_path, selection, part):
+    stages = [CurriculumStage(until_epoch=1, tracks=3)]
+    load = EventLoader(dataset, ["r"], SelectionConfig(**selection), part, (5, 0), curriculum=stages)
+    with rank() as env:
+        table = SizeTable(dataset, load.draw, env, [tmp_path])
+        mean = np.zeros(len(dataset))
+        for epoch in range(20):
+            found, hits = table.in_epoch(epoch), [load(row, epoch) for row in range(len(dataset))]
+            assert found.hits.tolist() == [event.num_nodes for event in hits]
+            assert found.targets.tolist() == [int(event.n_tracks) for event in hits]
+            mean += found.hits / 19 if epoch else 0
+        assert table.draw.by_chance(0) and table.draw.by_chance(1) is ("tracks" in selection or part != PARTS[0])
+        if part == PARTS[0] and "noise_share" not in selection:
+            assert table.expected == pytest.approx(mean, rel=0.25)
+
+
+def test_what_is_not_drawn_is_counted_once(dataset, tmp_path, monkeypatch):
+    draw, counted = Draw(SelectionConfig(pt_min_gev=1.0, noise=False)), []
+    count = sizes.count
+    monkeypatch.setattr(sizes, "count", lambda *args: counted.append(1) or count(*args))
+    blocked, other = tmp_path / "blocked", tmp_path / "other"
+    blocked.mkdir()
+    other.mkdir()
+    (blocked / sizes.FOLDER).write_text("a file in the way")
+    with rank() as env:
+
+        def table(chosen: Draw = draw) -> SizeTable:
+            return SizeTable(dataset, chosen, env, [blocked, other, tmp_path / "missing"])
+
+        first = table()
+        assert counted == [1] and first.kept.parent == other / sizes.FOLDER
+        assert np.array_equal(table().whole.hits, first.whole.hits) and counted == [1]
+        table(Draw(SelectionConfig(pt_min_gev=1.1, noise=False)))
+        assert len(counted) == 2
+        drawn = Draw(SelectionConfig(pt_min_gev=1.0, noise=False, tracks=3), (1, 0))
+        assert np.array_equal(table(drawn).whole.hits, first.whole.hits) and len(counted) == 2
+        for damage in ("", "[]", "{", first.kept.read_text()[:-9], first.kept.read_text().replace("hits", "hit", 1)):
+            first.kept.write_text(damage)
+            assert np.array_equal(table().whole.hits, first.whole.hits)
+        assert len(counted) == 7
+        (other / sizes.FOLDER / "0123456789abcdef-of-another-dataset.json").write_text("{}")
+        first.kept.unlink()
+        table()
+        assert len(list((other / sizes.FOLDER).iterdir())) == 2
+
+
+def test_a_size_that_is_not_as_counted_names_the_event(tmp_path):
+    data = toy_dataset(tmp_path / "data", sizes=(4, 6, 5, 7))
+    config = toy_config(tmp_path / "run", data, reading={"selection": {"pt_min_gev": 1.5}})
+    with rank() as env:
+        events = Events(config, env, False, None, lambda at: None)
+        right = events.sizes.whole
+        wrong = sizes.Sizes(right.hits + [0, 0, 1, 0], right.targets)
+        sizes.keep(events.sizes.kept, wrong, events.train, events.loader.draw)
+        events = Events(config, env, False, None, lambda at: None)
+        planner = Planner(config, events.sizes, Linear(), env)
+        with pytest.raises(InputError, match=r"event 2 has 33 hits after selection, but 34 were counted before"):
+            list(events.batches(planner, 0, 1))
+
+
+class Linear:
+    """A model whose cost is its hits."""
+
+    def relative_cost(self, hits, edges=None):
+        return np.asarray(hits, dtype=np.float64)
+
+
+@pytest.mark.parametrize(("window", "differs"), [(1, False), (2, True)])
+def test_an_older_run_goes_on_with_the_steps_that_it_began(tmp_path, window, differs):
+    """Whose steps are grouped by what the index lets expect, though the plan within a step goes by exact sizes."""
+    data = toy_dataset(tmp_path / "data", sizes=range(3, 15))
+    selection = {"pt_min_gev": 1.8, "noise": False, "other_hits": False}
+    config = toy_config(tmp_path / "run", data, reading={"selection": selection}, plan={"window": window})
+    with rank() as env:
+        planner = Planner(config, Events(config, env, False, None, lambda at: None).sizes, Linear(), env)
+        identities = []
+        for sizes_by in (BY_SELECTION, BY_INDEX):
+            planner.compose_by(sizes_by)
+            identities.append([planner.identity(step)["hash"] for step in range(6)])
+            assert planner.identity(0)["sizes"] == sizes_by
+        assert (identities[0] != identities[1]) is differs
+        index = planner.data.n_hits - planner.data.n_noise
+        assert np.array_equal(planner.sizes, index / index.mean())
+        assert planner.hits(0).sum() < index.sum()
+
+
+@pytest.mark.parametrize(
+    ("selection", "line"),
+    [
+        (
+            {"pt_min_gev": 1000.0},
+            r"key 'data.selection.pt_min_gev': .* with 3 hits has a pT of 1000 GeV; the largest is 2",
+        ),
+        ({"min_hits": 7}, r"key 'data.selection.min_hits': no particle of .* has 7 hits; the most are 6"),
+        ({"volumes": [13]}, r"key 'data.selection.volumes': no hit is left of .*, volumes \[13\]"),
+    ],
+)
+@pytest.mark.parametrize("which", ["train", "valid"])
+def test_a_selection_without_a_target_is_refused(tmp_path, selection, line, which):
+    data, bare = toy_dataset(tmp_path / "data", sizes=(3, 2)), toy_dataset(tmp_path / "bare", sizes=(0, 0))
+    good = {"train": (bare, None), "valid": (data, bare)}[which]
+    with rank() as env:
+        config = toy_config(tmp_path / "run", *good)
+        with pytest.raises(InputError, match="bare: has no particles, so there is no track to find"):
+            Events(config, env, False, None, lambda at: None)
+        config = toy_config(tmp_path / "run", data, reading={"selection": selection})
+        with pytest.raises(InputError, match=line):
+            Events(config, env, False, None, lambda at: None)
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--pt-min-gev", "1000"], r"--pt-min-gev: no particle of .* has a pT of 1000 GeV; the largest is \d"),
+        (["--min-hits", "50"], r"--min-hits: no particle of .* has 50 hits; the most are 10"),
+        (["--eta-max", "0"], r"cuts pT >= 1 GeV, >= 3 hits, |eta| <= 0: no particle of .* is left"),
+    ],
+)
+def test_an_evaluation_without_a_target_is_refused(dataset, tmp_path, capsys, options, line):
+    found = [make.truth_candidates(dataset.read(row)) for row in range(len(dataset))]
+    make.write_candidates(tmp_path / "found", dataset, found)
+    out = tmp_path / "results.json"
+    words = [str(tmp_path / "found"), "--data", str(dataset.folder), "--out", str(out)]
+    assert evaluate.main([*words, *options]) == 2 and not out.exists()
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    with pytest.raises(InputError, match=line):
+        raise InputError(error)
+    assert evaluate.main(words) == 0 and json.loads(out.read_text())["target_particles"] > 0
