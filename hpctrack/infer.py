@@ -33,10 +33,11 @@ from hpctrack.data.lock import only_writer
 from hpctrack.data.store import Dataset
 from hpctrack.data.trackml import write_submission
 from hpctrack.errors import EXIT_INPUT, EXIT_MACHINE, InputError, verb
-from hpctrack.parallel.collectives import barrier
+from hpctrack.parallel.collectives import barrier, broadcast
 from hpctrack.parallel.env import Env, distributed, launcher_argument
 from hpctrack.parallel.leader import on_main, run_on_main
 from hpctrack.parallel.mpi import launched, mpi_world
+from hpctrack.parallel.pulse import Pulse
 from hpctrack.runtime import checkpoint
 from hpctrack.runtime.inference import (
     INFER,
@@ -52,6 +53,7 @@ from hpctrack.runtime.watchdog import Watchdog
 from hpctrack.tracking.builders import build_builder
 from hpctrack.tracking.methods import METHODS, ByMethod, MethodConfig
 
+FOR_ALL = "all"  # the share of a call without --part
 START_S = 30.0  # ranks begin at most so far apart, however short an event is
 WAIT_S = 86400.0  # for ranks that have more to do; those that are lost, or hang at an event, are noticed at once
 
@@ -76,7 +78,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--threads", type=arguments.threads, default=1, help="CPU threads per rank (default 1)")
     parser.add_argument(
-        "--timeout-s", type=arguments.seconds, default=600.0, help="an event that takes longer ends it; default 600"
+        "--timeout-s",
+        type=arguments.seconds,
+        default=600.0,
+        help="an event that takes longer ends it; so does a rank that does not come, or is frozen (but not within "
+        f"{START_S:g} s); default 600",
     )
     parser.add_argument(
         "overrides",
@@ -101,7 +107,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     ):
         data = run_on_main(lambda: Dataset(args.data, verify=True), env)
         how = ByMethod(config, data, INFER) if args.method else Chain(configs, paths, data, env.device)
-        code = infer(how, data, args.out, env, args.part, watchdog)
+        with Pulse(env, meeting_s, "--timeout-s", lambda: watchdog.at):
+            code = infer(how, data, args.out, env, args.part, watchdog)
         if args.submission and env.is_main and code == 0:
             write_submission(args.submission, submission_blocks(data, args.out))
             print(f"submission: {args.submission}")
@@ -164,22 +171,15 @@ def infer(
     attributes = {"dataset_fingerprint": data.fingerprint, **how.recipe}
     task = Task(how, data, out, env, part, watchdog)
     task.look()
-    if part is None:
-        with on_main(lambda: only_writer(out), env):
-            if run_on_main(lambda: prepare(out, attributes, how.product), env):
-                env.say(f"{out}: complete, nothing to do")
-                return 0
-            if code := task.build():
-                return code
-            join(data, out, attributes, task.sources, env, how.product)
-        return 0
-    with on_main(lambda: only_writer(out, wait=True), env):
-        if run_on_main(lambda: prepare(out, attributes, how.product), env):
+    with on_main(lambda: begun(out, attributes, how.product, part), env) as complete:
+        if broadcast(complete, env):
             env.say(f"{out}: complete, nothing to do")
             return 0
-    with on_main(lambda: only_writer(out / candidates.PARTS / part.name), env):
         if code := task.build():
             return code
+        if part is None:
+            join(data, out, attributes, task.sources, env, how.product)
+            return 0
     with on_main(lambda: only_writer(out, wait=True), env):
         done = run_on_main(lambda: part.end(out), env)
         env.say(f"{out}: {done} of {part.of} parts done")
@@ -187,6 +187,42 @@ def infer(
             sources = everyones(candidates.committed(out, env.rank, env.world), env)
             join(data, out, attributes, sources, env, how.product)
     return 0
+
+
+@contextlib.contextmanager
+def begun(out: Path, attributes: dict[str, Any], product: str, part: Part | None) -> Iterator[bool]:
+    """Whether `out` is complete; else, until the end, this call owns its events there. On rank 0.
+
+    A call for all owns the folder; parts hold it only while they begin and end, so that they work side by side, each
+    the owner of its part. InputError if other calls are under way, but for other parts of as many.
+    """
+    parts = out / candidates.PARTS
+    own = parts / (part.name if part else FOR_ALL)
+    with contextlib.ExitStack() as stack:
+        if part is not None:
+            refuse_beside(parts / FOR_ALL)  # else this call would wait for its end
+        with contextlib.ExitStack() as beginning:
+            (beginning if part else stack).enter_context(only_writer(out, wait=part is not None))
+            complete = prepare(out, attributes, product)
+            if not complete:
+                for other in sorted(parts.iterdir()):
+                    if other.is_dir() and other != own and not (part and part.is_beside(other.name)):
+                        refuse_beside(other)
+                stack.enter_context(only_writer(own))
+        yield complete
+
+
+def refuse_beside(folder: Path) -> None:
+    """InputError if another call is at the share that `folder` stands for."""
+    try:
+        if folder.exists():
+            with only_writer(folder):
+                pass
+    except InputError as error:
+        what = "a call for all" if folder.name == FOR_ALL else folder.name
+        raise InputError(
+            f"{folder.parents[1]}: {what} is under way ({error}); only parts of as many go side by side"
+        ) from None
 
 
 def prepare(out: Path, attributes: dict[str, Any], product: str = "candidates") -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -67,13 +67,16 @@ class Journal:
         self.file.close()
 
 
-def committed(folder: Path, part: int = 0, parts: int = 1, writers: str = "*") -> dict[int, Place]:
+def committed(
+    folder: Path, part: int = 0, parts: int = 1, but: Callable[[str], bool] | None = None
+) -> dict[int, Place]:
     """Events with a whole record in any journal of `folder`, or in every `parts`-th of them from `part` on.
 
-    Reads and checks all of these journals. `writers`: pattern of their writers' names.
+    Reads and checks all of these journals, `but` those whose names it is true for.
     """
     found: dict[int, Place] = {}
-    for path in sorted((folder / PARTS).glob(f"{writers}.journal"))[part::parts]:
+    paths = [path for path in sorted((folder / PARTS).glob("*.journal")) if but is None or not but(path.name)]
+    for path in paths[part::parts]:
         for event_id, offset, _ in records(path):
             found.setdefault(event_id, (path.name, offset))
     return found

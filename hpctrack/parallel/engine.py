@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard
 
 from hpctrack.config import ParallelConfig
 from hpctrack.parallel.env import Env
@@ -105,12 +105,12 @@ class Engine:
         return {"model": model, "optimizer": {"state": state, "param_groups": optimizer["param_groups"]}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Inverse of `state_dict`; every rank has the whole state."""
+        """Inverse of `state_dict`; every rank has the whole state, best mapped from the file, and copies its share."""
         own = self.module.state_dict()
         self.module.load_state_dict({name: like(value, own.get(name)) for name, value in state["model"].items()})
         parameters = dict(enumerate(p for group in self.optimizer.param_groups for p in group["params"]))
         shared = {
-            index: {key: like(value, parameters.get(index)) for key, value in values.items()}
+            index: {key: like(value, parameters.get(index), copy=True) for key, value in values.items()}
             for index, values in state["optimizer"]["state"].items()
         }
         self.optimizer.load_state_dict({**state["optimizer"], "state": shared})
@@ -123,13 +123,22 @@ def whole(value: Any) -> Any:
     return value.detach().cpu() if isinstance(value, Tensor) else value
 
 
-def like(value: Any, example: Any) -> Any:
-    """A whole tensor spread over ranks as `example` is, if that is spread and of its shape; else as it is."""
-    if not isinstance(example, DTensor) or not isinstance(value, Tensor) or value.shape != example.shape:
-        return value
-    from torch.distributed.tensor import distribute_tensor
+def like(value: Any, example: Any, copy: bool = False) -> Any:
+    """This rank's share of a whole tensor, if `example` is spread over ranks and of its shape; else as it is.
 
-    return distribute_tensor(value.to(example.device), example.device_mesh, example.placements)
+    No more than the share goes to the device of `example`. With `copy` nothing shares memory with `value`.
+    """
+    if not isinstance(value, Tensor):
+        return value
+    fits = isinstance(example, Tensor) and value.shape == example.shape
+    if not isinstance(example, DTensor) or not fits:
+        return value.to(example.device if fits else value.device, copy=True) if copy else value
+    assert tuple(example.placements) == (Shard(0),), example.placements  # as fully_shard does it, by torch.chunk
+    begin = -(-len(value) // example.device_mesh.size()) * example.device_mesh.get_local_rank()
+    share = value[begin : begin + len(example.to_local())].to(example.device, copy=True)
+    return DTensor.from_local(
+        share, example.device_mesh, example.placements, run_check=False, shape=value.shape, stride=value.stride()
+    )
 
 
 def units(model: nn.Module) -> list[nn.Module]:

@@ -48,6 +48,7 @@ class Env:
     device: torch.device
     backend: str | None
     source: str
+    store: dist.Store | None = None  # where the ranks have met, if there are several
 
     @property
     def is_main(self) -> bool:
@@ -82,9 +83,10 @@ def distributed(
     env = make_env(config, place)
     if env.backend is not None:
         run = Run.of(verb=verb, settings=settings, version=__version__, launcher=step_id(os.environ, place.source))
-        variables |= start_group(env, config, run, key)
+        env, set_for_it = start_group(env, config, run, key)
+        variables |= set_for_it
     cores = introduce(env, threads if config.bind_cores else None)
-    with settled(env), lost_ranks(config.timeout_s), bound(cores):
+    with settled(env), lost_ranks(config.timeout_s, "parallel.timeout_s" if key == KEY else ""), bound(cores):
         yield env
     if env.backend is not None:
         ENDED.append(dist.group.WORLD)
@@ -165,13 +167,13 @@ def choose_device(wanted: str, local_rank: int, source: str) -> torch.device:
     return torch.device("cuda", index)
 
 
-def start_group(env: Env, config: ParallelConfig, run: Run, key: str = KEY) -> dict[str, str]:
+def start_group(env: Env, config: ParallelConfig, run: Run, key: str = KEY) -> tuple[Env, dict[str, str]]:
     """Start the process group, of this rank alone if there are no others; MachineError if the ranks do not meet.
 
-    Returns variables that were set for it.
+    Returns the environment with the store where they have met, and variables that were set for the group.
     """
     store: dist.Store = dist.HashStore()
-    limit_s, variables = config.timeout_s + WATCHDOG_FIRST_S, {}
+    limit_s, variables = config.timeout_s + WATCHDOG_FIRST_S, dict[str, str]()
     if env.world > 1:
         speaks = env.local_rank == 0 or env.rank == 1
         met = Meeting(env.rank, env.world, run, config.rendezvous_timeout_s, key, speaks).meet()
@@ -198,7 +200,7 @@ def start_group(env: Env, config: ParallelConfig, run: Run, key: str = KEY) -> d
             )
         except (dist.DistError, RuntimeError, ValueError) as error:
             raise MachineError(f"{unreached} ({' '.join(str(error).split())[:200]})") from error
-    return variables
+    return replace(env, store=store), variables
 
 
 def introduce(env: Env, threads: int | None) -> Cores:

@@ -13,8 +13,11 @@ SIGNS = ("gloo", "Connection closed by peer", "Connection reset by peer", "NCCL"
 
 
 @contextmanager
-def lost_ranks(timeout_s: float) -> Iterator[None]:
-    """Turn what a collective operation raises when a peer has gone, or is silent for too long, into a MachineError."""
+def lost_ranks(timeout_s: float, key: str = "parallel.timeout_s") -> Iterator[None]:
+    """Turn what a collective operation raises when a peer has gone, or is silent for too long, into a MachineError.
+
+    `key` is the option that sets the time, if there is one.
+    """
     try:
         yield
     except MachineError:
@@ -24,6 +27,6 @@ def lost_ranks(timeout_s: float) -> Iterator[None]:
             raise
         what = str(error).strip().splitlines()[0].rpartition("] ")[2]  # without the place in gloo's source
         raise MachineError(
-            f"a rank was lost, or did not answer within parallel.timeout_s={timeout_s:g} s ({what}); "
-            "the same command goes on from the newest checkpoint"
+            f"a rank was lost, or did not answer within {f'{key}=' if key else ''}{timeout_s:g} s "
+            f"({what}); the same command goes on from what was saved last"
         ) from error

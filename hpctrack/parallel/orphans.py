@@ -16,7 +16,7 @@ from hpctrack.parallel.launchers import find_place
 
 EVERY_S = 1.0
 BY_HAND = "environment"  # source of a place that no launcher gave: the parent may be a shell, and may end
-PYTHON_LAUNCHERS = ("torchrun", "deepspeed")
+TORCH_LAUNCHERS = ("torchrun", "deepspeed")
 STDERR = 2
 _watched_in = 0  # the process that has its watch; a forked one has none yet
 
@@ -34,8 +34,8 @@ def end_with_launcher() -> None:
     if place is None or place.source == BY_HAND or _watched_in == os.getpid():
         return
     _watched_in, parent = os.getpid(), os.getppid()
-    if parent == 1 and place.source in PYTHON_LAUNCHERS and not is_python(parent):
-        end(place.rank, f"{place.source} had gone before this rank began")
+    if place.source in TORCH_LAUNCHERS and is_adopted(parent, place.rank):
+        end(place.rank, f"{place.source}, which started this rank, had gone before it began, so it ends")
     text = f"{place.source} (process {parent}), which started this rank, has gone, so it ends"
     threading.Thread(target=_watch, args=(parent, place.rank, text), name="launcher", daemon=True).start()
 
@@ -46,12 +46,16 @@ def _watch(parent: int, rank: int, text: str) -> None:
     end(rank, text)
 
 
-def is_python(pid: int) -> bool:
-    """Whether a process runs Python, as far as the system says."""
+def is_adopted(parent: int, rank: int) -> bool:
+    """Whether `parent` cannot have started a rank of torch's launchers: it is none, and no wrapper in a rank's place.
+
+    Whoever adopts the processes of one that has ended, init or a session's, has neither torch nor a rank.
+    """
     try:
-        return Path(f"/proc/{pid}/exe").readlink().name.startswith("python")
-    except OSError:
-        return True  # no /proc, or another user's process: taken for the launcher
+        variables = Path(f"/proc/{parent}/environ").read_bytes().split(b"\0")
+        return f"RANK={rank}".encode() not in variables and "libtorch" not in Path(f"/proc/{parent}/maps").read_text()
+    except OSError:  # no /proc, or another user's process
+        return False
 
 
 def end(rank: int, text: str) -> None:

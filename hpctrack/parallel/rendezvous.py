@@ -201,6 +201,7 @@ class Meeting:
             raise MachineError(
                 f"rank {self.rank} of {self.world} came to another run's meeting at {self.where}: "
                 f"its {', '.join(differing)} differ; this rank ends, that run goes on"
+                f"{' (if that has ended, remove the file)' if self.by_file else ''}"
             )
 
     # ------------------------------------------------------------------------------------------ words

@@ -75,6 +75,10 @@ class Part:
         """The beginning of what it writes."""
         return f"part-{self.number:05d}-of-{self.of:05d}"
 
+    def is_beside(self, name: str) -> bool:
+        """Whether what `name` begins is of another of the same `of` parts."""
+        return name.startswith("part-") and f"-of-{self.of:05d}" in name and not name.startswith(self.name)
+
     def end(self, out: Path) -> int:
         """Say on disk that this share is done; how many are."""
         write_text(out / candidates.PARTS / f"{self.name}.done", "")
@@ -213,8 +217,8 @@ class Task:
         env, part = self.env, self.part
         cost = self.hits.astype(np.float64)
         chosen = longest_first(cost, part.of)[0] == part.number if part else np.ones(len(cost), dtype=bool)
-        writers = f"{part.name}-*" if part else "*"
-        self.sources = done = everyones(candidates.committed(self.out, env.rank, env.world, writers), env)
+        others = part.is_beside if part else None  # their events are theirs
+        self.sources = done = everyones(candidates.committed(self.out, env.rank, env.world, others), env)
         ids = self.data.event_ids
         todo = np.array([row for row in np.flatnonzero(chosen) if int(ids[row]) not in done], dtype=np.int64)
         of = f"part {part.number} of {part.of}, " if part else ""

@@ -57,16 +57,17 @@ class Cluster:
             "PACE": str(self.pace),
         }
 
-    def __call__(self, *words: object) -> str:
+    def __call__(self, *words: object, **variables: str) -> str:
+        environment = self.environment | variables
         done = subprocess.run(
-            [str(word) for word in words], env=self.environment, cwd=ROOT, check=False, capture_output=True, text=True
+            [str(word) for word in words], env=environment, cwd=ROOT, check=False, capture_output=True, text=True
         )
         assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
         return done.stdout.strip()
 
-    def submit(self, log: Path, *words: object) -> str:
-        """The job's number."""
-        return self("sbatch", "--parsable", "--output", log, *words)
+    def submit(self, log: Path, *words: object, **variables: str) -> str:
+        """The job's number; `variables` are in the environment from which it is submitted."""
+        return self("sbatch", "--parsable", "--output", log, *words, **variables)
 
     def state(self, job: str) -> str:
         """Of a job in the queue, or not long out of it; of a job array, of its first task."""
@@ -96,6 +97,7 @@ def wait(condition: Callable[[], bool], otherwise: str | Path, seconds: float = 
 def cluster(tmp_path_factory) -> Iterator[Cluster]:
     folder = Path(tempfile.mkdtemp(prefix="hps-", dir="/tmp")) / "c"  # short, for the sockets
     environment = os.environ | {"HPCTRACK_SLURM_DIR": str(folder), "HPCTRACK_SLURM_NODES": "2"}
+    environment["HPCTRACK_SLURM_GPUS"] = "2"  # by name only
     script = ["bash", str(ROOT / "launch/slurm_local.sh")]
     started = subprocess.run([*script, "start"], env=environment, check=False, capture_output=True, text=True)
     assert started.returncode == 0, started.stderr
@@ -212,3 +214,73 @@ def test_inference_by_a_job_array_and_conversion(cluster, tmp_path):
     assert sum("candidates of 7 events, digest" in text for text in logs) == 1
     assert all(f"part {part} of 3" in text for part, text in enumerate(logs))
     assert open_dataset(tmp_path / "d").event_ids.tolist() == [100, 101, 102, 103]
+
+
+ANOTHER_JOBS = {  # what sbatch hands on, called in a task of an array with GPUs, requeued, and in a rank of it
+    "SLURM_ARRAY_JOB_ID": "9", "SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_TASK_COUNT": "2", "SLURM_ARRAY_TASK_MIN": "0",
+    "SLURM_ARRAY_TASK_MAX": "1", "SLURM_ARRAY_TASK_STEP": "1", "SLURM_GPUS_ON_NODE": "4", "SLURM_GPUS_PER_NODE": "4",
+    "SLURM_GPUS": "4", "SLURM_NTASKS": "8", "SLURM_NTASKS_PER_NODE": "8", "SLURM_CPUS_PER_TASK": "32",
+    "SLURM_RESTART_COUNT": "7", "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "3", "OMPI_COMM_WORLD_RANK": "3",
+    "OMPI_COMM_WORLD_SIZE": "4",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> list[str]:
+    """The beginning of an inference's arguments."""
+    folder = tmp_path_factory.mktemp("trained")
+    data = toy_dataset(folder / "data", sizes=(4, 3, 9, 5, 1, 2, 6, 7, 3, 4, 2, 5), n_noise=2, per_shard=5)
+    config = toy_config(folder / "run", data, train={"precision": "fp32", "steps": 3})
+    with distributed(config.parallel, 1) as env:
+        train(config, env)
+    assert infer.main(["--checkpoint", str(folder / "run"), "--data", str(data), "--out", str(folder / "alone")]) == 0
+    return ["--checkpoint", str(folder / "run"), "--data", str(data), "--out"]
+
+
+def alone(trained: list[str]) -> str:
+    return CandidateStore(Path(trained[3]).parent / "alone").digest
+
+
+def test_a_job_is_itself_whatever_job_submitted_it(cluster, trained, tmp_path):
+    cluster.pace.write_text("0")
+    logs = [tmp_path / "log", tmp_path / "gpus", tmp_path / "convert"]
+    jobs = [cluster.submit(logs[0], "slurm/infer.sh", *trained, tmp_path / "a", **ANOTHER_JOBS)]
+    words = ["--gpus-per-node=2", "slurm/infer.sh", *trained, tmp_path / "b"]
+    jobs.append(cluster.submit(logs[1], *words, **ANOTHER_JOBS))
+    source = make_trackml(tmp_path / "csv", range(100, 104))
+    words = ["--cpus-per-task=2", "slurm/convert.sh", source, tmp_path / "d"]
+    jobs.append(cluster.submit(logs[2], *words, **ANOTHER_JOBS))
+    for job in jobs:
+        cluster.until(job, "COMPLETED")
+    texts = [log.read_text() for log in logs]
+    assert CandidateStore(tmp_path / "a").digest == CandidateStore(tmp_path / "b").digest == alone(trained)
+    assert "ranks: 1 (torchrun)" in texts[0] and "ranks: 2 from torchrun on 1 node" in texts[1]
+    assert all("restart 0" in text for text in texts)
+    assert open_dataset(tmp_path / "d").event_ids.tolist() == [100, 101, 102, 103]
+
+
+def test_parts_of_an_array_are_submitted_again_and_a_task_requeues_itself_alone(cluster, trained, tmp_path):
+    out, log = tmp_path / "out", tmp_path / "log-%a"
+    cluster.pace.write_text("0")
+    gaps = cluster.submit(tmp_path / "gaps", "--array=0,3,4", "slurm/infer.sh", *trained, out)
+    again = cluster.submit(log, "--array=1,3", "slurm/infer.sh", *trained, out, HPCTRACK_PARTS="4")
+    for task in (1, 3):
+        cluster.until(f"{again}_{task}", "COMPLETED")
+    cluster.until(f"{gaps}_0", "FAILED")
+    assert "HPCTRACK_PARTS" in (tmp_path / "gaps").read_text() and not (out / "index.h5").exists()
+
+    cluster.pace.write_text("1.5")
+    array = cluster.submit(log, "--array=0,2", "slurm/infer.sh", *trained, out, HPCTRACK_PARTS="4")
+    logs = [tmp_path / "log-0", tmp_path / "log-2"]
+    for path in logs:
+        wait(lambda path=path: path.exists() and "of 4, 3 events to do" in path.read_text(), f"no {path}")
+    time.sleep(1)
+    cluster("scancel", "--signal=USR1", f"{array}_2")  # the last to begin, whose number is the array's
+    wait(lambda: "slurm: preempted" in logs[1].read_text(), logs[1])
+    cluster.until(f"{array}_0", "COMPLETED")
+    assert "slurm: preempted; requeued" in logs[1].read_text()
+    assert "REQUEUE" not in logs[0].read_text() and "restart 1" not in logs[0].read_text()
+    cluster.pace.write_text("0")
+    cluster.start_again(f"{array}_2")
+    cluster.until(f"{array}_2", "COMPLETED")
+    assert CandidateStore(out).digest == alone(trained)
