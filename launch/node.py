@@ -3,14 +3,19 @@
 Batch systems signal all processes of a job. SIGUSR1 and SIGTERM are for the workers, which save and end by themselves;
 torchrun would die of the first and cut the workers short on the second. Its exit code is 1 whatever happened; here it
 is that of the first worker that failed, and 85 (preempted) also for one that was signalled before it could act on it.
+torchrun waits for the other nodes' in silence, up to --rdzv-conf join_timeout=600; here a line says so after 10 s.
 """
 
 import os
 import signal
+import socket
 import sys
+import threading
+from pathlib import Path
 
 WORKERS_OWN = (signal.SIGUSR1, signal.SIGTERM)
 PREEMPTED = 85
+WORD_S = 10.0
 for number in WORKERS_OWN:  # a function, since workers would inherit "ignored"
     signal.signal(number, lambda *_: None)
 os.environ.setdefault("PET_SIGNALS_TO_HANDLE", "SIGINT,SIGHUP,SIGQUIT")
@@ -18,11 +23,32 @@ os.environ.setdefault("PET_SIGNALS_TO_HANDLE", "SIGINT,SIGHUP,SIGQUIT")
 os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
 
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError  # noqa: E402 - handlers come first
+from torch.distributed.elastic.rendezvous import RendezvousError  # noqa: E402
 from torch.distributed.run import main  # noqa: E402
 
+
+def say(text: str) -> None:
+    """A line about this node's launcher and where it meets the others."""
+    where = dict(zip(sys.argv, sys.argv[1:], strict=False)).get("--rdzv-endpoint", "the endpoint")
+    print(f"launch/node.py: {socket.gethostname()}, at {where}: {text}", file=sys.stderr, flush=True)
+
+
+def word() -> None:
+    """Say that no worker has been started yet, if that is so."""
+    started = Path(f"/proc/self/task/{os.getpid()}/children")
+    if started.exists() and not started.read_text().strip():
+        say(f"waits for the launchers of other nodes (since {WORD_S:g} s)")
+
+
 if __name__ == "__main__":
+    timer = threading.Timer(WORD_S, word)
+    timer.daemon = True
+    timer.start()
     try:
         main()
+    except RendezvousError as error:
+        say(f"error: the launchers did not meet ({type(error).__name__}{f': {error}' if str(error) else ''})")
+        sys.exit(1)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         code = failure.exitcode

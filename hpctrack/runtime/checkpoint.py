@@ -217,16 +217,17 @@ def check_goes_on(meta: dict[str, Any], state: dict[str, Any], path: Path) -> No
         raise InputError(f"{path / STATE}: lacks the optimizer's state; no run can go on from here")
 
 
-def read_state(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """`state.pt` of a checkpoint, its checksums compared; no code in the file is run."""
+def read_state(
+    path: Path, device: torch.device | str = "cpu", mapped: bool = False, checked: bool = False
+) -> dict[str, Any]:
+    """`state.pt` of a checkpoint, its checksums compared unless they are `checked`; no code in the file is run.
+
+    Tensors that are `mapped` take no memory: they are in the file until they are copied from it.
+    """
     try:
-        recorded = _recorded(path)
-        if recorded is None:
-            check_archive(path / STATE)
-        elif wrong := misfit(path / STATE, recorded):
-            check_archive(path / STATE)  # may say more of what is wrong
-            raise InputError(f"{path / STATE}: not a whole checkpoint: {wrong}")
-        return torch.load(path / STATE, map_location=device, weights_only=True)
+        if not checked:
+            check_state(path)
+        return torch.load(path / STATE, map_location=device, weights_only=True, mmap=mapped)
     except FileNotFoundError:
         raise InputError(f"{path / STATE}: missing; not a whole checkpoint") from None
     except (RuntimeError, pickle.UnpicklingError, EOFError, LookupError, TypeError, ValueError) as error:
@@ -244,11 +245,26 @@ def _recorded(path: Path) -> Mark | None:
         return None
 
 
+def check_state(path: Path) -> None:
+    """InputError unless `state.pt` of a checkpoint is what was written."""
+    try:
+        recorded = _recorded(path)
+        if recorded is None:
+            check_archive(path / STATE)
+        elif wrong := misfit(path / STATE, recorded):
+            check_archive(path / STATE)  # may say more of what is wrong
+            raise InputError(f"{path / STATE}: not a whole checkpoint: {wrong}")
+    except FileNotFoundError:
+        raise InputError(f"{path / STATE}: missing; not a whole checkpoint") from None
+
+
 def check_archive(path: Path) -> None:
     """InputError unless each part of a file that torch.save wrote (a zip) fits its CRC-32; torch.load does not look."""
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
+    except FileNotFoundError:
+        raise InputError(f"{path}: missing; not a whole checkpoint") from None
     except (zipfile.BadZipFile, RuntimeError, EOFError, LookupError, ValueError, struct.error, zlib.error) as error:
         raise InputError(f"{path}: not a whole checkpoint ({error})") from None
     if damaged:

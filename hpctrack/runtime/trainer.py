@@ -141,7 +141,8 @@ class Trainer:
             self.check_same_run(meta, found)
             marks = meta.get("journals", {})
             run_on_main(lambda: check_journals(self.folder, marks, found), self.env)
-            state = checkpoint.read_state(found, self.env.device)
+            run_on_main(lambda: checkpoint.check_state(found), self.env)
+            state = checkpoint.read_state(found, mapped=True, checked=True)
             checkpoint.check_goes_on(meta, state, found)
             checkpoint.load_into(self.engine, state, found)
             self.step, self.window, self.tuned = meta["step"], Window(meta["window"]), meta["tuned"]
