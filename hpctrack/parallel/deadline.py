@@ -19,7 +19,7 @@ def deadline(limit_s: float, rank: int, waits: Callable[[], str] | str, otherwis
         if text := waits if isinstance(waits, str) else waits():
             say(f"hpctrack [rank {rank}]: {text}")
 
-    timers = [threading.Timer(limit_s, end, (rank, otherwise))]
+    timers = [threading.Timer(min(limit_s, threading.TIMEOUT_MAX), end, (rank, otherwise))]
     if limit_s > WORD_S:
         timers.append(threading.Timer(WORD_S, word))
     for timer in timers:

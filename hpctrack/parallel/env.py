@@ -184,11 +184,13 @@ def start_group(env: Env, config: ParallelConfig, run: Run, key: str = KEY) -> t
             variables[INTERFACE] = interface  # gloo's own choice, that of the host name, may be the loopback
             os.environ.update(variables)
     name = INTERFACE if env.backend == "gloo" else "NCCL_SOCKET_IFNAME"
+    within = min(limit_s, config.rendezvous_timeout_s)
     unreached = (
-        f"rank {env.rank} of {env.world} met the others, but {env.backend} did not reach them by {name}="
-        f"{os.environ.get(name, '')}: set it to the network interface by which the nodes see each other"
+        f"rank {env.rank} of {env.world} met the others, but {env.backend} did not reach all of them in {within:g} s: "
+        f"one has gone, or {name}={os.environ.get(name, '')} must be set to the network interface by which nodes reach "
+        "each other"
     )
-    with deadline(min(limit_s, config.rendezvous_timeout_s), env.rank, "", unreached):
+    with deadline(within, env.rank, "", unreached):
         try:
             dist.init_process_group(
                 env.backend,

@@ -9,6 +9,7 @@ import os
 import select
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from hpctrack.errors import EXIT_MACHINE, InputError
@@ -18,32 +19,54 @@ EVERY_S = 1.0
 BY_HAND = "environment"  # source of a place that no launcher gave: the parent may be a shell, and may end
 TORCH_LAUNCHERS = ("torchrun", "deepspeed")
 STDERR = 2
-_watched_in = 0  # the process that has its watch; a forked one has none yet
+_watched: dict[int, Launcher] = {}  # by process: one that was forked has no watch yet
+
+
+@dataclass(frozen=True)
+class Launcher:
+    """The process `parent` that started this one as `rank`."""
+
+    parent: int
+    rank: int
+    source: str
+
+    def look(self) -> None:
+        """End this process if the launcher has gone."""
+        if os.getppid() != self.parent:
+            end(self.rank, f"{self.source} (process {self.parent}), which started this rank, has gone, so it ends")
+
+    def watch(self) -> None:
+        """Look for ever."""
+        while True:
+            self.look()
+            time.sleep(EVERY_S)
 
 
 def end_with_launcher() -> None:
     """From now on this process ends, with a line and exit code 1, when the launcher that started it has gone.
 
-    Without a launcher nothing is watched. A second call does nothing.
+    Without a launcher nothing is watched. A further call looks at once.
     """
-    global _watched_in
+    if os.getpid() in _watched:
+        return _watched[os.getpid()].look()
     try:
         place = find_place(os.environ)
     except InputError:  # said where ranks are to meet
         return
-    if place is None or place.source == BY_HAND or _watched_in == os.getpid():
+    if place is None or place.source == BY_HAND or (place.source == "Slurm" and not is_stepd(os.getppid())):
         return
-    _watched_in, parent = os.getpid(), os.getppid()
-    if place.source in TORCH_LAUNCHERS and is_adopted(parent, place.rank):
+    _watched[os.getpid()] = launcher = Launcher(os.getppid(), place.rank, place.source)
+    if place.source in TORCH_LAUNCHERS and is_adopted(launcher.parent, place.rank):
         end(place.rank, f"{place.source}, which started this rank, had gone before it began, so it ends")
-    text = f"{place.source} (process {parent}), which started this rank, has gone, so it ends"
-    threading.Thread(target=_watch, args=(parent, place.rank, text), name="launcher", daemon=True).start()
+    threading.Thread(target=launcher.watch, name="launcher", daemon=True).start()
 
 
-def _watch(parent: int, rank: int, text: str) -> None:
-    while os.getppid() == parent:
-        time.sleep(EVERY_S)
-    end(rank, text)
+def is_stepd(pid: int) -> bool:
+    """Whether a process is Slurm's; else the parent is a shell of `srun --pty`, say, which may end before its jobs."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().startswith("slurmstepd")
+    except OSError:
+        return False
 
 
 def is_adopted(parent: int, rank: int) -> bool:

@@ -26,7 +26,7 @@ from hpctrack.errors import InputError, MachineError
 from hpctrack.parallel.deadline import WORD_S, deadline
 from hpctrack.parallel.interfaces import ELSEWHERE, address_towards
 from hpctrack.parallel.launchers import INIT_METHOD
-from hpctrack.parallel.orphans import say
+from hpctrack.parallel.orphans import end_with_launcher, say
 
 TRY_S = 5.0  # one try to connect
 HELD_S = 10.0  # for a port: whoever had it before may be ending
@@ -157,6 +157,7 @@ class Meeting:
             name, members = self.call(mine, answered) if self.rank == 0 else self.called(mine)
             if members and members[self.rank] == own:
                 if name != answered:
+                    end_with_launcher()  # a rank without one must not take the place of another
                     mine.set(f"answer/{name}/{self.rank}", "here")
                     answered = name
                 if self.released(mine, store, name):
