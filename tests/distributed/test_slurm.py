@@ -261,24 +261,20 @@ def test_a_job_is_itself_whatever_job_submitted_it(cluster, trained, tmp_path):
 
 def test_parts_of_an_array_are_submitted_again_and_a_task_requeues_itself_alone(cluster, trained, tmp_path):
     out, log = tmp_path / "out", tmp_path / "log-%a"
-    cluster.pace.write_text("0")
-    gaps = cluster.submit(tmp_path / "gaps", "--array=0,3,4", "slurm/infer.sh", *trained, out)
-    again = cluster.submit(log, "--array=1,3", "slurm/infer.sh", *trained, out, HPCTRACK_PARTS="4")
-    for task in (1, 3):
-        cluster.until(f"{again}_{task}", "COMPLETED")
-    cluster.until(f"{gaps}_0", "FAILED")
-    assert "HPCTRACK_PARTS" in (tmp_path / "gaps").read_text() and not (out / "index.h5").exists()
-
     cluster.pace.write_text("1.5")
     array = cluster.submit(log, "--array=0,2", "slurm/infer.sh", *trained, out, HPCTRACK_PARTS="4")
+    others = cluster.submit(log, "--array=1,3", "slurm/infer.sh", *trained, out, HPCTRACK_PARTS="4")
+    gaps = cluster.submit(tmp_path / "gaps", "--array=0,3,4", "slurm/infer.sh", *trained, out)
     logs = [tmp_path / "log-0", tmp_path / "log-2"]
     for path in logs:
         wait(lambda path=path: path.exists() and "of 4, 3 events to do" in path.read_text(), f"no {path}")
     time.sleep(1)
     cluster("scancel", "--signal=USR1", f"{array}_2")  # the last to begin, whose number is the array's
     wait(lambda: "slurm: preempted" in logs[1].read_text(), logs[1])
-    cluster.until(f"{array}_0", "COMPLETED")
-    assert "slurm: preempted; requeued" in logs[1].read_text()
+    for task in (f"{array}_0", f"{others}_1", f"{others}_3"):
+        cluster.until(task, "COMPLETED")
+    assert "slurm: preempted; requeued" in logs[1].read_text() and not (out / "index.h5").exists()
+    assert cluster.state(f"{gaps}_0") == "FAILED" and "HPCTRACK_PARTS" in (tmp_path / "gaps").read_text()
     assert "REQUEUE" not in logs[0].read_text() and "restart 1" not in logs[0].read_text()
     cluster.pace.write_text("0")
     cluster.start_again(f"{array}_2")
