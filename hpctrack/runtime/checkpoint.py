@@ -263,8 +263,6 @@ def check_archive(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-    except FileNotFoundError:
-        raise InputError(f"{path}: missing; not a whole checkpoint") from None
     except (zipfile.BadZipFile, RuntimeError, EOFError, LookupError, ValueError, struct.error, zlib.error) as error:
         raise InputError(f"{path}: not a whole checkpoint ({error})") from None
     if damaged:
