@@ -11,7 +11,7 @@ import torch
 from hpctrack.config import ParallelConfig
 from hpctrack.errors import InputError
 from hpctrack.parallel import env as env_module
-from hpctrack.parallel import launchers
+from hpctrack.parallel import interfaces, launchers
 from hpctrack.parallel.binding import allowed_cores, binding_text, bound, shares
 from hpctrack.parallel.env import Env, choose_device, ranks_line, with_meeting
 from hpctrack.parallel.launchers import Place, find_place, first_node, slurm_meeting
@@ -97,6 +97,8 @@ def test_slurm_tasks_agree_on_a_place_to_meet(monkeypatch):
     assert slurm_meeting(SLURM)[0] == "n1"
     ports = {slurm_meeting(SLURM | {"SLURM_JOB_ID": str(job), "SLURM_STEP_ID": "1"})[1] for job in range(100)}
     assert len(ports) == 100 and min(ports) >= 20000 and max(ports) < 30000
+    again = slurm_meeting(SLURM | {"SLURM_RESTART_COUNT": "1"})[1]
+    assert again != slurm_meeting(SLURM)[1]  # what held the port at the last try may hold it still
     assert slurm_meeting(SLURM | {"SLURM_STEP_NUM_NODES": "1"})[0] == "127.0.0.1"
     for missing in ("n[", ""):
         with pytest.raises(InputError, match="set MASTER_ADDR"):
@@ -139,6 +141,19 @@ def test_mpi_ranks_that_know_an_address_need_no_mpi4py(monkeypatch):
     place = with_meeting(find_place(env_module.os.environ))
     assert (place.address, place.port, place.local_rank) == ("n1", 1234, 1)
     env_module.mpi_end()
+
+
+def test_the_interface_that_leads_to_the_others(monkeypatch):
+    assert interfaces.address_towards("127.0.0.1") == "127.0.0.1" and interfaces.is_loopback("127.0.1.1")
+    assert interfaces.address_towards("no.such.host.invalid") is None and interfaces.is_loopback(None)
+    assert interfaces.interface_of("127.0.0.1") == "lo" and interfaces.interface_of("192.0.2.7") is None
+    monkeypatch.setattr(interfaces, "interface_of", lambda address: f"of-{address}")
+    assert interfaces.interface_for(1, ["a", "a"], ["127.0.0.1"] * 2) is None  # one machine
+    assert interfaces.interface_for(1, ["a", "b"], ["10.0.0.1", "10.0.0.2"]) == "of-10.0.0.2"
+    assert interfaces.interface_for(1, ["a", "a"], ["10.0.0.1", "10.0.0.2"]) == "of-10.0.0.2"  # two of one name
+    monkeypatch.setattr(interfaces, "address_towards", lambda target: {"10.0.0.2": "10.0.0.1"}.get(target))
+    assert interfaces.interface_for(0, ["a", "b"], ["127.0.1.1", "10.0.0.2"]) == "of-10.0.0.1"  # it served the store
+    assert interfaces.interface_for(0, ["a", "b"], [None, None]) is None
 
 
 def test_devices(monkeypatch):
