@@ -151,7 +151,7 @@ def test_the_interface_that_leads_to_the_others(monkeypatch):
     assert interfaces.interface_for(1, ["a", "a"], ["127.0.0.1"] * 2) is None  # one machine
     assert interfaces.interface_for(1, ["a", "b"], ["10.0.0.1", "10.0.0.2"]) == "of-10.0.0.2"
     assert interfaces.interface_for(1, ["a", "a"], ["10.0.0.1", "10.0.0.2"]) == "of-10.0.0.2"  # two of one name
-    monkeypatch.setattr(interfaces, "address_towards", lambda target: {"10.0.0.2": "10.0.0.1"}.get(target))
+    monkeypatch.setattr(interfaces, "address_towards", {"10.0.0.2": "10.0.0.1"}.get)
     assert interfaces.interface_for(0, ["a", "b"], ["127.0.1.1", "10.0.0.2"]) == "of-10.0.0.1"  # it served the store
     assert interfaces.interface_for(0, ["a", "b"], [None, None]) is None
 
