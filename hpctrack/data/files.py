@@ -30,9 +30,10 @@ def temporary_name(path: Path) -> Path:
 
 
 def publish(temporary: Path, path: Path) -> None:
-    """Give a finished temporary file its final name in the same folder, durably."""
+    """Give a finished temporary file its final name in the same folder, durably; those of killed writers go."""
     sync(temporary)
     os.replace(temporary, path)
+    clear_leftovers(path.parent, glob.escape(path.name))
     sync(path.parent)
 
 
@@ -40,16 +41,22 @@ def clear_leftovers(folder: Path, name: str = "*", owned: bool = False) -> None:
     """Remove temporary files and folders of `name` (a pattern) whose writers were killed.
 
     Those are: for the `owned` folder's one writer all but its own; else those of processes of this machine that are no
-    more, and those older by ABANDONED_S than the folder's newest entry of the kind.
+    more, and those last written ABANDONED_S before the folder was.
     """
     found = [(path, match) for path in folder.glob(f".{name}.*.tmp") if (match := TEMPORARY.fullmatch(path.name))]
-    ages = {path: path.lstat().st_mtime for path, _ in found if os.path.lexists(path)}
     for path, match in found:
         pid, here = int(match["pid"]), match["token"].startswith(_short(machine())) and len(match["token"]) == 12
-        dead = (here and started(pid) is None) or ages.get(path, 0.0) < max(ages.values()) - ABANDONED_S
+        dead = (here and started(pid) is None) or _is_abandoned(path)
         if dead or (owned and pid != os.getpid()):
             with contextlib.suppress(PermissionError):  # another user's
                 remove(path)
+
+
+def _is_abandoned(path: Path) -> bool:
+    try:
+        return path.lstat().st_mtime < path.parent.stat().st_mtime - ABANDONED_S  # both by the file system's clock
+    except FileNotFoundError:
+        return False
 
 
 def remove(path: Path) -> None:
@@ -90,7 +97,6 @@ def write_text(path: Path, text: str) -> None:
     try:
         with naming(path):
             temporary.write_text(text)
-        clear_leftovers(path.parent, glob.escape(path.name))
         publish(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

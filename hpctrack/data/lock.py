@@ -14,6 +14,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import secrets
 import socket
 import sys
@@ -26,6 +27,7 @@ from hpctrack.data.files import machine, naming, started
 from hpctrack.errors import InputError, MachineError
 
 LOCK = ".lock"
+OF_NUMBERS = re.compile(r"\.(\d+)-(\d+)\.lock")
 BEAT_S = 10.0
 DEAD_S = 30.0  # without a beat
 EMPTY_S = 2.0  # for a record to be written once its file is there
@@ -50,6 +52,25 @@ def only_writer(folder: Path, wait: bool = False, name: str = LOCK) -> Iterator[
         if made:
             with contextlib.suppress(OSError):
                 folder.rmdir()
+
+
+@contextlib.contextmanager
+def only_writer_of(folder: Path, numbers: range) -> Iterator[None]:
+    """Own what `folder` holds of these numbers (events, say), beside owners of others; InputError if one has some."""
+    name = f".{numbers[0]}-{numbers[-1]}{LOCK}"
+    with contextlib.ExitStack() as stack:
+        with only_writer(folder, wait=True):
+            for path in folder.iterdir():
+                first, last = map(int, found.groups()) if (found := OF_NUMBERS.fullmatch(path.name)) else (0, -1)
+                if first > numbers[-1] or last < max(first, numbers[0]):
+                    continue
+                if said := owner_of(path):
+                    raise InputError(
+                        f"{folder}: {said} writes {first} to {last} here; wait for its end, or choose others"
+                    )
+                path.unlink(missing_ok=True)
+            stack.enter_context(only_writer(folder, name=name))
+        yield
 
 
 class Owner:
@@ -80,10 +101,12 @@ class Owner:
             return
         self.ended.set()
         self.thread.join()
-        if _is_at(self.handle, self.path):
-            self.path.unlink()
-        _close(self.handle)
-        self.handle = -1
+        try:
+            if _is_at(self.handle, self.path):
+                self.path.unlink()
+        finally:
+            _close(self.handle)
+            self.handle = -1
 
     def _beat(self) -> None:
         while not self.ended.wait(BEAT_S):

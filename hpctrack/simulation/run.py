@@ -14,6 +14,7 @@ import numpy as np
 
 import hpctrack
 from hpctrack import pools
+from hpctrack.data.lock import only_writer_of
 from hpctrack.errors import InputError, MachineError
 from hpctrack.simulation import Source, package_versions, source_class, writer
 from hpctrack.simulation.digitization import digitize
@@ -63,6 +64,14 @@ def run(settings: Settings, folder: Path, event_ids: range, jobs: int) -> Iterat
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file; OUT must be a folder, or a new name")
     folder.mkdir(parents=True, exist_ok=True)
+    with only_writer_of(folder, event_ids):
+        yield from _owned(settings, folder, event_ids, jobs, versions)
+
+
+def _owned(
+    settings: Settings, folder: Path, event_ids: range, jobs: int, versions: dict[str, str]
+) -> Iterator[Done | None]:
+    """`run`, by the only one that makes these events here."""
     everything = {"hpctrack": hpctrack.__version__, "numpy": np.__version__, "python": platform.python_version()}
     writer.claim(folder, settings.as_dict(), {**everything, **versions}, decisive=versions)
     todo = []

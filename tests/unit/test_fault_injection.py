@@ -97,3 +97,16 @@ def test_reads_fail_if_they_are_asked_for(tmp_path):
     assert steps == ["read a", f"listdir {tmp_path.name}"]
     assert [(fault.how, fault.error) for fault in list(faults(steps))[:2]] == [(FAIL, errno.EIO)] * 2
     assert "Input/output error" in strike(act, [tmp_path], Fault(0, FAIL, error=errno.EIO), reads=True).said
+
+
+def test_a_file_that_is_written_clears_what_killed_writers_of_it_left(tmp_path):
+    path, other = tmp_path / "results[1].json", tmp_path / ".other.json.1-0123456789ab.tmp"
+    other.write_text("")
+    ways = [fault for fault in faults(operations(lambda: write_text(path, "x"), [tmp_path])) if fault.how == KILL]
+    left = 0
+    for fault in ways:
+        strike(lambda: write_text(path, "x"), [tmp_path], fault)
+        left += bool(list(tmp_path.glob(".results*.tmp")))
+        write_text(path, "y")
+        assert sorted(one.name for one in tmp_path.iterdir()) == sorted([path.name, other.name])
+    assert left >= 3

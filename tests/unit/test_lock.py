@@ -16,7 +16,7 @@ from faults import operations, strike
 
 from hpctrack.data import lock
 from hpctrack.data.files import machine
-from hpctrack.data.lock import LOCK, only_writer, owner_of
+from hpctrack.data.lock import LOCK, only_writer, only_writer_of, owner_of
 from hpctrack.errors import InputError, MachineError
 
 
@@ -192,3 +192,15 @@ def test_a_claim_that_goes_wrong_anywhere_leaves_the_folder_to_the_next(tmp_path
             with only_writer(folder):
                 pass
             assert set(os.listdir(folder) if folder.exists() else []) <= {"a"}, fault
+
+
+def test_owners_of_different_events_fill_one_folder(tmp_path, file_system):
+    number = child(lambda: only_writer_of(tmp_path, range(10, 20)))
+    with only_writer_of(tmp_path, range(10)), only_writer_of(tmp_path, range(20, 25)):
+        for wrong in (range(19, 21), range(5, 12), range(30), range(12, 13)):
+            with pytest.raises(InputError, match=rf"process ({number}|{os.getpid()}) on .* writes \d+ to \d+ here"):
+                only_writer_of(tmp_path, wrong).__enter__()
+    end(number)
+    with only_writer_of(tmp_path, range(15, 30)):
+        pass
+    assert not list(tmp_path.iterdir())
