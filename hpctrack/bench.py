@@ -15,7 +15,7 @@ import torch
 from hpctrack import arguments
 from hpctrack.benchmarks import BENCHES, benchmark
 from hpctrack.benchmarks.measure import Figure, Page, commit, machine
-from hpctrack.data.files import write_json, write_text
+from hpctrack.data.outputs import check_output, write_json_output, write_output
 from hpctrack.errors import InputError, verb
 from hpctrack.versions import versions
 
@@ -32,6 +32,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs", type=Path, help="folder of runs made elsewhere, e.g. by slurm/scaling.sh")
     parser.add_argument("--threads", type=arguments.threads, default=1, help="CPU threads (default 1)")
     args = parser.parse_args(argv)
+    for path in (args.json, args.markdown):
+        if path:
+            check_output(path)
     torch.set_num_threads(args.threads)
     found = run(benchmark(args.name), args)
     result = {
@@ -45,9 +48,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     text = page(result) + ("\n" + found.text if found.text else "")
     print(text)
     if args.json:
-        write_json(args.json, result)
+        write_json_output(args.json, result)
     if args.markdown:
-        write_text(args.markdown, text)
+        write_output(args.markdown, text)
         if found.plot:
             found.plot(args.markdown.with_suffix(".png"))
 

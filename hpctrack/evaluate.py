@@ -15,8 +15,8 @@ import numpy as np
 from hpctrack import __version__, arguments, pools
 from hpctrack.data.candidates import CandidateStore
 from hpctrack.data.edges import is_edges
-from hpctrack.data.files import write_json
 from hpctrack.data.jsonlines import is_cut, read_lines
+from hpctrack.data.outputs import check_output, write_json_output
 from hpctrack.data.store import Dataset
 from hpctrack.errors import InputError, verb
 from hpctrack.reporting import edges, resolutions
@@ -32,20 +32,19 @@ TIMED = {"event_id": int, "n_hits": int, "rank": int} | dict.fromkeys(("read_s",
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Evaluate a folder of candidates, or of a stage's edges; prints the table of all metrics."""
     args = _arguments(argv)
+    check_output(args.out)
     cuts = Cuts(args.pt_min_gev, args.min_hits, args.eta_max)
     command = ["hpctrack", "evaluate", *(sys.argv[1:] if argv is None else argv)]
     if is_edges(args.candidates):
         results = edges.evaluate_edges(args.candidates, args.data, cuts, command)
-        write_json(args.out, results)
+        write_json_output(args.out, results)
         print(f"{edges.table(results)}\n\nwritten: {args.out}")
         return None
     evaluation = Evaluation(args.candidates, args.data, cuts)
-    if not args.out.absolute().parent.is_dir():
-        raise InputError(f"{args.out}: its folder does not exist")
     tallies = list(evaluation.tallies(args.jobs))
     cuts.check(sum(tally.n_targets for tally in tallies), evaluation.dataset)
     results = evaluation.results(tallies, command)
-    write_json(args.out, results)
+    write_json_output(args.out, results)
     print(table(results))
     if results["resolutions"]:
         print("\n".join(resolutions.lines(results["resolutions"])))

@@ -7,11 +7,13 @@ tuned.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from hpctrack import arguments
 from hpctrack.config import Named, apply_overrides
+from hpctrack.data.outputs import check_folder
 from hpctrack.errors import InputError, verb
 from hpctrack.runtime import checkpoint
 from hpctrack.tracking.builders import build_builder
@@ -27,7 +29,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("out", type=Path, help="folder to write")
     parser.add_argument("overrides", nargs="*", metavar="builder.key=value", help="kept as if tuned")
     args = parser.parse_args(argv)
-    if args.out.exists():
+    check_folder(args.out.absolute().parent)
+    if os.path.lexists(args.out):
         raise InputError(f"{args.out}: exists; name a new folder")
     found = checkpoint.find(args.run)
     size = export(found, args.out, args.overrides)

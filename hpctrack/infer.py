@@ -30,6 +30,7 @@ from hpctrack.data import candidates
 from hpctrack.data.files import write_json, write_text
 from hpctrack.data.jsonlines import read_lines
 from hpctrack.data.lock import only_writer
+from hpctrack.data.outputs import check_output
 from hpctrack.data.store import Dataset
 from hpctrack.data.trackml import write_submission
 from hpctrack.errors import EXIT_INPUT, EXIT_MACHINE, InputError, verb
@@ -98,6 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         paths, configs = stages(args.checkpoint, args.overrides)
     if args.part and args.submission:
         raise InputError("--submission: is written from all events; give it to a last call without --part")
+    if args.submission:
+        check_output(args.submission)
     meeting_s = max(args.timeout_s, START_S)
     parallel = ParallelConfig(device=args.device, timeout_s=WAIT_S, rendezvous_timeout_s=meeting_s)
     settings = {name: value for name, value in vars(args).items() if name != "local_rank"}
@@ -229,7 +232,9 @@ def prepare(out: Path, attributes: dict[str, Any], product: str = "candidates") 
     """Whether `out` is complete; else it is ready for its journals. InputError if it was begun with other settings."""
     settings = out / candidates.PARTS / "settings.json"
     if (out / candidates.INDEX).exists():
-        differs(PRODUCTS[product].open_store(out).attributes, attributes, out)
+        found = PRODUCTS[product].open_store(out)
+        differs(found.attributes, attributes, out)
+        found.check_files()
         candidates.clean(out)  # a kill may have come between the index and this
         return True
     if settings.exists():

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hpctrack import arguments
-from hpctrack.data.files import write_json
+from hpctrack.data.outputs import check_output, write_json_output
 from hpctrack.data.verify import Problem, check_dataset, check_index, check_shard
 from hpctrack.data.verify_candidates import check_candidates, check_candidates_file, check_journal
 from hpctrack.errors import InputError, verb
@@ -25,6 +25,8 @@ from hpctrack.inspection import candidates, datasets, edges, kinds, runs, text
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Command line of the verb."""
     args = _parser().parse_args(argv)
+    if args.json:
+        check_output(args.json)
     path, kind = args.path, kinds.kind_of(args.path)
     if args.data and kind not in (kinds.CANDIDATES, kinds.UNFINISHED_CANDIDATES):
         raise InputError(f"--data is for candidates, but {path} is a {kind}")
@@ -40,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         print("\n".join(["", *(f"problem: {problem}" for problem in problems)] if problems else ["", "verified: ok"]))
     if args.json:
         found = {"verified": args.verify, "problems": [vars(problem) for problem in problems]}
-        write_json(args.json, {"path": str(path), "kind": kind, **facts, **found})
+        write_json_output(args.json, {"path": str(path), "kind": kind, **facts, **found})
     if problems:
         raise InputError(f"{path}: {len(problems)} problem{'s' if len(problems) > 1 else ''} found")
     return None

@@ -14,7 +14,7 @@ import numpy as np
 
 from hpctrack import arguments
 from hpctrack.data.candidates import CandidateStore
-from hpctrack.data.files import publish, temporary_name
+from hpctrack.data.outputs import check_output, write_output
 from hpctrack.data.store import Dataset
 from hpctrack.errors import InputError, verb
 from hpctrack.reporting import page, parameters, sections, studies
@@ -31,6 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         raise InputError("--candidates and --data belong together: the display needs the hits and who found them")
     if args.display_png and args.candidates is None:
         raise InputError("--display-png needs --candidates and --data")
+    for path in (args.out, args.display_png):
+        if path:
+            check_output(path)
     results = load_results(args.results)
     references = [(path.stem, load_results(path)) for path in args.reference]
     run = Run(args.run) if args.run else None
@@ -49,8 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     title = args.title or f"Track candidates: {args.run.resolve().name if args.run else args.results.stem}"
     text = page.page(title, sections.lead(results), parts)
     if args.display_png:
-        write(args.display_png, display_png(display))
-    write(args.out, text.encode())
+        write_output(args.display_png, display_png(display))
+    write_output(args.out, text)
     print(f"written: {args.out} ({len(text) / 1e6:.1f} MB)" + (f", {args.display_png}" if args.display_png else ""))
     return None
 
@@ -77,18 +80,6 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--display-png", type=Path, help="also save the event display as this picture")
     return parser.parse_args(argv)
-
-
-def write(path: Path, content: bytes) -> None:
-    """Write a file under its final name only when it is whole and on disk."""
-    if not path.absolute().parent.is_dir():
-        raise InputError(f"{path}: its folder does not exist")
-    temporary = temporary_name(path)
-    try:
-        temporary.write_bytes(content)
-        publish(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load_display(args: argparse.Namespace, results: dict) -> Display:

@@ -240,6 +240,14 @@ class CandidateStore:
         event_id, row = int(self.event_ids[i]), int(self.row[i])
         return self._open(int(self.shard[i])).read(event_id, row)
 
+    def check_files(self) -> None:
+        """InputError unless each file is there, and the one that the index was made with; its values are not read."""
+        for number, digest in enumerate(self.digests):
+            file = self._file(self.folder / self.shards[number], self.event_ids[self.shard == number])
+            with file.file, damage(file.path):
+                if file.file.attrs.get("digest") != digest:
+                    raise InputError(f"{file.path}: is not the file that {INDEX} was made with; {AGAIN}")
+
     def close(self) -> None:
         """Close the open files; reading opens them again."""
         while self._files:
@@ -355,7 +363,7 @@ def open_checked(path: Path, expected: str = FORMAT) -> h5py.File:
     try:
         file = h5py.File(path, "r", locking=False)
     except OSError as error:
-        raise InputError(f"{path}: not a readable HDF5 file ({error})") from None
+        raise InputError(f"{path}: not a readable HDF5 file ({error}); {AGAIN}") from None
     with damage(path):
         kind, version = file.attrs.get("format"), file.attrs.get("version")
     if str(kind) != expected or str(version) != str(VERSION):

@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hpctrack.data.files import machine, naming, started
+from hpctrack.data.outputs import check_folder
 from hpctrack.errors import InputError, MachineError
 
 LOCK = ".lock"
@@ -43,6 +44,7 @@ def only_writer(folder: Path, wait: bool = False, name: str = LOCK) -> Iterator[
     A folder that was made for it and is still empty at the end goes again.
     """
     made = not folder.exists()
+    check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     owner = Owner(folder / name, _acquire(folder / name, wait))
     try:

@@ -11,7 +11,7 @@ import os
 import shutil
 from pathlib import Path
 
-from hpctrack.data import store
+from hpctrack.data import outputs, store
 from hpctrack.data.conversion import SKIPPED
 from hpctrack.data.files import sync
 from hpctrack.data.hdf5 import format_of
@@ -24,9 +24,7 @@ SHARDS = "events-*.h5"
 
 def check_folder(out: Path) -> None:
     """InputError unless `out` is not there, empty, or holds a dataset or a part of one."""
-    if os.path.lexists(out) and not out.is_dir():
-        what = "a link to nothing" if out.is_symlink() and not out.exists() else "a file"
-        raise InputError(f"{out}: is {what}; OUT must be a folder")
+    outputs.check_folder(out)
     if not out.exists():
         return
     index, otherwise = out / store.INDEX, "choose a new or empty folder"

@@ -17,7 +17,7 @@ from hpctrack.data.cells import cell_features, direction_angles
 from hpctrack.data.checks import faults_of_column
 from hpctrack.data.csvtable import Column, read_table
 from hpctrack.data.detectors import MODULE, Detectors, module_key, module_name
-from hpctrack.data.files import naming, publish, temporary_name
+from hpctrack.data.outputs import output
 from hpctrack.data.trackml_source import Source
 from hpctrack.errors import InputError
 
@@ -174,15 +174,10 @@ def write_submission(path: str | Path, blocks: Iterable[tuple[int, np.ndarray, n
     Each block is written as it comes; the file gets its name when it is whole. A name that ends in .gz is compressed.
     """
     path = Path(path)
-    temporary = temporary_name(path)
-    try:
-        with naming(path), open(temporary, "wb") as plain, contextlib.ExitStack() as stack:
-            packed = path.suffix == ".gz"
-            file = stack.enter_context(gzip.GzipFile("", "wb", 6, plain, mtime=0)) if packed else plain
-            file.write(b"event_id,hit_id,track_id\n")
-            for event_id, hit_id, track_id in blocks:
-                rows = zip(hit_id.tolist(), track_id.tolist(), strict=True)
-                file.write("".join(f"{event_id},{hit},{track}\n" for hit, track in rows).encode())
-        publish(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with output(path) as plain, contextlib.ExitStack() as stack:
+        packed = path.suffix == ".gz"
+        file = stack.enter_context(gzip.GzipFile("", "wb", 6, plain, mtime=0)) if packed else plain
+        file.write(b"event_id,hit_id,track_id\n")
+        for event_id, hit_id, track_id in blocks:
+            rows = zip(hit_id.tolist(), track_id.tolist(), strict=True)
+            file.write("".join(f"{event_id},{hit},{track}\n" for hit, track in rows).encode())

@@ -15,6 +15,7 @@ import numpy as np
 import hpctrack
 from hpctrack import pools
 from hpctrack.data.lock import only_writer_of
+from hpctrack.data.outputs import check_folder
 from hpctrack.errors import InputError, MachineError
 from hpctrack.simulation import Source, package_versions, source_class, writer
 from hpctrack.simulation.digitization import digitize
@@ -61,8 +62,7 @@ def run(settings: Settings, folder: Path, event_ids: range, jobs: int) -> Iterat
     if event_ids and not 0 <= event_ids[0] <= event_ids[-1] <= MAX_EVENT_ID:
         raise InputError(f"--first-event {event_ids[0]} --events {len(event_ids)}: ids must lie in 0 … {MAX_EVENT_ID}")
     versions = package_versions(source_class(settings.source))
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder}: is a file; OUT must be a folder, or a new name")
+    check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with only_writer_of(folder, event_ids):
         yield from _owned(settings, folder, event_ids, jobs, versions)

@@ -6,15 +6,17 @@ name and renamed. Several runs may fill one folder at once as long as their even
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import json
 import os
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
+from hpctrack.data import files
+from hpctrack.data.files import naming, temporary_name
 from hpctrack.errors import InputError
 from hpctrack.simulation.event import Tables
 from hpctrack.simulation.geometry import Geometry
@@ -30,8 +32,20 @@ def event_file(folder: Path, event_id: int, kind: str, compressed: bool) -> Path
 
 
 def is_finished(folder: Path, event_id: int, compressed: bool) -> bool:
-    """Whether all files of the event are there."""
-    return all(event_file(folder, event_id, kind, compressed).exists() for kind in KINDS)
+    """Whether all files of the event are there, and whole."""
+    return all(_is_whole(event_file(folder, event_id, kind, compressed)) for kind in KINDS)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a CSV ends with the end of a line; of a compressed one all is read, for its length and checksum."""
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+            end = b""
+            while part := file.read(1 << 20):
+                end = part[-1:]
+    except (FileNotFoundError, EOFError, gzip.BadGzipFile, zlib.error):
+        return False
+    return end == b"\n"
 
 
 def write_event(folder: Path, event_id: int, tables: Tables, compressed: bool) -> None:
@@ -49,20 +63,16 @@ def csv_bytes(columns: Mapping[str, np.ndarray]) -> bytes:
 
 def publish(path: Path, data: bytes, compressed: bool = False) -> None:
     """Write `data` under a temporary name, then rename it to `path`; OSError that names `path`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_name(path)
     try:
-        with open(temporary, "wb") as file:
+        with naming(path), open(temporary, "wb") as file:
             # A fixed time and no name inside, so that the same event gives the same bytes.
             file.write(gzip.compress(data, compresslevel=4, mtime=0) if compressed else data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        if isinstance(error, OSError):
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        raise
+        os.replace(temporary, path)  # not waiting for the folder: an event that is not there after all is made again
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def clean(folder: Path, event_ids: Iterable[int]) -> None:
@@ -92,7 +102,10 @@ def claim(folder: Path, settings: Mapping[str, object], versions: Mapping[str, s
     `decisive` names the versions that must agree as well. Raises InputError that names the first key that differs.
     """
     path = folder / RECORD
+    files.clear_leftovers(folder)  # of killed runs; others may fill the folder beside this one
     if not path.exists():
+        if foreign := sorted(folder.glob("event*-*.csv*")):
+            raise InputError(f"{folder}: holds {foreign[0].name}, but no {RECORD}; choose another folder for OUT")
         publish(path, (json.dumps({**FORMAT, "settings": settings, "versions": versions}, indent=2) + "\n").encode())
         return
     try:
