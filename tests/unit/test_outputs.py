@@ -167,7 +167,7 @@ def test_infer_looks_whether_candidates_are_whole(made, tmp_path, change, capsys
     elif change == "cut":
         os.truncate(path, path.stat().st_size - 100)
     else:
-        other = ["--method", "dbscan", "--data", str(made / "data"), "--out", str(tmp_path / "o"), "method.eps=0.001"]
+        other = ["--method", "dbscan", "--data", str(made / "data"), "--out", str(tmp_path / "o"), "method.min_hits=50"]
         assert infer.main(other) == 0
         path.write_bytes((tmp_path / "o" / path.name).read_bytes())
     capsys.readouterr()
