@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -216,7 +217,10 @@ def test_a_lost_node_leaves_the_other_to_go_on(tmp_path):
 
         port = free_port()
         first = start(f"localhost:{port}")
-        time.sleep(1)
+        end = time.monotonic() + 60
+        while not listening(port):  # the one that is left must serve the meeting
+            assert time.monotonic() < end
+            time.sleep(0.1)
         second = start(f"localhost:{port}")
         try:
             wait_for_steps(config, 30, 120)
@@ -234,9 +238,13 @@ def test_a_lost_node_leaves_the_other_to_go_on(tmp_path):
     assert (tmp_path / "log").read_text().count("resumed at step") == 1
 
 
-def free_port() -> int:
-    import socket
+def listening(port: int) -> bool:
+    """Whether somebody listens at a port of this machine."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("localhost", port)) == 0
 
+
+def free_port() -> int:
     with socket.socket() as one:
         one.bind(("localhost", 0))
         return one.getsockname()[1]
