@@ -129,7 +129,8 @@ class Meeting:
                 why = error.strerror or str(error)
             except (dist.DistError, RuntimeError) as error:
                 why = self.reason(error)
-            self.wait(lambda why=why: f"rank 0 ({why})" if self.speaks else "", self.failed(f"rank 0 ({why})"))
+            waited_for = f"{'its own port' if self.serves else 'rank 0'} ({why})"
+            self.wait(lambda text=waited_for: text if self.speaks else "", self.failed(waited_for))
             time.sleep(0.2)
 
     def reason(self, error: Exception) -> str:
