@@ -181,14 +181,14 @@ def infer(
         if code := task.build():
             return code
         if part is None:
-            join(data, out, attributes, task.sources, env, how.product)
+            join(data, out, attributes, task.sources, env, how.product, watchdog)
             return 0
     with on_main(lambda: only_writer(out, wait=True), env):
         done = run_on_main(lambda: part.end(out), env)
         env.say(f"{out}: {done} of {part.of} parts done")
         if done == part.of:
             sources = everyones(candidates.committed(out, env.rank, env.world), env)
-            join(data, out, attributes, sources, env, how.product)
+            join(data, out, attributes, sources, env, how.product, watchdog)
     return 0
 
 
@@ -255,7 +255,13 @@ def differs(then: dict[str, Any], now: dict[str, Any], out: Path) -> None:
 
 
 def join(
-    data: Dataset, out: Path, attributes: dict[str, Any], sources: dict[int, Any], env: Env, product: str = "candidates"
+    data: Dataset,
+    out: Path,
+    attributes: dict[str, Any],
+    sources: dict[int, Any],
+    env: Env,
+    product: str = "candidates",
+    watchdog: Watchdog | None = None,
 ) -> None:
     """Write the final files from everybody's records, `sources`, then the index; then the journals go.
 
@@ -268,8 +274,12 @@ def join(
         if world is not None or shard % env.world == env.rank:
             events = data.event_ids[order[ends[shard] : ends[shard + 1]]]
             name = f"{product}-{shard:05d}.h5"
+            if watchdog:
+                watchdog.feed(f"the writing of {name}")
             with all_or_none(world):
                 files[shard] = (name, events, form.write_shard(out, name, events, sources, world))
+    if watchdog:
+        watchdog.rest()
     joined = everyones(files, env)
     if env.is_main:
         write_timings(out)

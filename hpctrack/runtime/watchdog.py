@@ -6,6 +6,7 @@ A rank that waits for ever (for a peer, a disk, a lock) cannot say so itself; a 
 from __future__ import annotations
 
 import faulthandler
+import math
 import os
 import threading
 import time
@@ -40,8 +41,8 @@ class Watchdog:
             self.thread.start()
 
     def rest(self) -> None:
-        """From here on others may keep this rank waiting; for good."""
-        self.ended.set()
+        """From here to the next `feed` others may keep this rank waiting."""
+        self.fed = math.inf
         if self.thread is not None:
             faulthandler.cancel_dump_traceback_later()
 
@@ -49,10 +50,11 @@ class Watchdog:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.ended.set()
         self.rest()
 
     def _watch(self) -> None:
-        while not self.ended.wait(max(0.0, self.fed + self.timeout_s - time.monotonic())):
+        while not self.ended.wait(min(self.timeout_s, max(0.0, self.fed + self.timeout_s - time.monotonic()))):
             if time.monotonic() >= self.fed + self.timeout_s:
                 self._end()
 
