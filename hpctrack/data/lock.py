@@ -247,7 +247,7 @@ def _create(path: Path) -> int | None:
     try:
         with naming(path):
             os.write(handle, (json.dumps(about) + "\n").encode())
-            os.fsync(handle)  # other machines read it
+            os.fdatasync(handle)  # other machines read it
             _lock(handle)
     except OSError:
         path.unlink(missing_ok=True)
