@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import pickle
+import tracemalloc
 
 import h5py
 import numpy as np
@@ -220,3 +221,21 @@ def test_bad_folders_are_named(tmp_path):
     (folder / "candidates-00000.h5").unlink()
     with pytest.raises(InputError, match=r"candidates-00000\.h5: missing"):
         store.read(0)
+
+
+def test_edges_of_a_shard_are_joined_event_by_event(tmp_path, monkeypatch):
+    """Memory is that of one event's edges, however many events a shard has."""
+    monkeypatch.setattr(candidates, "BLOCK", 1 << 12)  # of the digest
+    n_events, n_edges = 24, 40_000
+    journal, rng, sources = Journal(tmp_path, "w"), np.random.default_rng(0), {}
+    for event in range(n_events):
+        ends = rng.integers(0, 9_000, (2, n_edges), dtype=np.int32)
+        found = edges.Edges(event, *ends, rng.random(n_edges, dtype=np.float32))
+        payload = edges.encode(found)
+        sources[event] = journal.append_payload(event, payload)
+    journal.close()
+    tracemalloc.start()
+    edges.write_shard(tmp_path, "edges-00000.h5", range(n_events), sources)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5 * len(payload), (peak, len(payload))
