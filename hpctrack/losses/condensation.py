@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from torch_geometric.data import Batch
 
 from hpctrack.config import Section
-from hpctrack.graphs.numerics import at_least_fp32
 from hpctrack.losses.neighbours import neighbours
 from hpctrack.losses.pairs import Points, hinge_sum
 from hpctrack.losses.term import Loss, events, with_track
@@ -57,7 +56,7 @@ class CondensationLoss(Loss):
 
     def terms(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """The terms for `outputs` embedding [N, E] and beta [N, 1], a logit, on `batch` (track [N], n_tracks, ptr)."""
-        x_NE, logit_N = at_least_fp32(outputs["embedding"]), at_least_fp32(outputs["beta"]).squeeze(1)
+        x_NE, logit_N = outputs["embedding"], outputs["beta"].squeeze(1)
         sums = dict.fromkeys(("attraction", "repulsion", "beta", "noise"), x_NE.new_zeros(()))
         for rows in events(batch):
             for name, value in self.event(x_NE[rows], logit_N[rows], batch.track[rows]).items():

@@ -12,7 +12,6 @@ from torch import Tensor
 from torch_geometric.data import Batch
 
 from hpctrack.config import Section
-from hpctrack.graphs.numerics import at_least_fp32
 from hpctrack.losses.neighbours import neighbours
 from hpctrack.losses.pairs import Points, hinge_sum
 from hpctrack.losses.term import Loss, events, with_hit, with_track
@@ -45,7 +44,7 @@ class ContrastiveLoss(Loss):
 
     def terms(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """The terms for `outputs` embedding [N, E] on `batch` (track [N], n_tracks [B], ptr [B + 1])."""
-        x_NE = at_least_fp32(outputs["embedding"])
+        x_NE = outputs["embedding"]
         terms = {
             "attraction": lambda: attraction(x_NE, batch),
             "repulsion": lambda: self.repulsion(x_NE, batch),

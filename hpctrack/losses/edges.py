@@ -15,7 +15,6 @@ from torch_geometric.data import Batch
 
 from hpctrack.config import Section
 from hpctrack.errors import InputError
-from hpctrack.graphs.numerics import at_least_fp32
 from hpctrack.losses.term import Loss, needed
 
 
@@ -64,7 +63,7 @@ class EdgeLoss(Loss):
 
         `truth_M`: which are in the truth; `hit_M`: a hit of each, which says the event, and the particle of a true one.
         """
-        score_M, event_M = at_least_fp32(score_M), batch.batch[hit_M]
+        event_M = batch.batch[hit_M]
         true_M, weight_M = self.classes(truth_M, truth_M & (batch.track[hit_M] < 0), score_M.dtype)
         if self.options.balance:
             weight_M = balanced(weight_M, 2 * event_M + true_M.long())
@@ -87,5 +86,6 @@ def balanced(weight_M: Tensor, group_M: Tensor) -> Tensor:
 
 
 def sums(values_M: Tensor, group_M: Tensor, n_groups: int) -> Tensor:
-    """Sum of the values of each group."""
-    return values_M.new_zeros(n_groups).index_add(0, group_M, values_M)
+    """Sum of the values of each group, added up in fp64: one value after the other, fp32 would stop at 10^7 of them."""
+    total = values_M.new_zeros(n_groups, dtype=torch.float64).index_add(0, group_M, values_M.double())
+    return total.to(values_M.dtype)

@@ -17,7 +17,6 @@ from torch import Tensor
 from torch_geometric.data import Batch
 
 from hpctrack.config import Section
-from hpctrack.graphs.numerics import at_least_fp32
 from hpctrack.graphs.triplets import CHUNK, per_event, triplet_chunks, true_triplets
 from hpctrack.losses.edges import EdgeLoss, edges_per_event
 from hpctrack.losses.metric import MetricLoss
@@ -68,7 +67,7 @@ class EdgeMetricLoss(Loss):
 
     def terms(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """The terms for `edge_embedding` [M, E] on `batch` (track [N], edge_index and edge_truth [M])."""
-        x_ME = at_least_fp32(needed(outputs, "edge_embedding", "model.embed_edges"))
+        x_ME = needed(outputs, "edge_embedding", "model.embed_edges")
         terms = {"positives": self.pull, "negatives": self.push}
         return {name: terms[name](x_ME, batch) for name in self.weights}
 

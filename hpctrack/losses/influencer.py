@@ -14,7 +14,6 @@ from torch import Tensor
 from torch_geometric.data import Batch
 
 from hpctrack.config import Section
-from hpctrack.graphs.numerics import at_least_fp32
 from hpctrack.losses.influencer_reference import attraction_loop, attraction_scatter
 from hpctrack.losses.neighbours import neighbours
 from hpctrack.losses.pairs import Points, hinge_sum
@@ -71,7 +70,7 @@ class InfluencerLoss(Loss):
         `neighbours` takes the outputs `space_0`, `space_1`, … [N, D], `parameters` the output of that name [N, 20] and
         the batch's truth of that name [T, 5]; InputError if an output is missing.
         """
-        user, influencer = (at_least_fp32(outputs[name]) for name in ("user", "influencer"))
+        user, influencer = outputs["user"], outputs["influencer"]
         sums = {}
         if {"attraction", "compactness"} & self.weights.keys():
             sums["attraction"], sums["compactness"] = attraction(user, influencer, batch, self.options.log_floor)

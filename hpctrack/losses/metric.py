@@ -15,7 +15,6 @@ from torch_geometric.data import Batch
 
 from hpctrack.config import Section
 from hpctrack.graphs.knn import nearest
-from hpctrack.graphs.numerics import at_least_fp32
 from hpctrack.losses.edges import edges_per_event, sums
 from hpctrack.losses.pairs import Points, hinge_sum
 from hpctrack.losses.term import Loss, events, needed, with_hit
@@ -59,7 +58,7 @@ class MetricLoss(Loss):
 
     def terms(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """The terms for `outputs` embedding [N, E] on `batch` (track [N], edge_index and edge_truth [M])."""
-        x_NE = at_least_fp32(needed(outputs, "embedding", "a model that embeds hits"))
+        x_NE = needed(outputs, "embedding", "a model that embeds hits")
         terms = {"positives": self.pull, "negatives": self.push if self.options.mined is None else self.push_mined}
         return {name: terms[name](x_NE, batch) for name in self.weights}
 

@@ -9,7 +9,6 @@ from torch import Tensor
 from torch_geometric.data import Batch
 
 from hpctrack.errors import InputError
-from hpctrack.graphs.numerics import at_least_fp32
 from hpctrack.losses.pairs import Points, hinge_sum
 from hpctrack.losses.term import events
 from hpctrack.losses.tracks import Tracks
@@ -26,7 +25,7 @@ def neighbours(outputs: dict[str, Tensor], batch: Batch) -> Tensor:
     track, is what all of them can meet at; it costs O(N). Hits of no track do not push each other: no search starts
     from the hope to find them, and there may be many. InputError if there is no such output.
     """
-    spaces = [at_least_fp32(outputs[name]) for name in sorted(outputs) if name.startswith("space_")]
+    spaces = [outputs[name] for name in sorted(outputs) if name.startswith("space_")]
     if not spaces:
         raise InputError(
             "loss.neighbours: the model has no outputs space_0, space_1, …; set the weight to 0, or take a "

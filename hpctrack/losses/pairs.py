@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from hpctrack.graphs.radius import Block, block_square_distance, near_blocks
 
 TINY = 1e-12  # inside square roots, whose slope at 0 is infinite
+COINCIDENT = (1 + 1e-6) * TINY**0.5  # distances up to this are those of points at one place
 
 
 class Points(NamedTuple):
@@ -76,7 +77,7 @@ class HingeSum(torch.autograd.Function):
             weights = None if weight_M is None else block_weights(weight_M, weight_N, block)
             total += exact_sum(value if weights is None else value * weights)
             if wanted:
-                pull = slope.div_(distance)
+                pull = slope.div_(distance).masked_fill_(distance <= COINCIDENT, 0)  # 10^6 times 0, but for rounding
                 add_slopes(slopes[:2], x, y, block, pull if weights is None else pull.mul_(weights))
             if wanted and weights is not None:
                 add_weight_slopes(slopes[2:], weight_M, weight_N, block, value)

@@ -11,7 +11,6 @@ from torch_geometric.data import Batch
 
 from hpctrack.data.perigee import PHI, SCALES
 from hpctrack.errors import InputError
-from hpctrack.graphs.numerics import at_least_fp32
 from hpctrack.losses.tracks import Tracks
 
 OUTLIER_SIGMA = 5.0  # beyond, the loss rises linearly: a Gaussian in five dimensions does so for 1 of 7,000 tracks
@@ -29,9 +28,7 @@ def parameters(outputs: dict[str, Tensor], batch: Batch) -> Tensor:
     if "parameters" not in outputs:
         raise InputError("loss.parameters: the model has no output 'parameters'; set model.parameters, or weight 0")
     tracks = Tracks(batch)
-    user, influencer, estimate = (
-        at_least_fp32(outputs[name])[tracks.hits] for name in ("user", "influencer", "parameters")
-    )
+    user, influencer, estimate = (outputs[name][tracks.hits] for name in ("user", "influencer", "parameters"))
     nll_M = gaussian(estimate, batch.parameters.to(estimate.dtype)[tracks.track])
     chosen_T = representatives(user.detach(), influencer.detach(), tracks)
     return tracks.per_track((tracks.mean(nll_M) + nll_M[chosen_T]) / 2)

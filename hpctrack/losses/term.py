@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch_geometric.data import Batch
 
 from hpctrack.errors import InputError
+from hpctrack.graphs.numerics import at_least_fp32
 
 
 class LossTerm(NamedTuple):
@@ -23,7 +24,11 @@ class LossTerm(NamedTuple):
 
 
 class Loss(nn.Module):
-    """What losses share: a loss sets `counted`, has in `Options` a weight for each term, and computes `terms`."""
+    """What losses share: a loss sets `counted`, has in `Options` a weight for each term, and computes `terms`.
+
+    Outputs are taken to fp32 at least before anything is computed with them: sums, means and norms over the hits of an
+    event are beyond what fp16 holds, and bf16 would stop adding. Gradients go back in the outputs' own type.
+    """
 
     counted: ClassVar[dict[str, Callable[[Batch], int]]]  # term: how many events of a batch have it
 
@@ -39,14 +44,15 @@ class Loss(nn.Module):
         return {name: found[self.counted[name]] for name in self.weights}
 
     def forward(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, LossTerm]:
-        """The terms with a weight, of what `terms` takes."""
+        """The terms with a weight, of what `terms` takes, in any floating type; in fp32 at least."""
         count = self.counts(batch)
-        zero = sum(output.sum() for output in outputs.values()) * 0  # no output goes without a gradient
+        outputs = {name: at_least_fp32(output) for name, output in outputs.items()}
+        zero = sum((output * 0).sum() for output in outputs.values())  # no output goes without a gradient
         sums = self.terms(outputs, batch)
         return {name: LossTerm(zero + sums[name], count[name]) for name in count}
 
     def terms(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """At least the terms with a weight, summed over events."""
+        """At least the terms with a weight, summed over events; `outputs` are in fp32 or fp64."""
         raise NotImplementedError
 
 

@@ -22,9 +22,10 @@ class Tracks:
         self.size = torch.bincount(self.track, minlength=len(self.event))
 
     def mean(self, values: Tensor) -> Tensor:
-        """Mean of values [M, …] over each track, [T, …]."""
-        total = values.new_zeros((len(self.size), *values.shape[1:])).index_add(0, self.track, values)
-        return total / self.size.view(-1, *[1] * (values.dim() - 1))
+        """Mean of values [M, …] over each track, [T, …], added up in fp64."""
+        total = values.new_zeros((len(self.size), *values.shape[1:]), dtype=torch.float64)
+        total = total.index_add(0, self.track, values.double())
+        return (total / self.size.view(-1, *[1] * (values.dim() - 1))).to(values.dtype)
 
     def per_track(self, values_T: Tensor) -> Tensor:
         """Values of tracks, averaged over each event's tracks and summed over events."""

@@ -91,10 +91,27 @@ def add_rows(total_NH: Tensor | None, index_c: Tensor, x_cH: Tensor, nodes: int)
     return total_NH.index_add_(0, index_c, x_cH)
 
 
+class GatherRows(torch.autograd.Function):
+    """`x[index]` for autograd, whose gradients are added up in at least fp32: a node may have thousands of edges."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x_NK: Tensor, index_M: Tensor) -> Tensor:
+        """[M, K]."""
+        ctx.save_for_backward(index_M)
+        ctx.nodes = len(x_NK)
+        return x_NK[index_M]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, g_MK: Tensor) -> tuple[Tensor, None]:
+        """Of `x_NK`."""
+        return add_rows(None, ctx.saved_tensors[0], g_MK, ctx.nodes).to(g_MK.dtype), None
+
+
 def whole(layer: EdgeLayer, graph: Graph, x_NH: Tensor, e_MH: Tensor | None) -> OnEdges:
     """A layer on all edges at once, for autograd: the plain way."""
-    source_NK, target_NK = layer.project(x_NH)
-    out, inward, outward = layer.edge(source_NK[graph.source], target_NK[graph.target], e_MH)
+    ends = zip(layer.project(x_NH), (graph.source, graph.target), strict=True)
+    out, inward, outward = layer.edge(*(GatherRows.apply(x_NK, index) for x_NK, index in ends), e_MH)
     return (
         out,
         None if inward is None else add_rows(None, graph.target, inward, graph.nodes),

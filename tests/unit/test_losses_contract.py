@@ -145,6 +145,35 @@ def test_low_precision_outputs_are_computed_in_fp32(loss):
         torch.testing.assert_close(term.sum.double(), exact[name].sum, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
+def test_low_precision_outputs_of_full_events_off_zero(loss, dtype):
+    """Sums over 20,000 hits with a mean of 10 are beyond what fp16 holds, and bf16 rounds them to 1 of 128."""
+    batch = graphs(sizes=(5000,), n_noise=6000)
+    assert batch.num_nodes > 20_000
+    values = {name: off_zero(name, width, batch).to(dtype) for name, width in loss.outputs.items()}
+    grads, sums = [], []
+    for outputs in ({name: value.double() for name, value in values.items()}, values):
+        leaves = {name: value.detach().requires_grad_() for name, value in outputs.items()}
+        terms = loss(leaves, batch)
+        (LOSS_SCALE * sum(term.sum for term in terms.values())).backward()
+        sums.append({name: term.sum.item() for name, term in terms.items()})
+        grads.append({name: leaf.grad.double() / LOSS_SCALE for name, leaf in leaves.items()})
+        assert all(leaf.grad.dtype == leaf.dtype for leaf in leaves.values())
+    assert sums[1] == pytest.approx(sums[0], rel=1e-3)
+    for name, exact in grads[0].items():
+        assert (grads[1][name] - exact).norm() <= 0.01 * exact.norm(), name
+
+
+LOSS_SCALE = 2.0**10  # as fp16 has one; below, gradients per hit are none of its numbers
+
+
+def off_zero(name: str, width: int | None, batch: Batch) -> torch.Tensor:
+    """An output whose points lie evenly in a box around 10 (a wider one in two dimensions), whose logits are about 1."""
+    generator = torch.Generator().manual_seed(4)
+    value = torch.rand(shape(name, width, batch), generator=generator, dtype=torch.float64)
+    return 2 * value if width in (None, 1, 20) else 1 + (18 if width > 2 else 80) * value
+
+
 def test_unknown_options_are_named():
     with pytest.raises(InputError, match=r"loss\.atraction"):
         build_loss(Named(name="influencer", atraction=3.0))
