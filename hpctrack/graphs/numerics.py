@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+
 import torch
 from torch import Tensor
 
@@ -9,3 +11,8 @@ from torch import Tensor
 def at_least_fp32(x: Tensor) -> Tensor:
     """`x` in fp32 at least, whatever precision a model runs in: for losses, distances, softmax and sums."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager:
+    """Products in the type of their operands, on the device of `x`: for sums over hits, which fp16 cannot hold."""
+    return torch.autocast(x.device.type, enabled=False)

@@ -20,6 +20,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from hpctrack.graphs.numerics import without_autocast
 from hpctrack.models.graph_network import GraphNetwork
 from hpctrack.models.perceptron import ACTIVATIONS, Activation, Sizes, SplitPerceptron
 from hpctrack.models.sweeps import OnEdges
@@ -91,6 +92,7 @@ class Attention(nn.Module):
 
     def update(self, x_NS: Tensor, inward_NS: Tensor, outward_NS: Tensor, degree_N1: Tensor) -> Tensor:
         """x' [N, S]: a new state, and the inputs as they are."""
-        h_NH = self.activation(self.nodes(x_NS, inward_NS, outward_NS)).to(x_NS.dtype)
+        with without_autocast(x_NS):
+            h_NH = self.activation(self.nodes(x_NS, inward_NS, outward_NS))
         old_NH, inputs_NF = x_NS[:, : self.width], x_NS[:, self.width :]
         return torch.cat([old_NH + h_NH if self.residual else h_NH, inputs_NF], dim=1)

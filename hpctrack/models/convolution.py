@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from pydantic import Field
 from torch import Tensor, nn
 
+from hpctrack.graphs.numerics import without_autocast
 from hpctrack.models.graph_network import GraphNetwork
-from hpctrack.models.perceptron import ACTIVATIONS, SplitPerceptron
+from hpctrack.models.perceptron import ACTIVATIONS, LayerNorm, SplitPerceptron
 from hpctrack.models.sweeps import OnEdges
 
 
@@ -49,7 +50,7 @@ class Convolution(nn.Module):
     def __init__(self, width: int, norm: str, activation: str) -> None:
         super().__init__()
         self.linear = SplitPerceptron([width] * 2, width, width, 1, norm, activation)
-        self.after = nn.Sequential(nn.LayerNorm(width) if norm == "layer" else nn.Identity(), ACTIVATIONS[activation]())
+        self.after = nn.Sequential(LayerNorm(width) if norm == "layer" else nn.Identity(), ACTIVATIONS[activation]())
 
     def project(self, x_NH: Tensor) -> tuple[Tensor, Tensor]:
         """Edges gather states."""
@@ -61,4 +62,5 @@ class Convolution(nn.Module):
 
     def update(self, x_NH: Tensor, inward_NH: Tensor, outward_NH: Tensor, degree_N1: Tensor) -> Tensor:
         """x'."""
-        return x_NH + self.after(self.linear(x_NH, (inward_NH + outward_NH) / degree_N1.clamp(min=1)))
+        with without_autocast(x_NH):
+            return x_NH + self.after(self.linear(x_NH, (inward_NH + outward_NH) / degree_N1.clamp(min=1)))

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pydantic import Field
 from torch import Tensor, nn
 
+from hpctrack.graphs.numerics import without_autocast
 from hpctrack.models.geometry import PAIR_FEATURES, Geometry
 from hpctrack.models.graph_network import GraphNetwork, PairFeatures
 from hpctrack.models.perceptron import Activation, Sizes, SplitPerceptron
@@ -76,4 +77,5 @@ class Interaction(nn.Module):
 
     def update(self, x_NH: Tensor, inward_NH: Tensor, outward_NH: Tensor, degree_N1: Tensor) -> Tensor:
         """x'."""
-        return x_NH + self.nodes(x_NH, inward_NH, outward_NH)
+        with without_autocast(x_NH):
+            return x_NH + self.nodes(x_NH, inward_NH, outward_NH)

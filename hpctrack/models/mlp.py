@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hpctrack.config import Section
 from hpctrack.models.memory import CHUNK, MemoryModes, again, in_chunks
-from hpctrack.models.perceptron import ACTIVATIONS, Activation, Norm
+from hpctrack.models.perceptron import ACTIVATIONS, Activation, LayerNorm, Norm
 
 
 class MlpBackbone(MemoryModes, nn.Module):
@@ -40,7 +40,7 @@ class MlpBackbone(MemoryModes, nn.Module):
         for layer in range(options.layers):
             self.layers.append(nn.Linear(options.width if layer else len(features), options.width))
             if options.norm == "layer":
-                self.layers.append(nn.LayerNorm(options.width))
+                self.layers.append(LayerNorm(options.width))
             self.layers.append(ACTIVATIONS[options.activation]())
 
     def forward(self, x_NF: Tensor, sizes: list[int]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -19,7 +19,7 @@ from hpctrack.graphs.knn import nearest
 from hpctrack.graphs.numerics import at_least_fp32
 from hpctrack.models.geometry import PAIR_FEATURES, Geometry, on_circle, pair_features
 from hpctrack.models.memory import MemoryModes
-from hpctrack.models.perceptron import two_layers
+from hpctrack.models.perceptron import LayerNorm, two_layers
 from hpctrack.models.sweeps import Autocast, Tally, backward_rows, chunks, forward_rows, leaf
 
 CHUNK = {"cpu": 2048, "cuda": 16384}  # hits at a time: what is made of their pairs stays in a core's cache
@@ -64,7 +64,7 @@ class NeighbourBackbone(MemoryModes, nn.Module):
         self.geometry = Geometry(features, "backbone 'neighbours'")
         self.encode = two_layers(len(features), options.width, options.width)
         self.stages = nn.ModuleList(Stage(options) for _ in range(options.stages))
-        self.norm = nn.LayerNorm(options.width)
+        self.norm = LayerNorm(options.width)
 
     def forward(self, x_NF: Tensor, sizes: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
         """Hidden state [N, H] of hits with features `x_NF`, and spaces {space_k: [N, D]}; `sizes`: the events' hits."""
@@ -98,7 +98,7 @@ class Stage(nn.Module):
     def __init__(self, options: NeighbourBackbone.Options) -> None:
         super().__init__()
         width = options.width
-        self.embed = nn.Sequential(nn.LayerNorm(width), *two_layers(width, width, options.space))
+        self.embed = nn.Sequential(LayerNorm(width), *two_layers(width, width, options.space))
         self.steps = nn.ModuleList(Step(width, options.heads, options.expansion) for _ in range(options.steps))
 
 
@@ -111,13 +111,13 @@ class Step(nn.Module):
 
     def __init__(self, width: int, heads: int, expansion: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width)
+        self.norm = LayerNorm(width)
         self.own = nn.Linear(width, width)
         self.other = nn.Linear(width, width, bias=False)
         self.pair = nn.Linear(PAIR_FEATURES, width, bias=False)
         self.weight = nn.Linear(width, heads)
         self.out = nn.Linear(width, width)
-        self.feed_forward = nn.Sequential(nn.LayerNorm(width), *two_layers(width, expansion * width, width))
+        self.feed_forward = nn.Sequential(LayerNorm(width), *two_layers(width, expansion * width, width))
 
     def forward(self, h_NH: Tensor, near: Neighbours) -> Tensor:
         """[N, H] -> [N, H] for all hits at once, as autograd would have it; what `Listen` computes."""

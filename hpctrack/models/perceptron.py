@@ -11,10 +11,23 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hpctrack.graphs.numerics import at_least_fp32
+
 Norm = Literal["layer", "none"]
 Activation = Literal["relu", "silu", "gelu", "tanh"]
 Sizes = tuple[int, str, str]  # of a SplitPerceptron: layers, norm, activation
 ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU, "tanh": nn.Tanh}
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer norm in fp32 at least, given back in the input's type.
+
+    Without it CPUs add up the gradients of weight and bias over all rows in the input's type; bf16 stops adding at 256.
+    """
+
+    def forward(self, x_NH: Tensor) -> Tensor:
+        """[N, H] -> [N, H]."""
+        return super().forward(at_least_fp32(x_NH)).to(x_NH.dtype)
 
 
 def two_layers(width: int, hidden: int, out: int) -> nn.Sequential:
@@ -37,7 +50,7 @@ class SplitPerceptron(nn.Module):
         self.rest = nn.Sequential()
         for layer in range(1, layers):
             if norm == "layer":
-                self.rest.append(nn.LayerNorm(hidden))
+                self.rest.append(LayerNorm(hidden))
             self.rest.append(ACTIVATIONS[activation]())
             self.rest.append(nn.Linear(hidden, hidden if layer < layers - 1 else out))
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from hpctrack.config import Section
 from hpctrack.models.memory import MemoryModes, in_chunks, run_layers
-from hpctrack.models.perceptron import two_layers
+from hpctrack.models.perceptron import LayerNorm, two_layers
 
 CHUNK_HITS = 4096
 
@@ -52,7 +52,7 @@ class TransformerBackbone(MemoryModes, nn.Module):
         self.blocks = nn.ModuleList(
             Block(options.width, options.heads, options.expansion) for _ in range(options.layers)
         )
-        self.norm = nn.LayerNorm(options.width)
+        self.norm = LayerNorm(options.width)
 
     def forward(self, x_NF: Tensor, sizes: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
         """Hidden state [N, H] of hits with features `x_NF`, no more outputs; `sizes`: the events' hits, in order."""
@@ -71,10 +71,10 @@ class Block(nn.Module):
     def __init__(self, width: int, heads: int, expansion: int) -> None:
         super().__init__()
         self.heads = heads
-        self.norm1 = nn.LayerNorm(width)
+        self.norm1 = LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
-        self.norm2 = nn.LayerNorm(width)
+        self.norm2 = LayerNorm(width)
         self.feed_forward = two_layers(width, expansion * width, width)
 
     def forward(self, h_NH: Tensor, sizes: list[int], chunked: bool = False) -> Tensor:

@@ -168,7 +168,7 @@ LOSS_SCALE = 2.0**10  # as fp16 has one; below, gradients per hit are none of it
 
 
 def off_zero(name: str, width: int | None, batch: Batch) -> torch.Tensor:
-    """An output whose points lie evenly in a box around 10 (a wider one in two dimensions), whose logits are about 1."""
+    """An output whose points lie evenly in a box around 10, a wider one in two dimensions; logits are about 1."""
     generator = torch.Generator().manual_seed(4)
     value = torch.rand(shape(name, width, batch), generator=generator, dtype=torch.float64)
     return 2 * value if width in (None, 1, 20) else 1 + (18 if width > 2 else 80) * value
