@@ -8,7 +8,6 @@ measured (projection.py).
 
 from __future__ import annotations
 
-import json
 import re
 import statistics
 import subprocess
@@ -25,6 +24,7 @@ import torch
 from hpctrack import convert, simulate
 from hpctrack.benchmarks.measure import Figure, Page
 from hpctrack.benchmarks.projection import PER_RANK, PERLMUTTER_LIKE, Projected, core_flops, project
+from hpctrack.data.jsonlines import read_metrics
 from hpctrack.errors import InputError, MachineError
 from hpctrack.runtime import checkpoint
 
@@ -107,8 +107,7 @@ def read_runs(folder: Path) -> list[Run]:
     found = []
     for path in folder.glob("ranks-*-batch-*-round-*"):
         ranks, batch, round_ = map(int, re.findall(r"\d+", path.name))
-        lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-        steps = [line for line in lines if line["kind"] == "train" and line["step"] > 1]
+        steps = [line for line in read_metrics(path) if line["kind"] == "train" and line["step"] > 1]
         newest = checkpoint.find(path)
         weights = checkpoint.read_state(newest)["model"].values()
         parameters = sum(weight.numel() for weight in weights)

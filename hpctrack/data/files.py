@@ -10,7 +10,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from hpctrack.errors import InputError
 CHECKSUM = "checksum"  # the key of a JSON object's own checksum
 LAST_LINE = "# checksum xxh3 "  # of a text, before the checksum of all lines above it
 TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)-(?P<token>[0-9a-f]{8,12})\.tmp")
+guards: list[Callable[[Path], None]] = []  # asked before a file gets its final name
 ABANDONED_S = 3600.0  # age of a temporary file of another machine that nobody will finish
 
 
@@ -30,8 +31,13 @@ def temporary_name(path: Path) -> Path:
 
 
 def publish(temporary: Path, path: Path) -> None:
-    """Give a finished temporary file its final name in the same folder, durably; those of killed writers go."""
+    """Give a finished temporary file its final name in the same folder, durably; those of killed writers go.
+
+    MachineError if this process owned the folder (data/lock.py), and another has taken over.
+    """
     sync(temporary)
+    for guard in guards:
+        guard(path)
     os.replace(temporary, path)
     clear_leftovers(path.parent, glob.escape(path.name))
     sync(path.parent)

@@ -23,6 +23,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from hpctrack.data import files
 from hpctrack.data.files import machine, naming, started
 from hpctrack.data.outputs import check_folder
 from hpctrack.errors import InputError, MachineError
@@ -84,6 +85,12 @@ class Owner:
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._beat, name="lock", daemon=True)
         self.thread.start()
+        files.guards.append(self.guard)
+
+    def guard(self, path: Path) -> None:
+        """`check`, for what is about to be published in the folder."""
+        if Path(os.path.abspath(path)).is_relative_to(os.path.abspath(self.path.parent)):
+            self.check()
 
     def check(self, every_s: float = 0.0) -> None:
         """MachineError if another process has taken over; looks at most every `every_s` seconds."""
@@ -101,6 +108,7 @@ class Owner:
         """Give the folder up, once; in a forked child this does nothing."""
         if os.getpid() != self.pid or self.handle < 0:
             return
+        files.guards.remove(self.guard)
         self.ended.set()
         self.thread.join()
         try:
@@ -296,6 +304,7 @@ def _close(handle: int) -> None:
 
 def _forget() -> None:
     """In a forked child: its copies of the handles would keep the locks of a parent that was killed."""
+    files.guards.clear()
     while _held:
         os.close(_held.pop())
 

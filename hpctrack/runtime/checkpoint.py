@@ -60,7 +60,8 @@ def save(folder: Path, step: int, state: dict[str, Any], meta: dict[str, Any], k
         final = folder / f"{name}-{number}"
     write(final, state, meta)
     write_text(folder / LATEST, final.name)
-    _prune(final, keep)
+    _discard([path for path in whole(folder) if path != final and order(path)[0] >= step])
+    rotate(final, keep)
     return final
 
 
@@ -77,13 +78,17 @@ def _begin(folder: Path, name: str, state: dict[str, Any], meta: dict[str, Any])
     return folder / name
 
 
-def _prune(newest: Path, keep: int) -> None:
-    """Remove what has been left behind, then the oldest. What goes loses its name first: no half folder has one."""
-    step, others = order(newest)[0], [path for path in whole(newest.parent) if path != newest]
-    before = [path for path in others if order(path)[0] < step]
-    for old in [path for path in others if path not in before] + before[: max(0, len(before) + 1 - keep)]:
-        temporary = temporary_name(old)
-        os.rename(old, temporary)
+def rotate(newest: Path, keep: int) -> None:
+    """Remove the oldest of the checkpoints before `newest` that are beyond `keep`, it included."""
+    before = [path for path in whole(newest.parent) if order(path)[0] < order(newest)[0]]
+    _discard(before[: max(0, len(before) + 1 - keep)])
+
+
+def _discard(paths: Sequence[Path]) -> None:
+    """Remove checkpoints; each loses its name first, so that no half folder ever has one."""
+    for path in paths:
+        temporary = temporary_name(path)
+        os.rename(path, temporary)
         remove(temporary)
 
 
@@ -101,6 +106,8 @@ def write(final: Path, state: dict[str, Any], meta: dict[str, Any]) -> None:
             os.rename(final, aside)
         publish(temporary, final)
         remove(aside)
+    except MachineError:
+        raise
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         reason = error.strerror if isinstance(error, OSError) else f"a write failed, is the disk full? {error}"
         raise MachineError(f"{final}: checkpoint not written: {reason}; earlier ones stand") from error

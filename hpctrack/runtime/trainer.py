@@ -157,6 +157,8 @@ class Trainer:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.events.keep_sizes()
             checkpoint.clear(self.folder / "checkpoints")
+            if found:
+                checkpoint.rotate(found, self.config.train.keep_checkpoints)
             for name in (CONFIG, VERSIONS, METRICS, LEDGER):
                 clear_leftovers(self.folder, name, owned=True)
             write_text(self.folder / CONFIG, sealed_text(dump_yaml(self.config)))

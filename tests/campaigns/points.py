@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from hpctrack.data.jsonlines import Lines, read_lines
 
 
 class Points:
@@ -14,11 +15,9 @@ class Points:
     def __init__(self, path: Path, keys: Sequence[str]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path, self.keys = path, keys
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        self.rows = [json.loads(line) for line in lines if line.endswith("}\n")]
+        self.lines = Lines(path)
+        self.rows = read_lines(path)
         self.done = {self.key(row) for row in self.rows}
-        if len(self.rows) < len(lines):
-            path.write_text("".join(line for line in lines if line.endswith("}\n")))
 
     def key(self, row: dict[str, Any]) -> tuple:
         """What tells a point from others."""
@@ -26,7 +25,6 @@ class Points:
 
     def add(self, row: dict[str, Any]) -> None:
         """Keep a finished point."""
-        with open(self.path, "a") as file:
-            file.write(json.dumps(row) + "\n")
+        self.lines.append(row)
         self.rows.append(row)
         self.done.add(self.key(row))

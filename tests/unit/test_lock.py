@@ -15,7 +15,7 @@ from faults import faults as all_faults
 from faults import operations, strike
 
 from hpctrack.data import lock
-from hpctrack.data.files import machine
+from hpctrack.data.files import machine, write_text
 from hpctrack.data.lock import LOCK, only_writer, only_writer_of, owner_of
 from hpctrack.errors import InputError, MachineError
 
@@ -123,6 +123,8 @@ def test_an_owner_elsewhere_lives_by_its_beat(tmp_path, monkeypatch, capsys):
             heir.check()
             with pytest.raises(MachineError, match="has taken over .* ends without writing more"):
                 owner.check()
+            with pytest.raises(MachineError, match="has taken over"):
+                write_text(tmp_path / "a", "from the dead")
             owner.release()  # is no longer his to remove
             heir.check()
     assert not list(tmp_path.iterdir())
