@@ -183,12 +183,12 @@ def infer(
         if part is None:
             join(data, out, attributes, task.sources, env, how.product, watchdog)
             return 0
-    with on_main(lambda: only_writer(out, wait=True), env):
-        done = run_on_main(lambda: part.end(out), env)
-        env.say(f"{out}: {done} of {part.of} parts done")
-        if done == part.of:
-            sources = everyones(candidates.committed(out, env.rank, env.world), env)
-            join(data, out, attributes, sources, env, how.product, watchdog)
+        with on_main(lambda: only_writer(out, wait=True), env):
+            done = run_on_main(lambda: part.end(out), env)
+            env.say(f"{out}: {done} of {part.of} parts done")
+            if done == part.of:
+                sources = everyones(candidates.committed(out, env.rank, env.world), env)
+                join(data, out, attributes, sources, env, how.product, watchdog)
     return 0
 
 
