@@ -17,8 +17,10 @@ def nearest(point_ND: Tensor, sizes: Sequence[int], k: int) -> tuple[Tensor, Ten
     """The k nearest points of the same event, itself among them: rows int64 [N, k] of the batch, and which exist.
 
     `sizes` are the events' numbers of points. An event of fewer than k points has places without a neighbour: these
-    hold the point itself and are False in the second tensor, bool [N, k]. Exact; nearest first.
+    hold the point itself and are False in the second tensor, bool [N, k]. Exact; nearest first. A point that is not
+    finite counts as one at 0: the model's outputs are not finite either, by which the event is named on all ranks.
     """
+    point_ND = point_ND.nan_to_num(0.0, 0.0, 0.0)
     search = _nearest_torch if point_ND.device.type == "cuda" else _nearest_tree
     rows, start = [], 0
     for points in point_ND.split(list(sizes)):

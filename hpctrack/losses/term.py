@@ -44,10 +44,15 @@ class Loss(nn.Module):
         return {name: found[self.counted[name]] for name in self.weights}
 
     def forward(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, LossTerm]:
-        """The terms with a weight, of what `terms` takes, in any floating type; in fp32 at least."""
+        """The terms with a weight, of what `terms` takes, in any floating type; in fp32 at least.
+
+        All are not-a-number if an output, of whatever hit, is not finite.
+        """
         count = self.counts(batch)
         outputs = {name: at_least_fp32(output) for name, output in outputs.items()}
         zero = sum((output * 0).sum() for output in outputs.values())  # no output goes without a gradient
+        if not zero.isfinite():  # searches among points that are nowhere would take long or fail
+            return {name: LossTerm(zero, count[name]) for name in count}
         sums = self.terms(outputs, batch)
         return {name: LossTerm(zero + sums[name], count[name]) for name in count}
 

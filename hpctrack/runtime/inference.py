@@ -25,7 +25,7 @@ from hpctrack.data.partition import longest_first
 from hpctrack.data.schema import Candidates
 from hpctrack.data.selection import Draw
 from hpctrack.data.store import Dataset
-from hpctrack.errors import InputError
+from hpctrack.errors import InputError, MachineError
 from hpctrack.graphs import build_graph
 from hpctrack.graphs.stored import HandedEdges, StoredEdges
 from hpctrack.models import build_model
@@ -133,6 +133,7 @@ class ByModel:
         times.append(time.perf_counter())
         with torch.inference_mode(), self._precision.autocast():
             outputs = to_numpy(self._model(batch), batch)
+        check_finite(outputs, int(batch.event_id))
         times.append(time.perf_counter())
         n_hits = int(self._data.n_hits[row])
         hit_rows = batch.hit_row.cpu().numpy()
@@ -227,14 +228,19 @@ class Task:
 
     def build(self) -> int:
         """Reconstruct and commit this rank's events; an exit code if the ranks were told to end before the last."""
-        rows, done, places = self.rows(), 0, {}
+        rows, done, places, faults = self.rows(), 0, {}, []
         journal = candidates.Journal(self.out, self.writer)
         path = self.out / candidates.PARTS / f"{self.writer}.timings"
         with Preemption("infer") as preemption, contextlib.closing(Lines(path)) as timings:
             while done < len(rows) and not preemption.noticed:
                 if self.watchdog:
                     self.watchdog.feed(f"event {self.data.event_ids[rows[done]]}")
-                found, took = self.how(int(rows[done]))
+                try:
+                    found, took = self.how(int(rows[done]))
+                except NotFinite as error:  # the other events are not its fault; all ranks end with its name
+                    faults.append(str(error))
+                    done += 1
+                    continue
                 sizes.check(self.data, [found.event_id], [took["n_hits"]], [self.hits[rows[done]]])
                 entry = {"event_id": found.event_id, f"n_{self.how.product}": len(found), "rank": self.env.rank} | took
                 timings.append(entry)
@@ -248,12 +254,28 @@ class Task:
             if self.watchdog:
                 self.watchdog.rest()
             self.sources = self.sources | everyones(places, self.env)
+            faults = sorted(fault for part in gather(faults, self.env) for fault in part)
+            if faults:
+                more = f", and {len(faults) - 1} events more" if len(faults) > 1 else ""
+                raise MachineError(f"{faults[0]}{more}; no {self.how.product} are made of them, all others are there")
             left = int(all_sum([len(rows) - done], self.env)[0])
             if not left:
                 return 0
             code = preemption.agree(self.env)
             self.env.say(f"{preemption.said(code)}: {left} events are left, the same command goes on with them")
             return code
+
+
+class NotFinite(MachineError):
+    """A model has given infinities or not-a-number for an event, from which nothing is built."""
+
+
+def check_finite(outputs: dict[str, np.ndarray], event_id: int) -> None:
+    """NotFinite that names the event and the first of a model's outputs that is not finite."""
+    for name, values in outputs.items():
+        if not np.isfinite(values).all():
+            row = int(np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))[0])
+            raise NotFinite(f"event {event_id}: the model's output '{name}' is not finite (row {row} of {len(values)})")
 
 
 def to_numpy(outputs: dict[str, torch.Tensor], batch: Batch) -> dict[str, np.ndarray]:

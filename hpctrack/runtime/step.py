@@ -118,15 +118,22 @@ def sum_gradients(
 
 
 def validate(engine: Engine, loss: nn.Module, batches: Iterable[Batch]) -> StepResult:
-    """Loss over this rank's share of a validation set, added over ranks."""
+    """Loss over this rank's share of a validation set, added over ranks.
+
+    MachineError, on all ranks, that names the events of which it is not finite.
+    """
     sums, counts = dict.fromkeys(loss.weights, 0.0), dict.fromkeys(loss.weights, 0.0)
-    events = hits = 0
+    events, hits, bad = 0, 0, []
     with torch.no_grad():
         for batch in until_all_end(engine, batches):
             for name, term in loss(engine.predict(batch), batch).items():
                 sums[name] += term.sum.item()
                 counts[name] += term.count
+                bad += [] if term.sum.isfinite() else batch.event_id.tolist()
             events, hits = events + batch.num_graphs, hits + batch.num_nodes
+    bad = sorted({event for part in gather(bad, engine.env) for event in part})
+    if bad:
+        raise MachineError(f"validation loss is not finite in event {', '.join(map(str, bad))}")
     names = list(loss.weights)
     total = dict(zip(names, all_sum([counts[name] for name in names], engine.env), strict=True))
     return combine(engine, sums, total, loss.weights, events, hits)
