@@ -79,9 +79,10 @@ def _begin(folder: Path, name: str, state: dict[str, Any], meta: dict[str, Any])
 
 
 def rotate(newest: Path, keep: int) -> None:
-    """Remove the oldest of the checkpoints before `newest` that are beyond `keep`, it included."""
-    before = [path for path in whole(newest.parent) if order(path)[0] < order(newest)[0]]
-    _discard(before[: max(0, len(before) + 1 - keep)])
+    """Remove those of the same step that `newest` took the place of, and the oldest beyond `keep`, it included."""
+    older = [path for path in whole(newest.parent) if order(path) < order(newest)]
+    before = [path for path in older if order(path)[0] < order(newest)[0]]
+    _discard(older[len(before) :] + before[: max(0, len(before) + 1 - keep)])
 
 
 def _discard(paths: Sequence[Path]) -> None:

@@ -87,7 +87,7 @@ def test_one_that_was_taken_over_notices_before_it_writes(trained, tmp_path, mon
     def then_another_comes(trainer, *args, **more):
         observe(trainer, *args, **more)
         if trainer.step == 4:
-            (tmp_path / "run" / LOCK).unlink()
+            (tmp_path / "run" / LOCK).unlink(missing_ok=True)
             others.enter_context(only_writer(tmp_path / "run"))
 
     monkeypatch.setattr(Trainer, "observe", then_another_comes)
