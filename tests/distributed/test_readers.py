@@ -76,14 +76,14 @@ def test_shared_memory_that_cannot_be_had_is_one_line(tmp_path, message, words):
 
 def sharing(folder: Path, config) -> None:
     """Train, and note each piece of shared memory that a reader asks for, one line in a file of its own."""
-    of_torch = torch.UntypedStorage._new_shared
+    of_torch = torch.UntypedStorage._new_shared.__func__
 
-    def noted(*args: object, **kwargs: object) -> object:
+    def noted(cls: type, size: int, **kwargs: object) -> object:
         with open(folder / str(os.getpid()), "a") as file:
             file.write("piece\n")
-        return of_torch(*args, **kwargs)
+        return of_torch(cls, size, **kwargs)
 
-    torch.UntypedStorage._new_shared = noted
+    torch.UntypedStorage._new_shared = classmethod(noted)
     run(config)
 
 
