@@ -53,19 +53,17 @@ def nodes() -> Iterator[list[tuple[str, str]]]:
 
 
 def test_torchrun_trains_across_two_namespaces(nodes, tmp_path):
-    """With /etc/hosts as Debian writes it, by which gloo would give others the loopback as its address.
-
-    On one node GLOO_SOCKET_IFNAME says better, on the other nobody does.
-    """
+    """With /etc/hosts as Debian writes it, by which gloo would give others the loopback as its address."""
     data = toy_dataset(tmp_path / "data")
     config = toy_config(tmp_path / "run", data, train={"steps": 20}, parallel={"timeout_s": 60.0})
     (tmp_path / "config.yaml").write_text(dump_yaml(config))
     (tmp_path / "hosts").write_text(f"127.0.0.1 localhost\n127.0.1.1 {socket.gethostname()}\n")
     processes = []
-    for node, (name, interface) in enumerate(nodes):
+    for node, (name, _) in enumerate(nodes):
         mounted = f'mount --bind {tmp_path}/hosts /etc/hosts && exec "$@"'
         command = ["ip", "netns", "exec", name, "unshare", "-m", "bash", "-c", mounted, "bash"]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"} | ({"GLOO_SOCKET_IFNAME": interface} if node else {})
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        environment.pop("GLOO_SOCKET_IFNAME", None)
         command += [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2"]
         command += ["--node-rank", str(node), "--nproc-per-node", "1", "--master-addr", ADDRESS[0]]
         command += ["--master-port", "29500", "-m", "hpctrack.train", str(tmp_path / "config.yaml")]
