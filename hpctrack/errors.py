@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
+import os
 import resource
 import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -50,7 +53,7 @@ def verb(name: str) -> Callable:
     def decorate(main: Callable[[Sequence[str] | None], int | None]) -> Callable[[Sequence[str] | None], int]:
         @functools.wraps(main)
         def wrapped(argv: Sequence[str] | None = None) -> int:
-            with streams.guarded(name in signals.SAVING) as output, signals.raising(name):
+            with streams.guarded(name in signals.SAVING) as output, _threads(name), signals.raising(name):
                 try:
                     code = _flushed(main, argv, output)
                 except SystemExit:
@@ -60,7 +63,7 @@ def verb(name: str) -> Callable:
                     output.give_up()
                     if code is None:
                         raise
-                if output.lost and output.saving:
+                if not code and output.lost:  # a verb that saves has gone on to its end
                     print(f"{signals.who(name)}: {output.why()}", file=sys.stderr)
                 return code or output.code()
 
@@ -78,6 +81,25 @@ def _flushed(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[
         raise
     output.flush()
     return code
+
+
+@contextlib.contextmanager
+def _threads(name: str) -> Iterator[None]:
+    """A library's thread that the machine fails (TensorBoard's writer on a full disk) says so in one line, too."""
+
+    def hook(about: threading.ExceptHookArgs) -> None:
+        error = about.exc_value
+        words = error and (out_of(error) or (str(error) if isinstance(error, OSError) else None))
+        if words is None:
+            threading.__excepthook__(about)
+        else:
+            print(f"{signals.who(name)}: a thread has ended: {' '.join(words.split())}", file=sys.stderr, flush=True)
+
+    before, threading.excepthook = threading.excepthook, hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def end_of(name: str, error: BaseException) -> int | None:
@@ -101,7 +123,7 @@ def end_of(name: str, error: BaseException) -> int | None:
 
 def out_of(error: BaseException) -> str | None:
     """What the machine has run out of, by the word of Python, torch or the loader, and where; None if nothing."""
-    what, words = None, str(error)
+    what, words = None, str(_first(error) if isinstance(error, ImportError) else error)
     if isinstance(error, MemoryError):
         what = "memory"
     elif isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
@@ -111,6 +133,11 @@ def out_of(error: BaseException) -> str | None:
     if what == SHORT_OF["too many open files"]:
         what += f", which is {resource.getrlimit(resource.RLIMIT_NOFILE)[0]}"
     return what and f"out of {what}{_place(error)}{f': {words[:LONGEST]}' if words else ''}"
+
+
+def _first(error: BaseException) -> BaseException:
+    """What an error was raised from."""
+    return error if error.__cause__ is None else _first(error.__cause__)
 
 
 def _place(error: BaseException) -> str:
@@ -134,7 +161,13 @@ def begin(name: str) -> None:
     signals.end_at_once(name)
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if end_of(name, error) is None:
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        begun = any(frame.f_globals.get("__name__") == __name__ for frame, _ in traceback.walk_tb(trace))
+        if not begun and limit != resource.RLIM_INFINITY:  # libraries fail in many ways then
+            words = f"{type(_first(error)).__name__}: {_first(error)}"[:LONGEST]
+            _end(name, f"its libraries do not load within `ulimit -v {limit >> 10}` ({words})", EXIT_MACHINE)
+            os._exit(EXIT_MACHINE)  # the end of Python would fail in as many
+        if begun or end_of(name, error) is None:
             sys.__excepthook__(kind, error, trace)
 
     sys.excepthook = hook

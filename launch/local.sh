@@ -6,4 +6,5 @@ set -euo pipefail
 ranks=$1 verb=$2
 shift 2
 source "$(dirname "$0")/env.sh" sim,dev
-exec torchrun --standalone --nproc-per-node "$ranks" -m "hpctrack.$verb" "$@"
+export PET_SIGNALS_TO_HANDLE=${PET_SIGNALS_TO_HANDLE:-SIGTERM,SIGINT,SIGHUP,SIGQUIT} # a plain kill ends it, too
+exec python "$(dirname "$0")/node.py" --standalone --nproc-per-node "$ranks" -m "hpctrack.$verb" "$@"

@@ -89,6 +89,7 @@ until_done() { # a command, again after faults of the machine; ends the job when
     case $code in
       $PREEMPTED | $((128 + 10)) | $((128 + 15))) requeue ;;
       $BAD_INPUT) exit $BAD_INPUT ;;
+      129 | 130) exit "$code" ;; # SIGHUP or SIGINT: by hand
     esac
     [ -z "$told" ] || requeue
     say "attempt $((attempt + 1)) failed with exit code $code"
