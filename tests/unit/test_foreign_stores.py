@@ -9,7 +9,7 @@ import pytest
 from toys import toy_dataset, toy_event
 
 from hpctrack import convert, evaluate, infer, inspect
-from hpctrack.data import hdf5, limits, schema, store
+from hpctrack.data import schema, store
 from hpctrack.data.checksums import table_checksum
 from hpctrack.data.verify import check_dataset
 from hpctrack.errors import InputError
@@ -39,6 +39,8 @@ def test_changed_attributes_are_found(tmp_path, name):
 
 
 def test_the_attributes_digest_covers_every_kind_of_value(tmp_path):
+    from hpctrack.data import hdf5
+
     def digest(texts, **attributes):
         with h5py.File(tmp_path / "file.h5", "w") as file:
             hdf5.write_header(file, "index", attributes, texts)
@@ -55,7 +57,7 @@ def test_stores_without_the_digest_are_read_and_said_to_be_so(tmp_path, capsys):
     fingerprint = store.open_dataset(folder).fingerprint
     for path in folder.iterdir():
         with h5py.File(path, "r+") as file:
-            del file.attrs[hdf5.ATTRIBUTES_DIGEST]
+            del file.attrs["attributes_digest"]
     dataset = store.open_dataset(folder)
     assert dataset.fingerprint == fingerprint and dataset.read(0, verify=True).n_hits
     assert inspect.main([str(folder)]) == 0
@@ -125,7 +127,7 @@ def claiming(folder, rows: int, chunk: int, **options) -> None:
     shard = folder / "events-00000.h5"
     n = np.int64
     with h5py.File(shard, "w") as file:
-        hdf5.write_header(file, "shard", {}, {})
+        file.attrs.update({"format": schema.FORMAT, "version": schema.VERSION, "kind": "shard"})
         file["offsets/hits"], file["offsets/particles"] = np.array([0, rows], n), np.array([0, 0], n)
         file["event_id"], file["n_noise"], file["checksum"] = (
             np.array([0], n),
@@ -155,7 +157,7 @@ def claiming(folder, rows: int, chunk: int, **options) -> None:
 )
 def test_claims_beyond_the_file_or_the_limit_are_refused(tmp_path, rows, chunk, limit_gb, said, monkeypatch):
     claiming(tmp_path / "data", rows, chunk, compression="gzip")
-    monkeypatch.setenv(limits.VARIABLE, limit_gb)
+    monkeypatch.setenv("HPCTRACK_MAX_UNPACKED_GB", limit_gb)
     with pytest.raises(InputError, match=said):
         store.open_dataset(tmp_path / "data").read(0)
     assert said.startswith("of an event") or any(said in one for one in problems(tmp_path / "data"))

@@ -16,7 +16,6 @@ from helpers import make_trackml
 from toys import toy_dataset
 
 from hpctrack import bench, convert, evaluate, export, infer, inspect, report, simulate
-from hpctrack.data import outputs
 from hpctrack.data.trackml import write_submission
 
 ROOT = Path(__file__).parents[2]
@@ -107,8 +106,6 @@ def test_an_output_that_fails_leaves_what_was_there(tmp_path):
     with pytest.raises(ValueError, match="amid"):
         write_submission(path, blocks())
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["submission.csv"]
-    with pytest.raises(outputs.InputError, match="its folder does not exist"):
-        outputs.check_output(path / "below")
 
 
 def test_an_out_that_is_a_file_or_link_to_nothing_is_refused(made, tmp_path, capsys):

@@ -12,7 +12,7 @@ import pandas as pd
 from helpers import make_event_csv, make_event_tables, make_trackml, write_csv, write_event_csv
 
 from hpctrack import convert, inspect, simulate
-from hpctrack.data import limits, store
+from hpctrack.data import store
 from hpctrack.data.trackml_source import find_events
 
 
@@ -153,7 +153,7 @@ def test_files_that_unpack_beyond_the_limit(tmp_path, capsys, monkeypatch):
     folder = make_trackml(tmp_path / "csv", [1])
     (folder / "event000000001-hits.csv").unlink()
     (folder / "event000000001-hits.csv.gz").write_bytes(bomb(3_000_000))
-    monkeypatch.setenv(limits.VARIABLE, "0.002")
+    monkeypatch.setenv("HPCTRACK_MAX_UNPACKED_GB", "0.002")
     line = refused(capsys, folder, tmp_path / "out")
     assert "-hits.csv.gz: event 1: unpacks to" in line and "raise HPCTRACK_MAX_UNPACKED_GB" in line
     for packed in (True, False):
@@ -165,10 +165,10 @@ def test_files_that_unpack_beyond_the_limit(tmp_path, capsys, monkeypatch):
                     archive.writestr(path.name.removesuffix(".gz"), gzip.decompress(path.read_bytes()))
         line = refused(capsys, tmp_path / "one.zip", tmp_path / "out")
         assert "event000000001-hits.csv" in line and "unpacks to" in line
-    monkeypatch.setenv(limits.VARIABLE, "0.004")
+    monkeypatch.setenv("HPCTRACK_MAX_UNPACKED_GB", "0.004")
     assert "no column 'y'" in refused(capsys, folder, tmp_path / "out")
     for wrong in ("two", "0", "nan"):
-        monkeypatch.setenv(limits.VARIABLE, wrong)
+        monkeypatch.setenv("HPCTRACK_MAX_UNPACKED_GB", wrong)
         assert f"HPCTRACK_MAX_UNPACKED_GB='{wrong}': must be" in refused(capsys, folder, tmp_path / "out")
 
 
