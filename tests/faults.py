@@ -15,6 +15,7 @@ number of an operation is the same each time; what beats or logs beside it does 
 from __future__ import annotations
 
 import builtins
+import contextlib
 import errno
 import io
 import os
@@ -196,7 +197,8 @@ class Injector:
             return act()
         self.write(self.log, b"struck\n")
         if self.fault.when == AFTER:
-            act()
+            with contextlib.suppress(OSError):  # such as removing what is not there
+                act()
         elif self.fault.when == HALF and half is not None:
             half()
         if self.fault.how == KILL:
