@@ -16,7 +16,16 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from annotated_types import Le, Lt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from hpctrack.arguments import REAL_MAX, SECONDS_MAX, SEED_END, THREADS_MAX, WHOLE_MAX, shortened
 from hpctrack.errors import InputError
@@ -33,6 +42,15 @@ READ_AS = {  # what YAML makes of text without quotes
 def free_field(*args: Any, **kwargs: Any) -> Any:
     """A Field that does not change what a run computes: a resumed run may set it otherwise (runtime/schema.py)."""
     return Field(*args, json_schema_extra={"free": True}, **kwargs)
+
+
+def _in_64_bits(value: Any) -> Any:
+    if isinstance(value, int) and not 0 <= value < SEED_END:
+        raise ValueError("must be a whole number from 0 to 2^64 - 1")
+    return value
+
+
+Seed = Annotated[int, BeforeValidator(_in_64_bits), Field(ge=0, lt=SEED_END)]
 
 
 class Section(BaseModel):
@@ -281,7 +299,7 @@ class RunConfig(Section):
     """Everything a training run is defined by."""
 
     run: str = free_field(description="folder of the run: config, metrics, checkpoints")
-    seed: int = Field(1, ge=0, lt=SEED_END)
+    seed: Seed = 1
     data: DataConfig
     model: Named
     loss: Named

@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hpctrack import arguments
-from hpctrack.config import Named, apply_overrides
+from hpctrack.config import apply_overrides
 from hpctrack.data.outputs import check_folder
 from hpctrack.errors import InputError, verb
-from hpctrack.runtime import checkpoint
+from hpctrack.runtime import checkpoint, schema
 from hpctrack.tracking.builders import build_builder
 
-KEPT = ("hpctrack", "step", "plan", "config", "data", "tuned")  # of the meta data
+KEPT = ("hpctrack", "schema", "neutral", "step", "plan", "config", "data", "tuned")  # of the meta data
 
 
 @verb("export")
@@ -43,11 +43,12 @@ def export(found: Path, out: Path, overrides: Sequence[str] = ()) -> int:
         if not override.startswith("builder."):
             raise InputError(f"override '{override}': export takes builder.key=value, e.g. builder.cut=0.1")
     meta, state = checkpoint.read_meta(found), checkpoint.read_state(found)
-    if meta["step"] < meta["config"]["train"]["steps"] or meta.get("pending"):
+    config = schema.run_config(meta, found / checkpoint.META)
+    if meta["step"] < config.train.steps or meta["pending"]:
         raise InputError(f"{found}: step {meta['step']} is not the end of its training; let it end first")
     kept = {key: meta[key] for key in KEPT if key in meta}
     chosen = apply_overrides({"builder": dict(meta["tuned"])}, overrides, str(found))["builder"]
-    build_builder(Named(**meta["config"]["builder"]), **chosen)  # refuses options that it does not have
+    build_builder(config.builder, **chosen)  # refuses options that it does not have
     kept["tuned"] = chosen
     checkpoint.write(out, {"model": state["model"]}, kept | {"window": {}})
     return sum(path.stat().st_size for path in out.iterdir())

@@ -22,7 +22,6 @@ import hpctrack.parallel.launched  # noqa: F401 - first
 from hpctrack import arguments
 from hpctrack.config import (
     ParallelConfig,
-    RunConfig,
     apply_overrides,
     parse,
 )
@@ -39,7 +38,7 @@ from hpctrack.parallel.env import Env, distributed, launcher_argument
 from hpctrack.parallel.leader import on_main, run_on_main
 from hpctrack.parallel.mpi import launched, mpi_world
 from hpctrack.parallel.pulse import Pulse
-from hpctrack.runtime import checkpoint
+from hpctrack.runtime import checkpoint, schema
 from hpctrack.runtime.inference import (
     INFER,
     PRODUCTS,
@@ -128,7 +127,7 @@ def stages(runs: Sequence[Path], overrides: Sequence[str]) -> tuple[list[Path], 
 
 def infer_config(meta: dict[str, Any], overrides: Sequence[str], path: Path) -> InferConfig:
     """Settings of this inference: the run's model and (tuned) builder, then the overrides."""
-    run = parse(RunConfig, meta["config"], str(path / checkpoint.META))
+    run = schema.run_config(meta, path / checkpoint.META)
     for override in overrides:
         if not override.startswith(("selection.", "graph.", "builder.", "builder=")):
             raise InputError(
@@ -144,7 +143,7 @@ def infer_config(meta: dict[str, Any], overrides: Sequence[str], path: Path) -> 
         "builder": run.builder.model_dump() | meta["tuned"],
         "precision": run.train.precision,
     }
-    config = parse(InferConfig, apply_overrides(values, overrides, str(path)), f"{path} with overrides")
+    config = parse(InferConfig, apply_overrides(values, overrides, str(path)), str(path), overrides=overrides)
     if build_builder(config.builder).needs_tuning:
         raise InputError(f"{path}: training has not ended, so the builder is not tuned; give builder.radius=…")
     return config
@@ -156,7 +155,7 @@ def method_config(name: str, overrides: Sequence[str]) -> MethodConfig:
         if not override.startswith(("selection.", "method.")):
             raise InputError(f"override '{override}': --method takes selection.key=value and method.key=value")
     values = {"selection": {}, "method": {"name": name}}
-    return parse(MethodConfig, apply_overrides(values, overrides, "--method"), "--method with overrides")
+    return parse(MethodConfig, apply_overrides(values, overrides, "--method"), "--method", overrides=overrides)
 
 
 def infer(
@@ -247,11 +246,17 @@ def prepare(out: Path, attributes: dict[str, Any], product: str = "candidates") 
 
 def differs(then: dict[str, Any], now: dict[str, Any], out: Path) -> None:
     """InputError if candidates in `out` were begun with other settings."""
-    for key in sorted(then.keys() | now.keys()):
-        if then.get(key) != now.get(key):
-            raise InputError(
-                f"{out}: holds candidates made with {key}={then.get(key)!r}, now {now.get(key)!r}; choose another --out"
-            )
+    if found := schema.difference(completed(then, out), completed(now, out)):
+        raise InputError(f"{out}: holds candidates made with {found}; choose another --out")
+
+
+def completed(recipe: dict[str, Any], out: Path) -> dict[str, Any]:
+    """A recipe's settings by key, with those that an older version did not know."""
+    kind = InferConfig if "model" in recipe else MethodConfig
+    own = {key: value for key, value in recipe.items() if key in kind.model_fields}
+    rest = {key: value for key, value in recipe.items() if key not in own and key != "stages"}
+    stages = [completed(stage, out) for stage in recipe.get("stages", [])]
+    return schema.settings(parse(kind, own, str(out))) | rest | ({"stages": stages} if stages else {})
 
 
 def join(

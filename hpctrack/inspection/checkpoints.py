@@ -8,13 +8,11 @@ from typing import Any
 
 import torch
 
-from hpctrack.config import RunConfig, parse
+from hpctrack.config import RunConfig
 from hpctrack.data.verify import Notes, Problem
 from hpctrack.errors import InputError
 from hpctrack.models import build_model
-from hpctrack.parallel.precision import Precision
-from hpctrack.runtime import checkpoint
-from hpctrack.runtime.cost import CostModel
+from hpctrack.runtime import checkpoint, restore, schema
 from hpctrack.runtime.optim import build_optimizer
 
 
@@ -77,7 +75,8 @@ def check_checkpoint(folder: Path) -> list[Problem]:
     meta = config = None
     try:
         meta = checkpoint.read_meta(folder)
-        config = parse(RunConfig, meta["config"], str(notes.path))
+        config = schema.run_config(meta, notes.path)
+        schema.settings(config)  # the options of what it names
         if checkpoint.NAME.fullmatch(folder.name) and checkpoint.order(folder)[0] != meta["step"]:
             notes.add(f"step is {meta['step']}, but the folder is {folder.name}")
     except (KeyError, TypeError, ValueError) as error:
@@ -100,17 +99,9 @@ def _check_use(meta: dict[str, Any], config: RunConfig, state: dict[str, Any], f
     if checkpoint.is_exported(meta, state):
         return
     checkpoint.check_goes_on(meta, state, folder)
-    try:
-        CostModel(meta["cost"])
-        Precision("fp32", torch.device("cpu")).load(meta["precision"])
-        optimizer = build_optimizer(model, config.optim)
-        optimizer.load_state_dict(state["optimizer"])
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{folder}: no run can go on from here ({type(error).__name__}: {error})") from None
-    for parameter, kept in optimizer.state.items():
-        for name, value in kept.items():
-            if isinstance(value, torch.Tensor) and value.ndim and value.shape != parameter.shape:
-                raise InputError(f"{folder / checkpoint.STATE}: optimizer: {name} is of another model's weights")
+    parameters = [p for group in build_optimizer(model, config.optim).param_groups for p in group["params"]]
+    if problem := restore.optimizer_problem(state["optimizer"], parameters, config.optim):
+        raise InputError(f"{folder / checkpoint.STATE}: {problem}; no run can go on from here")
 
 
 def _check_finite(state: dict[str, Any], folder: Path, notes: Notes) -> None:

@@ -83,6 +83,7 @@ def _kind_of_h5(path: Path) -> str:
 
 def _is_results(path: Path) -> bool:
     try:
-        return json.loads(path.read_text()).get("format") == RESULTS_FORMAT
-    except ValueError:
+        found = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
         return False
+    return isinstance(found, dict) and found.get("format") == RESULTS_FORMAT

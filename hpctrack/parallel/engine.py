@@ -108,12 +108,20 @@ class Engine:
         """Inverse of `state_dict`; every rank has the whole state, best mapped from the file, and copies its share."""
         own = self.module.state_dict()
         self.module.load_state_dict({name: like(value, own.get(name)) for name, value in state["model"].items()})
-        parameters = dict(enumerate(p for group in self.optimizer.param_groups for p in group["params"]))
+        parameters = dict(enumerate(self.parameters))
         shared = {
             index: {key: like(value, parameters.get(index), copy=True) for key, value in values.items()}
             for index, values in state["optimizer"]["state"].items()
         }
-        self.optimizer.load_state_dict({**state["optimizer"], "state": shared})
+        groups = zip(self.optimizer.state_dict()["param_groups"], state["optimizer"]["param_groups"], strict=True)
+        # settings are the configuration's; some optimizers count their steps here
+        own = [mine | {key: saved[key] for key in ("params", "step") if key in saved} for mine, saved in groups]
+        self.optimizer.load_state_dict({"state": shared, "param_groups": own})
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """In the order in which the optimizer numbers them."""
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
 
 def whole(value: Any) -> Any:

@@ -48,7 +48,7 @@ class ZeroEngine(Engine):
                 f"{type(model).__name__} are not: use 2, or parallel.strategy=fsdp"
             )
         self.optimizer = make_optimizer(model)
-        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.whole_parameters = super().parameters
         self.groups = self.optimizer.state_dict()["param_groups"]
         library = load_library(self.env)
         for layer in layers:
@@ -57,6 +57,11 @@ class ZeroEngine(Engine):
             model=model, optimizer=self.optimizer, config=settings(config, self.precision, clip_norm)
         )
         self.zero = self.parallel.optimizer
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """In the order in which the optimizer numbered them; now it has shares."""
+        return self.whole_parameters
 
     def sync(self, last: bool) -> None:
         """Whether the next backward pass is the last one before an update."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from hpctrack.data.files import unsealed
 from hpctrack.data.jsonlines import METRICS, is_cut, read_metrics
 from hpctrack.errors import InputError
+from hpctrack.reporting.results import check_results
 
 RESULTS_FORMAT = "hpctrack-results"
 RESULTS_VERSION = 1
@@ -19,14 +20,15 @@ def load_results(path: Path) -> dict:
     if not path.is_file():
         raise InputError(f"{path}: no such file; `hpctrack evaluate` writes it")
     try:
-        results = json.loads(path.read_text())
-    except ValueError as error:
+        results = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({error}); evaluate again") from None
     found = (results.get("format"), results.get("version")) if isinstance(results, dict) else (None, None)
     if found != (RESULTS_FORMAT, RESULTS_VERSION):
         raise InputError(
             f"{path}: format and version are {found}, but this hpctrack reads {(RESULTS_FORMAT, RESULTS_VERSION)}"
         )
+    check_results(results, path)
     return results
 
 

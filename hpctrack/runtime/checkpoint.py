@@ -7,13 +7,9 @@ that come with the package (pretrained/) are meant by their names.
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import re
-import struct
-import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -21,6 +17,7 @@ from typing import IO, Any
 import torch
 import xxhash
 
+from hpctrack.config import OptimConfig
 from hpctrack.data.files import (
     clear_leftovers,
     publish,
@@ -28,19 +25,19 @@ from hpctrack.data.files import (
     sealed,
     sync,
     temporary_name,
-    unsealed,
     write_json,
     write_text,
 )
 from hpctrack.data.jsonlines import Mark, mark_of, misfit
 from hpctrack.errors import InputError, MachineError
+from hpctrack.parallel.engine import Engine
+from hpctrack.runtime import metadata, restore, schema
+from hpctrack.runtime.archive import check_archive
 
 LATEST = "latest"
 STATE, META = "state.pt", "meta.json"
 NAME = re.compile(r"step-(\d{8,})(?:-(\d+))?")
 SHIPPED = Path(__file__).parents[1] / "pretrained"
-NEEDED = ("step", "config", "data", "tuned", "window")  # keys of the meta data that others rely on
-TO_GO_ON = ("plan", "cost", "memory", "precision")  # further ones that a run needs to go on
 
 
 def save(folder: Path, step: int, state: dict[str, Any], meta: dict[str, Any], keep: int) -> Path:
@@ -198,15 +195,8 @@ def find(path: Path) -> Path:
 
 
 def read_meta(path: Path) -> dict[str, Any]:
-    """`meta.json` of a checkpoint, its checksum compared."""
-    try:
-        meta = json.loads((path / META).read_text())
-    except (FileNotFoundError, ValueError, RecursionError) as error:
-        raise InputError(f"{path / META}: not a checkpoint's meta data ({error})") from None
-    missing = [key for key in NEEDED if key not in meta] if isinstance(meta, dict) else NEEDED
-    if missing:
-        raise InputError(f"{path / META}: lacks '{missing[0]}'; not a checkpoint's meta data")
-    return unsealed(meta, path / META)
+    """`meta.json` of a checkpoint, its checksum compared, and what it holds."""
+    return metadata.read_meta(path / META)
 
 
 def is_exported(meta: dict[str, Any], state: dict[str, Any]) -> bool:
@@ -218,9 +208,7 @@ def check_goes_on(meta: dict[str, Any], state: dict[str, Any], path: Path) -> No
     """InputError unless the checkpoint has all that a run needs to go on from it."""
     if is_exported(meta, state):
         raise InputError(f"{path}: was exported, without the optimizer's state; train.start_from={path} begins a run")
-    for key in TO_GO_ON:
-        if not isinstance(meta.get(key), dict):
-            raise InputError(f"{path / META}: lacks '{key}' as a checkpoint has it; no run can go on from here")
+    metadata.check_goes_on(meta, path / META)
     if not isinstance(state.get("optimizer"), dict):
         raise InputError(f"{path / STATE}: lacks the optimizer's state; no run can go on from here")
 
@@ -248,33 +236,21 @@ def read_state(
 def _recorded(path: Path) -> Mark | None:
     """What the meta data say of `state.pt`; None if they cannot be read, which `read_meta` says, or are of 0.1.0."""
     try:
-        return json.loads((path / META).read_text())["state"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return read_meta(path).get("state")
+    except (InputError, OSError):
         return None
 
 
 def check_state(path: Path) -> None:
-    """InputError unless `state.pt` of a checkpoint is what was written."""
+    """InputError unless `state.pt` of a checkpoint is what was written, and nothing but tensors and plain values."""
     try:
         recorded = _recorded(path)
-        if recorded is None:
-            check_archive(path / STATE)
-        elif wrong := misfit(path / STATE, recorded):
-            check_archive(path / STATE)  # may say more of what is wrong
-            raise InputError(f"{path / STATE}: not a whole checkpoint: {wrong}")
+        wrong = misfit(path / STATE, recorded) if recorded else None
+        check_archive(path / STATE, compared=recorded is not None and not wrong)  # may say more of what is wrong
     except FileNotFoundError:
         raise InputError(f"{path / STATE}: missing; not a whole checkpoint") from None
-
-
-def check_archive(path: Path) -> None:
-    """InputError unless each part of a file that torch.save wrote (a zip) fits its CRC-32; torch.load does not look."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, RuntimeError, EOFError, LookupError, ValueError, struct.error, zlib.error) as error:
-        raise InputError(f"{path}: not a whole checkpoint ({error})") from None
-    if damaged:
-        raise InputError(f"{path}: {damaged} fails its checksum")
+    if wrong:
+        raise InputError(f"{path / STATE}: not a whole checkpoint: {wrong}")
 
 
 def load_into(target: Any, state: dict[str, Any], path: Path) -> None:
@@ -286,6 +262,20 @@ def load_into(target: Any, state: dict[str, Any], path: Path) -> None:
         raise InputError(f"{path / STATE}: holds another model than the configuration says ({first})") from None
 
 
+def load_model(model: torch.nn.Module, state: dict[str, Any], path: Path) -> None:
+    """Load weights into a model; InputError if they are of another model, or not finite."""
+    if problem := restore.model_problem(state, model.state_dict()):
+        raise InputError(f"{path / STATE}: {problem}")
+    load_into(model, state, path)
+
+
+def check_fits(engine: Engine, state: dict[str, Any], path: Path, config: OptimConfig) -> None:
+    """InputError unless an engine can go on from a whole state: of its optimizer's kind and shapes, and finite."""
+    problem = restore.model_problem(state["model"], engine.module.state_dict())
+    if problem := problem or restore.optimizer_problem(state["optimizer"], engine.parameters, config):
+        raise InputError(f"{path / STATE}: {problem}")
+
+
 def begin_from(model: torch.nn.Module, path: Path, features: Sequence[str]) -> list[str]:
     """Give a new model the weights of a checkpoint, which may be of a smaller one; names of those that begin anew.
 
@@ -293,7 +283,7 @@ def begin_from(model: torch.nn.Module, path: Path, features: Sequence[str]) -> l
     begin at zero, so the first layers still compute what they did. InputError if the checkpoint has anything else.
     """
     given, state = read_state(path)["model"], model.state_dict()
-    known = read_meta(path)["config"]["data"]["features"]
+    known = schema.run_config(read_meta(path), path / META).data.features
     if list(features[: len(known)]) != known:
         raise InputError(f"{path}: made for the features {', '.join(known)}; key 'data.features' must begin with these")
     for name, value in given.items():
@@ -301,7 +291,7 @@ def begin_from(model: torch.nn.Module, path: Path, features: Sequence[str]) -> l
         wider = own is not None and own.ndim == 2 and tuple(own.shape) == (len(value), len(features))
         if wider and value.shape[1:] == (len(known),):
             given[name] = torch.nn.functional.pad(value, (0, len(features) - len(known)))
-    load_into(model, {**state, **given}, path)
+    load_model(model, {**state, **given}, path)
     return sorted(state.keys() - given.keys())
 
 

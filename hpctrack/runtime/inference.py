@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch_geometric.data import Batch
 
-from hpctrack.config import AugmentConfig, Named, Section, SelectionConfig, parse
+from hpctrack.config import AugmentConfig, Named, Section, Seed, SelectionConfig, parse
 from hpctrack.data import candidates, edges, sizes
 from hpctrack.data.files import write_text
 from hpctrack.data.jsonlines import Lines
@@ -46,7 +46,7 @@ INFER = 2  # random stream of draws in inference
 class InferConfig(Section):
     """What inference takes from the checkpoint's run, or from overrides."""
 
-    seed: int
+    seed: Seed
     features: list[str]
     selection: SelectionConfig = SelectionConfig()
     graph: Named | None = None
@@ -288,7 +288,7 @@ def load_model(config: InferConfig, path: Path, device: torch.device) -> torch.n
     """The checkpoint's model, ready for prediction."""
     model = build_model(config.model, config.features).to(device, WEIGHTS[config.precision])
     state = checkpoint.read_state(path, mapped=True)  # the optimizer's part is never read
-    checkpoint.load_into(model, state.get("model", {}), path)
+    checkpoint.load_model(model, state["model"], path)
     return model.eval()
 
 

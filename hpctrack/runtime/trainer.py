@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel
 from torch_geometric.data import Batch, Data
 
 from hpctrack import __version__
@@ -25,7 +24,7 @@ from hpctrack.parallel.env import Env
 from hpctrack.parallel.leader import run_on_main
 from hpctrack.parallel.precision import Precision
 from hpctrack.parallel.strategy import STRATEGIES
-from hpctrack.runtime import checkpoint
+from hpctrack.runtime import checkpoint, schema
 from hpctrack.runtime.calibrate import calibrate
 from hpctrack.runtime.compiled import compile_model, try_compiled
 from hpctrack.runtime.cost import CostModel
@@ -44,33 +43,6 @@ from hpctrack.tracking.builders import build_builder, choose, tuning_counts
 from hpctrack.versions import versions
 
 CONFIG, VERSIONS = "config.yaml", "versions.json"  # in the run's folder
-MAY_CHANGE = {  # keys that a resumed run may set otherwise: they do not change what it computes
-    "run",
-    "data.train",  # the folder may have moved; its content is checked
-    "data.valid",
-    "data.workers",
-    "data.prefetch_factor",
-    "data.verify",
-    "data.stage_to",
-    "data.in_memory",
-    "train.checkpoint_every",
-    "train.keep_checkpoints",
-    "train.log_every",
-    "train.valid_every",
-    "train.threads",
-    "memory.cap_gib",
-    "memory.policy",
-    "parallel.strategy",
-    "parallel.zero_stage",
-    "parallel.bucket_mb",
-    "parallel.reshard_after_forward",
-    "parallel.offload_optimizer",
-    "parallel.offload_param",
-    "parallel.device",
-    "parallel.bind_cores",
-    "parallel.timeout_s",
-    "parallel.rendezvous_timeout_s",
-}
 
 
 class Trainer:
@@ -138,18 +110,20 @@ class Trainer:
         found, marks = self.found, {}
         if found:
             meta = checkpoint.read_meta(found)
+            self.step, self.window, self.tuned = meta["step"], Window(meta["window"]), meta["tuned"]
+            self.pending = meta["pending"]
             self.check_same_run(meta, found)
             marks = meta.get("journals", {})
             run_on_main(lambda: check_journals(self.folder, marks, found), self.env)
             run_on_main(lambda: checkpoint.check_state(found), self.env)
             state = checkpoint.read_state(found, mapped=True, checked=True)
             checkpoint.check_goes_on(meta, state, found)
+            run_on_main(lambda: checkpoint.check_fits(self.engine, state, found, self.config.optim), self.env)
             checkpoint.load_into(self.engine, state, found)
-            self.step, self.window, self.tuned = meta["step"], Window(meta["window"]), meta["tuned"]
             self.planner.cost = CostModel(meta["cost"])
             self.memory = Memory(self.config.memory, self.engine, meta["memory"])
             self.precision.load(meta["precision"])
-            self.pending, self.saved = meta.get("pending", False), self.step
+            self.saved = self.step
             self.check_same_plan(meta, found)
         if self.step < self.config.train.steps:
             self.planner.prepare(self.step, self.config.train.steps)
@@ -205,16 +179,15 @@ class Trainer:
             self.watchdog.feed(at)
 
     def check_same_run(self, meta: dict[str, Any], path: Path) -> None:
-        """InputError naming the first key (or dataset) in which the checkpoint's run differs from this one."""
-        then, now = flatten(meta["config"]), flatten(self.config)
-        for key in sorted(then.keys() | now.keys()):
-            if then.get(key) != now.get(key) and key not in MAY_CHANGE:
-                raise InputError(
-                    f"{path}: was trained with {key}={then.get(key)!r}, now {now.get(key)!r}; "
-                    f"use that value, or another folder as 'run'"
-                )
+        """InputError naming the first key (or dataset) in which the checkpoint's run differs from this one.
+
+        If its number of steps does, what is due after the last one is due again, and nothing is tuned before.
+        """
+        then = schema.check_same_run(meta, self.config, path)
         if meta["data"] != self.data.fingerprint:
             raise InputError(f"{path}: was trained on other events than {self.config.data.train}; give that dataset")
+        if then.train.steps != self.config.train.steps:
+            self.tuned, self.pending = {}, self.pending or self.step == self.config.train.steps
 
     def check_same_plan(self, meta: dict[str, Any], path: Path) -> None:
         """InputError if the epoch that goes on would consume its events in other steps than it began."""
@@ -248,12 +221,14 @@ class Trainer:
             self.owner.check()
         meta = {
             "hpctrack": __version__,
+            "schema": schema.SCHEMA,
             "step": self.step,
             "plan": self.planner.identity(self.step),
             "cost": self.planner.cost.state(),
             "memory": self.memory.state(),
             "precision": self.precision.state(),
             "config": self.config.model_dump(mode="json"),
+            "neutral": schema.neutral(self.config),
             "data": self.data.fingerprint,
             "tuned": self.tuned,
             "window": self.window.sums,
@@ -411,12 +386,3 @@ def check_journals(run: Path, marks: dict[str, Mark], path: Path) -> None:
                 f"{run / name}: {wrong}; {path.name} goes on from it: restore it, or begin another run from these "
                 f"weights with train.start_from={path}"
             )
-
-
-def flatten(config: BaseModel | dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested sections as one mapping with dotted keys."""
-    values = config if isinstance(config, dict) else config.model_dump(mode="json")
-    out: dict[str, Any] = {}
-    for key, value in values.items():
-        out |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return out

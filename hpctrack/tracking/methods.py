@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
-from hpctrack.config import Named, Section, SelectionConfig, lookup, parse
+from hpctrack.config import Named, Section, Seed, SelectionConfig, lookup, parse
 from hpctrack.data import selection as selecting
 from hpctrack.data.schema import Candidates
 from hpctrack.data.store import Dataset
@@ -36,7 +36,7 @@ METHODS = {
 class MethodConfig(Section):
     """A method's run: which hits it sees, as in inference by a model, and its options."""
 
-    seed: int = 1
+    seed: Seed = 1
     selection: SelectionConfig = SelectionConfig()
     method: Named
 

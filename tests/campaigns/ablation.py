@@ -25,7 +25,7 @@ from hpctrack.config import RunConfig, load_config
 from hpctrack.data.store import open_dataset
 from hpctrack.errors import EXIT_MACHINE, EXIT_PREEMPTED, InputError, verb
 from hpctrack.reporting.sources import Run, load_results
-from hpctrack.runtime.trainer import MAY_CHANGE, flatten
+from hpctrack.runtime.schema import settings
 from tests.campaigns import halves
 from tests.campaigns.ablation_tables import SHOWN, write
 from tests.campaigns.points import Points
@@ -57,7 +57,7 @@ class Study:
     def key(self, variant: Variant, seed: int) -> dict[str, Any]:
         """What tells a run from others, also of other recipes or events. InputError for a value that is refused."""
         config = load_config(self.args.config, self.overrides(variant, seed))
-        values = {key: value for key, value in flatten(config).items() if key not in MAY_CHANGE}
+        values = settings(config) | {"train.steps": config.train.steps}
         text = json.dumps([self.fingerprints, values], sort_keys=True)
         return {"variant": variant.name, "seed": seed, "settings": hashlib.sha256(text.encode()).hexdigest()[:16]}
 

@@ -40,7 +40,7 @@ from hpctrack.data import candidates, schema, store
 from hpctrack.data.schema import Candidates
 from hpctrack.errors import InputError, MachineError
 from hpctrack.inspection import kinds
-from hpctrack.runtime import checkpoint
+from hpctrack.runtime import checkpoint, metadata
 
 SECONDS, MEMORY = 60, 4 << 30  # limits of one reading, on top of what the process has already
 SIZES = (4, 6, 5, 3, 7, 2)  # tracks of the events
@@ -137,7 +137,7 @@ def read_checkpoint(folder: Path, verify: bool) -> Truth:
     if newest is None:
         return {}
     meta, state = checkpoint.read_meta(newest), checkpoint.read_state(newest)
-    about = {key: json.dumps(meta.get(key)) for key in (*checkpoint.NEEDED, *checkpoint.TO_GO_ON)}
+    about = {key: json.dumps(meta.get(key)) for key in (*metadata.Meta.model_fields, *metadata.Resumable.model_fields)}
     return about | {name: tensor.numpy().tobytes() for name, tensor in state["model"].items()}
 
 

@@ -1,0 +1,99 @@
+"""results.json without a key, or with another kind of value: report and inspect say so in one line."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import synthetic_run as make
+
+from hpctrack import evaluate, inspect, report
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("results")
+    events = [make.make_event(k, 12) for k in range(2)]
+    dataset = make.write_dataset(path / "data", events)
+    found = [make.imperfect_candidates(event) for event in events]
+    folder = make.write_candidates(path / "candidates", dataset, found)
+    out = path / "results.json"
+    assert evaluate.main([str(folder), "--data", str(path / "data"), "--out", str(out)]) == 0
+    return out
+
+
+def keys(values: object, prefix: tuple = ()) -> list[tuple]:
+    """Paths of all keys; of lists those of the first entry."""
+    if isinstance(values, list):
+        return keys(values[0], (*prefix, 0)) if values else []
+    if not isinstance(values, dict):
+        return []
+    return [path for key, value in values.items() for path in ((*prefix, key), *keys(value, (*prefix, key)))]
+
+
+def without(values: dict, path: tuple, *instead: object) -> dict:
+    out = copy.deepcopy(values)
+    section = out
+    for key in path[:-1]:
+        section = section[key]
+    if instead:
+        section[path[-1]] = instead[0]
+    else:
+        del section[path[-1]]
+    return out
+
+
+def ends(call, capsys) -> tuple[int, str]:
+    capsys.readouterr()
+    code = call()
+    error = capsys.readouterr().err.strip()
+    assert "\n" not in error and len(error) < 600, error
+    return code, error
+
+
+def test_a_key_that_is_missing_is_one_line(results, tmp_path, capsys):
+    good = json.loads(results.read_text())
+    path, refused = tmp_path / "results.json", 0
+    for key in keys(good):
+        path.write_text(json.dumps(without(good, key)))
+        code, error = ends(lambda: inspect.main(["--verify", str(path)]), capsys)
+        assert code in (0, 2), key
+        refused += code == 2
+        if code == 2 and len(key) > 1 or key[0] in ("events", "hits"):
+            page = ends(lambda: report.main(["--results", str(path), "--out", str(tmp_path / "page.html")]), capsys)
+            assert page[0] == 2 and "results.json" in page[1] and str(key[-1]) in page[1] or key[-1] == 0, (key, page)
+    assert refused > 150
+
+
+@pytest.mark.parametrize("wrong", [None, "x", -1, [], {}, True, float("nan"), 1e400, 2**70], ids=str)
+def test_a_value_of_another_kind_is_one_line(results, tmp_path, capsys, wrong):
+    good = json.loads(results.read_text())
+    path = tmp_path / "results.json"
+    for key in keys(good)[::3]:
+        path.write_text(json.dumps(without(good, key, wrong)))
+        code, _ = ends(lambda: inspect.main(["--verify", str(path)]), capsys)
+        assert code in (0, 2), (key, wrong)
+
+
+def test_every_number_that_passes_makes_a_page(results, tmp_path, capsys):
+    good = json.loads(results.read_text())
+    for key in keys(good)[::40]:
+        for wrong in (None, 0, 1.5):
+            (tmp_path / "results.json").write_text(json.dumps(without(good, key, wrong)))
+            options = ["--results", str(tmp_path / "results.json"), "--out", str(tmp_path / "page.html")]
+            code, error = ends(lambda options=options: report.main(options), capsys)
+            assert code in (0, 2) and (code == 0) == (error == ""), (key, wrong, error)
+
+
+@pytest.mark.parametrize("text", ["", "[", "[]", "null", "[" * 100_000, '{"format": ' + "9" * 5000 + "}", "\udcff"])
+def test_what_is_no_json_is_one_line(tmp_path, capsys, text):
+    path = tmp_path / "results.json"
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    for call in (
+        lambda: report.main(["--results", str(path), "--out", str(tmp_path / "page.html")]),
+        lambda: inspect.main([str(path)]),
+    ):
+        code, error = ends(call, capsys)
+        assert code == 2 and "results.json" in error
