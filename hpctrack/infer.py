@@ -256,7 +256,7 @@ def completed(recipe: dict[str, Any], out: Path) -> dict[str, Any]:
     own = {key: value for key, value in recipe.items() if key in kind.model_fields}
     rest = {key: value for key, value in recipe.items() if key not in own and key != "stages"}
     stages = [completed(stage, out) for stage in recipe.get("stages", [])]
-    return schema.settings(parse(kind, own, str(out))) | rest | ({"stages": stages} if stages else {})
+    return schema.settings(parse(kind, own, str(out)), str(out)) | rest | ({"stages": stages} if stages else {})
 
 
 def join(

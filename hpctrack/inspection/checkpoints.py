@@ -76,7 +76,7 @@ def check_checkpoint(folder: Path) -> list[Problem]:
     try:
         meta = checkpoint.read_meta(folder)
         config = schema.run_config(meta, notes.path)
-        schema.settings(config)  # the options of what it names
+        schema.settings(config, str(notes.path))  # the options of what it names
         if checkpoint.NAME.fullmatch(folder.name) and checkpoint.order(folder)[0] != meta["step"]:
             notes.add(f"step is {meta['step']}, but the folder is {folder.name}")
     except (KeyError, TypeError, ValueError) as error:

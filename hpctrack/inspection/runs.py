@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from hpctrack.errors import InputError
 from hpctrack.reporting.sources import VERSIONS, Run, load_results, read_versions
 from hpctrack.reporting.text import table
 from hpctrack.runtime import ledger
+from hpctrack.runtime.metadata import read_meta
 
 SHOWN = ("step", "epoch", "loss", "lr", "grad_norm", "hits_per_s", "peak_gib")
 
@@ -52,14 +52,11 @@ def _short(value: Any) -> Any:
 
 
 def _newest_meta(folder: Path) -> dict[str, Any]:
-    name = (folder / "latest").read_text().strip() if (folder / "latest").is_file() else ""
+    name = (folder / "latest").read_text(errors="replace").strip() if (folder / "latest").is_file() else ""
     path = folder / name / "meta.json"
     if not name or not path.is_file():
         return {}
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path}: not a checkpoint's meta data ({error})") from None
+    return read_meta(path)
 
 
 def ledger_lines(folder: Path) -> list[str]:
@@ -139,7 +136,7 @@ def _misfits(folder: Path) -> dict[str, str]:
     try:
         marks = _newest_meta(folder / "checkpoints").get("journals", {})
         return {name: wrong for name, mark in marks.items() if (wrong := misfit(folder / name, mark))}
-    except (InputError, AttributeError, KeyError, TypeError):  # the checkpoint's own problem
+    except InputError:  # the checkpoint's own problem
         return {}
 
 

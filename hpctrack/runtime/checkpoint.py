@@ -288,7 +288,7 @@ def begin_from(model: torch.nn.Module, path: Path, features: Sequence[str]) -> l
         raise InputError(f"{path}: made for the features {', '.join(known)}; key 'data.features' must begin with these")
     for name, value in given.items():
         own = state.get(name)
-        wider = own is not None and own.ndim == 2 and tuple(own.shape) == (len(value), len(features))
+        wider = own is not None and own.ndim == value.ndim == 2 and tuple(own.shape) == (len(value), len(features))
         if wider and value.shape[1:] == (len(known),):
             given[name] = torch.nn.functional.pad(value, (0, len(features) - len(known)))
     load_model(model, {**state, **given}, path)

@@ -130,27 +130,27 @@ def section_kind(info: FieldInfo) -> type[Section] | None:
 # ------------------------------------------------------------------------------------------------ the same run
 
 
-def entries(section: Section, prefix: str = "") -> Iterator[tuple[str, Any, FieldInfo]]:
+def entries(section: Section, prefix: str = "", where: str = "") -> Iterator[tuple[str, Any, FieldInfo]]:
     """Every key of a section and of the sections in it, with its value; options of named entries with their defaults.
 
-    InputError names an option that its entry does not have.
+    InputError names an option that its entry does not have, and `where` that is.
     """
     for name, info in type(section).model_fields.items():
         key, value = f"{prefix}{name}", getattr(section, name)
         if name in OPTIONS and isinstance(value, (Named, dict)):
-            named = value if isinstance(value, Named) else parse(Named, value, key, key)
+            named = value if isinstance(value, Named) else parse(Named, value, where or key, key)
             options = lookup(OPTIONS[name], named.name, key).Options
             yield f"{key}.name", named.name, Named.model_fields["name"]
-            yield from entries(parse(options, named.options, key, key), f"{key}.")
+            yield from entries(parse(options, named.options, where or key, key), f"{key}.", where)
         elif isinstance(value, Section):
-            yield from entries(value, f"{key}.")
+            yield from entries(value, f"{key}.", where)
         else:
             yield key, section.model_dump(mode="json", include={name})[name], info
 
 
-def settings(section: Section) -> Settings:
+def settings(section: Section, where: str = "") -> Settings:
     """All keys on which the result depends."""
-    return {key: value for key, value, info in entries(section) if not is_free(info)}
+    return {key: value for key, value, info in entries(section, where=where) if not is_free(info)}
 
 
 def is_free(info: FieldInfo) -> bool:
@@ -182,7 +182,7 @@ def check_same_run(meta: Mapping[str, Any], now: RunConfig, path: Path) -> RunCo
     Of the number of steps those are the same that give all steps that are done the learning rate that they had.
     """
     then, done = run_config(meta, path), meta["step"]
-    if found := difference(settings(then), settings(now)):
+    if found := difference(settings(then, str(path)), settings(now)):
         raise InputError(f"{path}: was trained with {found}; use that value, or another folder as 'run'")
     before, after = then.train.steps, now.train.steps
     if after < done:
