@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch_geometric.data import Batch
 
-from hpctrack.config import Section
+from hpctrack.config import Section, free_field
 from hpctrack.errors import InputError
 from hpctrack.models.geometry import PAIR_FEATURES, Geometry, pair_features
 from hpctrack.models.memory import MODES, MemoryModes, again, in_chunks
@@ -98,7 +98,9 @@ class GraphNetwork(MemoryModes, nn.Module):
         layers: int = Field(2, ge=1, description="linear layers of each perceptron")
         norm: Norm = "layer"
         activation: Activation = "relu"
-        chunk: int | None = Field(None, ge=1, description="edges at a time in the harder memory modes; null: by device")
+        chunk: int | None = free_field(
+            None, ge=1, description="edges at a time in the harder memory modes; null: by device"
+        )
         embed_hits: int = Field(0, ge=0, description="dimensions of an embedding of hits beside the score; 0: none")
         embed_edges: int = Field(0, ge=0, description="dimensions of an embedding of edges beside the score; 0: none")
 

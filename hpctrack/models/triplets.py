@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch_geometric.data import Batch, Data
 
-from hpctrack.config import Named, Section, lookup, parse
+from hpctrack.config import Named, Section, free_field, lookup, parse
 from hpctrack.errors import InputError
 from hpctrack.graphs.numerics import at_least_fp32
 from hpctrack.graphs.triplets import continuations, triplets
@@ -46,7 +46,9 @@ class TripletNetwork(nn.Module):
 
         network: dict[str, Any] = {"name": "attention"}
         pool: Literal["best", "mean"] = Field("best", description="of the logits of the triplets that have the edge")
-        triplets_max: int = Field(1 << 26, ge=1, description="a batch with more is refused; 16 bytes each, and states")
+        triplets_max: int = free_field(
+            1 << 26, ge=1, description="a batch with more is refused; 16 bytes each, and states"
+        )
 
     def __init__(self, features: Sequence[str], options: Options) -> None:
         super().__init__()
