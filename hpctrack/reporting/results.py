@@ -240,7 +240,7 @@ class Results(Shape):
         if "trackml_score" not in self.exclusive.metrics:
             raise ValueError("exclusive.metrics lack 'trackml_score'")
         if self.timings is not None and self.timings.events and not isinstance(self.timings, Timed):
-            raise ValueError("timings lack their steps")
+            raise ValueError(f"timings are not whole: {', '.join(Timed.model_fields)}")
         return self
 
 
