@@ -34,6 +34,9 @@ class Fraction(Shape):
     def _counted(self) -> Fraction:
         if (self.value is None) != (self.denominator == 0):
             raise ValueError("value is there if and only if denominator is above 0")
+        bounds = [number for number in (self.lo, self.value, self.hi) if number is not None]
+        if bounds != sorted(bounds):
+            raise ValueError("value lies between lo and hi")
         return self
 
 

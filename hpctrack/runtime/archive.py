@@ -176,7 +176,7 @@ def read_outline(content: bytes, parts: dict[str, int]) -> Any:
     outline = Outline(content, parts)
     state = outline.load()
     claimed = sum(tensor.bytes for tensor in outline.rebuild.made)
-    if claimed > sum(parts.values()):
+    if claimed > 2 * sum(parts.values()):  # a weight may be there twice, as it is and transposed
         raise ValueError(f"tensors of {claimed:,} bytes in parts of {sum(parts.values()):,}")
     return state
 

@@ -11,6 +11,7 @@ import pytest
 from hpctrack import export, infer, train
 from hpctrack.config import load_config
 from hpctrack.data.candidates import CandidateStore
+from hpctrack.data.files import CHECKSUM
 from hpctrack.runtime import checkpoint, schema
 from hpctrack.runtime.ledger import read
 from hpctrack.runtime.schema import Change, neutral, settings
@@ -44,7 +45,8 @@ def meta_of(run: Path) -> dict:
 
 def change_meta(run: Path, **changes) -> None:
     path = checkpoint.find(run) / "meta.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    values = {key: value for key, value in json.loads(path.read_text()).items() if key != CHECKSUM}
+    path.write_text(json.dumps(values | changes))
 
 
 def lines(run: Path) -> list[dict]:
