@@ -13,9 +13,26 @@ from pydantic import Field
 
 from hpctrack.config import Section
 from hpctrack.data.schema import Candidates
+from hpctrack.errors import MachineError
 from hpctrack.tracking.lists import Lists
 
 Outputs = Mapping[str, np.ndarray]
+PAIRS_PER_HIT = 200  # near each other, on average, above which a radius says nothing: tracks have some ten hits
+PAIRS_ALWAYS = 1 << 24  # that are listed whatever the event's size: about 1 GB
+
+
+class TooManyPairs(MachineError):
+    """More hits are near each other than could be candidates, or held in memory."""
+
+
+def check_pairs(pairs: int, n_hits: int, option: str, radius: float) -> None:
+    """TooManyPairs, which names the `option` that sets the radius, unless so many pairs of `n_hits` hits can be."""
+    limit = max(PAIRS_ALWAYS, PAIRS_PER_HIT * n_hits)
+    if pairs > limit:
+        raise TooManyPairs(
+            f"{pairs} pairs of {n_hits} hits are within {option}={radius:g}, at most {limit} are taken; lower it, or "
+            "train further: hits are not apart yet"
+        )
 
 
 class Builder:
@@ -42,12 +59,19 @@ class Builder:
         return any(getattr(self.options, name) is None for setting in self.grid() for name in setting)
 
     def build(self, outputs: Outputs, hit_rows: np.ndarray, n_hits: int, event_id: int) -> Candidates:
-        """Candidates of one event with `n_hits` hits from the outputs of its hits `hit_rows` [N], ascending."""
-        return self.lists(outputs).at(hit_rows).candidates(n_hits, event_id, self.options.min_hits)
+        """Candidates of one event with `n_hits` hits from the outputs of its hits `hit_rows` [N], ascending.
+
+        TooManyPairs that names the event.
+        """
+        try:
+            found = self.lists(outputs)
+        except TooManyPairs as error:
+            raise TooManyPairs(f"event {event_id}: {error}") from error
+        return found.at(hit_rows).candidates(n_hits, event_id, self.options.min_hits)
 
     @staticmethod
-    def sweep(builders: Sequence[Any], outputs: Outputs) -> Iterator[Lists]:
-        """Each builder's candidates of the same event."""
+    def sweep(builders: Sequence[Any], outputs: Outputs) -> Iterator[Lists | None]:
+        """Each builder's candidates of the same event; None where its setting cannot be."""
         for builder in builders:
             yield builder.lists(outputs)
 

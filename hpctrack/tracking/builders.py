@@ -51,25 +51,31 @@ def settings(config: Named) -> list[dict[str, Any]]:
 
 
 def tuning_counts(config: Named, events: Iterable[tuple[Outputs, np.ndarray, np.ndarray]]) -> np.ndarray:
-    """How every setting of the grid does on `events`: int64 [settings, 4].
+    """How every setting of the grid does on `events`: int64 [settings, 5].
 
     Events are (outputs, particle [N], target [P]): each hit's particle 0..P-1, or -1, and which of these are wanted. A
     candidate of another particle is no fake. Columns: double-majority numerator and denominator, fake-rate numerator
-    and denominator; add them over ranks.
+    and denominator, events at which the setting cannot be (too many pairs within a radius); add them over ranks.
     """
     grid = settings(config)
     builders = [build_builder(config, **setting) for setting in grid]
-    counts = np.zeros((len(grid), 4), dtype=np.int64)
+    counts = np.zeros((len(grid), 5), dtype=np.int64)
     for outputs, particle, target in events:
         for k, found in enumerate(type(builders[0]).sweep(builders, outputs)):
+            if found is None:
+                counts[k, 4] += 1
+                continue
             matched = match(found.offsets, found.rows, particle, len(target))
             counts[k, :2] += metrics.double_majority_efficiency(matched, target)
-            counts[k, 2:] += metrics.fake_rate(matched, target)
+            counts[k, 2:4] += metrics.fake_rate(matched, target)
     return counts
 
 
 def choose(config: Named, counts: np.ndarray) -> dict[str, Any]:
-    """The setting with the largest double-majority efficiency minus fake rate; of equals the first."""
+    """The setting with the largest double-majority efficiency minus fake rate; of equals the first.
+
+    Not one that cannot be at some event, unless there is no other.
+    """
     efficiency = counts[:, 0] / np.maximum(counts[:, 1], 1)
     fake_rate = np.where(counts[:, 3] > 0, counts[:, 2] / np.maximum(counts[:, 3], 1), 1.0)
-    return settings(config)[int(np.argmax(efficiency - fake_rate))]
+    return settings(config)[int(np.argmax(efficiency - fake_rate - 4.0 * (counts[:, 4] > 0)))]

@@ -12,12 +12,18 @@ from typing import ClassVar
 
 import numpy as np
 from pydantic import Field
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial import cKDTree
 from sklearn.cluster import DBSCAN
 
 from hpctrack.config import Section
 from hpctrack.data.schema import Candidates, Event
+from hpctrack.tracking.builder import PAIRS_ALWAYS
 from hpctrack.tracking.lists import from_lists
 from hpctrack.tracking.matching import exclusive_lists
+
+CHUNK = 1 << 21  # pairs at a time, where there are more than fit
 
 
 class Dbscan:
@@ -52,5 +58,40 @@ class Dbscan:
     def _labels(self, points_N3: np.ndarray) -> np.ndarray:
         if not len(points_N3):
             return np.zeros(0, np.int64)
+        tree = cKDTree(points_N3)
+        if tree.count_neighbors(tree, self.options.eps) > PAIRS_ALWAYS:
+            return labels_in_chunks(tree, self.options.eps, self.options.min_samples)
         search = DBSCAN(eps=self.options.eps, min_samples=self.options.min_samples, algorithm="kd_tree")
         return search.fit_predict(points_N3)
+
+
+def labels_in_chunks(tree: cKDTree, eps: float, min_samples: int) -> np.ndarray:
+    """What DBSCAN says of the points of `tree`, int64 [N], -1 = noise, with no more than CHUNK pairs in memory.
+
+    Or those of one point. Cores that are neighbours are joined chunk by chunk; a point that is no core goes to the
+    lowest cluster that has a core beside it; clusters are numbered by their first core.
+    """
+    points, n = tree.data, tree.n
+    size = tree.query_ball_point(points, eps, return_length=True)
+    core = size >= min_samples
+    cuts = np.searchsorted(np.cumsum(size), np.arange(CHUNK, size.sum(), CHUNK))
+    joined, chunks = np.arange(n), np.split(np.arange(n), cuts)
+    for rows in filter(len, chunks):
+        i, j = pairs(tree, rows, eps)
+        both = core[i] & core[j]
+        ends = np.append(i[both], np.arange(n)), np.append(j[both], joined)
+        graph = coo_matrix((np.ones(len(ends[0]), np.int8), ends), shape=(n, n))
+        label = connected_components(graph, directed=False)[1]
+        joined = np.unique(label, return_index=True)[1][label]
+    found = np.full(n, n)
+    found[core] = np.unique(joined[core], return_inverse=True)[1]
+    for rows in filter(len, (rows[~core[rows]] for rows in chunks)):
+        i, j = pairs(tree, rows, eps)
+        np.minimum.at(found, i[core[j]], found[j[core[j]]])
+    return np.where(found == n, -1, found)
+
+
+def pairs(tree: cKDTree, rows: np.ndarray, eps: float) -> tuple[np.ndarray, np.ndarray]:
+    """Points `rows` of a tree, and those within `eps` of them, themselves among these."""
+    near = cKDTree(tree.data[rows]).sparse_distance_matrix(tree, eps, output_type="ndarray")
+    return rows[near["i"]], near["j"]

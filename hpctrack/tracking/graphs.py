@@ -16,7 +16,7 @@ from hpctrack.data.edges import Edges
 from hpctrack.errors import InputError
 from hpctrack.graphs.radius import radius_pairs
 from hpctrack.graphs.triplets import triplet_chunks
-from hpctrack.tracking.builder import Outputs
+from hpctrack.tracking.builder import Outputs, TooManyPairs, check_pairs
 from hpctrack.tracking.components import sigmoid
 
 
@@ -56,7 +56,14 @@ class RadiusGraphBuilder(GraphBuilder):
     def build(self, outputs: Outputs, hit_rows: np.ndarray, n_hits: int, event_id: int) -> Edges:
         """Edges of one event from `embedding` [N, E] of its hits `hit_rows` [N], in the order of their ends."""
         x_NE = torch.from_numpy(outputs["embedding"])
-        chunks = [torch.stack(pair) for pair in radius_pairs(x_NE, None, self.options.radius)]
+        chunks, number = [], 0
+        for pair in radius_pairs(x_NE, None, self.options.radius):
+            chunks.append(torch.stack(pair))
+            number += len(pair[0])
+            try:
+                check_pairs(number, len(x_NE), "builder.radius", self.options.radius)
+            except TooManyPairs as error:
+                raise TooManyPairs(f"event {event_id}: more than {error}") from error
         edge_2M = torch.cat(chunks, dim=1).sort(dim=0).values if chunks else torch.zeros(2, 0, dtype=torch.long)
         key = (edge_2M[0] * len(x_NE) + edge_2M[1]).sort().values
         i, j = key // max(1, len(x_NE)), key % max(1, len(x_NE))

@@ -15,7 +15,7 @@ from scipy.sparse import csr_matrix
 from scipy.spatial import cKDTree
 
 from hpctrack.data.schema import Candidates
-from hpctrack.tracking.builder import Builder, Outputs, radii
+from hpctrack.tracking.builder import Builder, Outputs, TooManyPairs, check_pairs, radii
 from hpctrack.tracking.lists import Lists
 
 
@@ -55,11 +55,13 @@ class RadiusBuilder(Builder):
         return replace(candidates, track_ids=track_ids)
 
     @staticmethod
-    def sweep(builders: Sequence[RadiusBuilder], outputs: Outputs) -> Iterator[Lists]:
-        """Each builder's candidates of the same event: one search, with the largest radius, serves all."""
-        near = neighbourhoods(outputs, max(builder.options.radius for builder in builders))
+    def sweep(builders: Sequence[RadiusBuilder], outputs: Outputs) -> Iterator[Lists | None]:
+        """Each builder's candidates of the same event: one search, with the largest radius that can be, serves all."""
+        trees = trees_of(outputs)
+        possible = [builder.options.radius for builder in builders if can_be(trees, builder.options.radius)]
+        near = neighbourhoods(outputs, max(possible)) if possible else None
         for builder in builders:
-            yield builder.select(near)
+            yield builder.select(near) if builder.options.radius in possible else None
 
     def lists(self, outputs: Outputs) -> Lists:
         """Neighbourhoods of at least `min_hits` users, in the order of their influencers."""
@@ -94,11 +96,30 @@ def nearest_track(user_NE: np.ndarray, track_ids_N: np.ndarray, reach: float, mi
 
 
 def neighbourhoods(outputs: Outputs, radius: float) -> csr_matrix:
-    """Distances [influencers, users] of the users within `radius` of each influencer, users ascending."""
-    user, influencer = (outputs[name].astype(np.float64) for name in ("user", "influencer"))
-    if not len(user):
+    """Distances [influencers, users] of the users within `radius` of each influencer, users ascending.
+
+    TooManyPairs before it lists more than can be.
+    """
+    trees = trees_of(outputs)
+    if not trees[0].n:
         return csr_matrix((0, 0))
-    trees = [cKDTree(points, leafsize=16, balanced_tree=False) for points in (influencer, user)]
+    check_pairs(int(trees[0].count_neighbors(trees[1], radius)), trees[0].n, "builder.radius", radius)
     near = trees[0].sparse_distance_matrix(trees[1], radius, output_type="coo_matrix").tocsr()
     near.sort_indices()
     return near
+
+
+def trees_of(outputs: Outputs) -> list[cKDTree]:
+    """Of influencers and of users."""
+    return [
+        cKDTree(outputs[name].astype(np.float64), leafsize=16, balanced_tree=False) for name in ("influencer", "user")
+    ]
+
+
+def can_be(trees: Sequence[cKDTree], radius: float) -> bool:
+    """Whether the pairs within a radius are so few that they may be listed; they are counted without that."""
+    try:
+        check_pairs(int(trees[0].count_neighbors(trees[1], radius)), trees[0].n, "builder.radius", radius)
+    except TooManyPairs:
+        return False
+    return True
