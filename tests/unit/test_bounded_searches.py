@@ -34,7 +34,7 @@ def collapsed(*names: str) -> dict[str, np.ndarray]:
 
 def test_tuning_takes_a_radius_that_can_be(little_memory, monkeypatch):
     monkeypatch.setattr(builder, "PAIRS_ALWAYS", 1 << 16)
-    monkeypatch.setattr(builder, "PAIRS_PER_HIT", 50)
+    monkeypatch.setattr(builder, "PAIRS_PER_HIT", 500)
     n = 2000
     apart = np.arange(30, dtype=np.float32).repeat(4)[:, None] * np.ones(4, np.float32)
     good = {"user": apart, "influencer": apart}
