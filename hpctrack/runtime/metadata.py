@@ -39,9 +39,9 @@ class Fit(Part):
     """The state of a LinearFit, whose terms are as many as its subclass says."""
 
     terms: ClassVar[int]
-    samples: list[list[Amount]]
-    coefficients: list[float] | None
-    error: float
+    samples: list[list[Amount]] = []
+    coefficients: list[float] | None = None
+    error: float = 0.0
 
     @model_validator(mode="after")
     def _of_its_terms(self) -> Fit:
@@ -68,8 +68,8 @@ class PeakState(Fit):
 class MemoryState(Part):
     """Of runtime/memory.py."""
 
-    fits: dict[str, PeakState]
-    ceiling: Amount | None
+    fits: dict[str, PeakState] = {}
+    ceiling: Amount | None = None
 
 
 class PrecisionState(Part):
@@ -91,7 +91,7 @@ class Meta(Part):
     """What every checkpoint has; what a run needs beside it to go on, `export` leaves out."""
 
     schema_: int = Field(1, ge=1, alias="schema", description="1 if it is not there")
-    hpctrack: str
+    hpctrack: str = "of an unknown version"
     step: Count
     config: dict[str, Any]
     neutral: list[str] = []
@@ -135,7 +135,8 @@ def read_meta(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not a checkpoint's meta data, which is a section, not a {type(values).__name__}")
     values = unsealed(values, path)
     meta = checked(Meta, values, path, "not a checkpoint's meta data")
-    return {"schema": meta.schema_, "neutral": meta.neutral, "pending": meta.pending} | values
+    known = {"hpctrack": meta.hpctrack, "schema": meta.schema_, "neutral": meta.neutral, "pending": meta.pending}
+    return known | values
 
 
 def check_goes_on(meta: dict[str, Any], path: Path) -> None:
