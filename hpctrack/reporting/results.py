@@ -34,9 +34,6 @@ class Fraction(Shape):
     def _counted(self) -> Fraction:
         if (self.value is None) != (self.denominator == 0):
             raise ValueError("value is there if and only if denominator is above 0")
-        bounds = [number for number in (self.lo, self.value, self.hi) if number is not None]
-        if bounds != sorted(bounds):
-            raise ValueError("value lies between lo and hi")
         return self
 
 
@@ -55,6 +52,13 @@ class Bin(Fraction):
     from_: float | None = Field(alias="from")
     to: float | None
     mean: float | None = None
+
+    @model_validator(mode="after")
+    def _within_its_error(self) -> Bin:
+        bounds = [number for number in (self.lo, self.value, self.hi) if number is not None]
+        if bounds != sorted(bounds):
+            raise ValueError("value lies between lo and hi")
+        return self
 
 
 class Binned(Shape):
