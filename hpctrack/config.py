@@ -214,7 +214,9 @@ class OptimConfig(Section):
     """The optimizer, linear warm-up and cosine decay, and how the learning rate follows the global batch."""
 
     name: Literal["adamw", "lamb", "lars", "sgd"] = "adamw"
-    lr: float = Field(1e-3, gt=0, description="at its peak, for a global batch of base_batch if scale_lr is set")
+    lr: float = Field(  # a rate that is too large ends in a loss that is not finite, which is said with the event
+        1e-3, gt=0, lt=math.inf, description="at its peak, for a global batch of base_batch if scale_lr is set"
+    )
     scale_lr: Literal["none", "linear", "sqrt"] = Field(
         "none", description="multiply lr by (events a step / base_batch), or by its square root"
     )

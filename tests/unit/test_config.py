@@ -154,7 +154,7 @@ def test_keys_that_do_not_fit_each_other_are_named_without_their_section(overrid
         ("optim.lr=.inf", r"key 'optim\.lr': .*finite"),
         ("optim.lr=.nan", r"key 'optim\.lr': .*(finite|greater)"),
         ("optim.lr=1e400", r"key 'optim\.lr': .*finite"),
-        ("optim.lr=1e30", r"key 'optim\.lr': must be at most"),
+        ("optim.weight_decay=1e30", r"key 'optim\.weight_decay': must be at most"),
         ("optim.clip_norm=.inf", r"key 'optim\.clip_norm': .*finite"),
         ("data.selection.pt_min_gev=.inf", r"key 'data\.selection\.pt_min_gev': .*finite"),
         ("parallel.timeout_s=1e11", r"key 'parallel\.timeout_s': .*less than or equal to 1000000000"),
