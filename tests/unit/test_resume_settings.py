@@ -166,7 +166,7 @@ def test_keys_of_a_later_version_matter_only_if_they_changed_the_result(run, cap
     assert train.main(["influencer.yaml"]) == 0, capsys.readouterr().err
     change_meta(run, config=config, schema=schema.SCHEMA, neutral=["train.later", "loss.later"])
     assert train.main(["influencer.yaml"]) == 2
-    assert "meta.json: unknown key 'data.later'" in capsys.readouterr().err
+    assert "unknown key 'data.later'" in capsys.readouterr().err
     change_meta(run, schema=schema.SCHEMA + 1)
     assert train.main(["influencer.yaml"]) == 2
     assert f"has schema {schema.SCHEMA + 1}, this version reads up to {schema.SCHEMA}" in capsys.readouterr().err
