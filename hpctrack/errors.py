@@ -53,7 +53,7 @@ def verb(name: str) -> Callable:
     def decorate(main: Callable[[Sequence[str] | None], int | None]) -> Callable[[Sequence[str] | None], int]:
         @functools.wraps(main)
         def wrapped(argv: Sequence[str] | None = None) -> int:
-            with streams.guarded(name in signals.SAVING) as output, _threads(name), signals.raising(name):
+            with streams.guarded(name in signals.SAVING) as output, _threads() as ended, signals.raising(name):
                 try:
                     code = _flushed(main, argv, output)
                 except SystemExit:
@@ -63,8 +63,9 @@ def verb(name: str) -> Callable:
                     output.give_up()
                     if code is None:
                         raise
-                if not code and output.lost:  # a verb that saves has gone on to its end
-                    print(f"{signals.who(name)}: {output.why()}", file=sys.stderr)
+                if not code:  # a verb has gone on to its end all the same
+                    for words in [*ended, *([output.why()] if output.lost else [])]:
+                        print(f"{signals.who(name)}: {words}", file=sys.stderr)
                 return code or output.code()
 
         return wrapped
@@ -84,8 +85,12 @@ def _flushed(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[
 
 
 @contextlib.contextmanager
-def _threads(name: str) -> Iterator[None]:
-    """A library's thread that the machine fails (TensorBoard's writer on a full disk) says so in one line, too."""
+def _threads() -> Iterator[list[str]]:
+    """What has ended a library's thread that the machine failed (TensorBoard's writer on a full disk), in words.
+
+    They are for the end: mostly the verb fails of the same thing, and says so in its one line.
+    """
+    ended: list[str] = []
 
     def hook(about: threading.ExceptHookArgs) -> None:
         error = about.exc_value
@@ -93,11 +98,11 @@ def _threads(name: str) -> Iterator[None]:
         if words is None:
             threading.__excepthook__(about)
         else:
-            print(f"{signals.who(name)}: a thread has ended: {' '.join(words.split())}", file=sys.stderr, flush=True)
+            ended.append(f"a thread has ended: {' '.join(words.split())}")
 
     before, threading.excepthook = threading.excepthook, hook
     try:
-        yield
+        yield ended
     finally:
         threading.excepthook = before
 
