@@ -25,9 +25,14 @@ class TooManyPairs(MachineError):
     """More hits are near each other than could be candidates, or held in memory."""
 
 
+def pairs_limit(n_hits: int) -> int:
+    """The most pairs of `n_hits` hits that are listed."""
+    return max(PAIRS_ALWAYS, PAIRS_PER_HIT * n_hits)
+
+
 def check_pairs(pairs: int, n_hits: int, option: str, radius: float) -> None:
     """TooManyPairs, which names the `option` that sets the radius, unless so many pairs of `n_hits` hits can be."""
-    limit = max(PAIRS_ALWAYS, PAIRS_PER_HIT * n_hits)
+    limit = pairs_limit(n_hits)
     if pairs > limit:
         raise TooManyPairs(
             f"{pairs} pairs of {n_hits} hits are within {option}={radius:g}, at most {limit} are taken; lower it, or "

@@ -15,8 +15,11 @@ from scipy.sparse import csr_matrix
 from scipy.spatial import cKDTree
 
 from hpctrack.data.schema import Candidates
-from hpctrack.tracking.builder import Builder, Outputs, TooManyPairs, check_pairs, radii
+from hpctrack.tracking.builder import Builder, Outputs, TooManyPairs, check_pairs, pairs_limit, radii
 from hpctrack.tracking.lists import Lists
+
+SAMPLE = 4096  # influencers whose neighbours are counted first
+DOUBTFUL = 0.25  # of the most pairs there can be
 
 
 class RadiusBuilder(Builder):
@@ -58,10 +61,11 @@ class RadiusBuilder(Builder):
     def sweep(builders: Sequence[RadiusBuilder], outputs: Outputs) -> Iterator[Lists | None]:
         """Each builder's candidates of the same event: one search, with the largest radius that can be, serves all."""
         trees = trees_of(outputs)
-        possible = [builder.options.radius for builder in builders if can_be(trees, builder.options.radius)]
-        near = neighbourhoods(outputs, max(possible)) if possible else None
+        wanted = sorted({builder.options.radius for builder in builders}, reverse=True)
+        largest = next((radius for radius in wanted if can_be(trees, radius)), None)
+        near = search(trees, largest) if largest is not None else None
         for builder in builders:
-            yield builder.select(near) if builder.options.radius in possible else None
+            yield builder.select(near) if largest is not None and builder.options.radius <= largest else None
 
     def lists(self, outputs: Outputs) -> Lists:
         """Neighbourhoods of at least `min_hits` users, in the order of their influencers."""
@@ -101,9 +105,14 @@ def neighbourhoods(outputs: Outputs, radius: float) -> csr_matrix:
     TooManyPairs before it lists more than can be.
     """
     trees = trees_of(outputs)
+    check_radius(trees, radius)
+    return search(trees, radius)
+
+
+def search(trees: Sequence[cKDTree], radius: float) -> csr_matrix:
+    """`neighbourhoods` in trees whose pairs are few enough."""
     if not trees[0].n:
         return csr_matrix((0, 0))
-    check_pairs(int(trees[0].count_neighbors(trees[1], radius)), trees[0].n, "builder.radius", radius)
     near = trees[0].sparse_distance_matrix(trees[1], radius, output_type="coo_matrix").tocsr()
     near.sort_indices()
     return near
@@ -116,10 +125,25 @@ def trees_of(outputs: Outputs) -> list[cKDTree]:
     ]
 
 
+def check_radius(trees: Sequence[cKDTree], radius: float) -> None:
+    """TooManyPairs if the pairs within a radius are too many to be listed.
+
+    Counting them takes as long as listing them, so it is done only where a sample of the influencers has more than a
+    share DOUBTFUL of what can be: it would take few hits with nearly all others around them to be so far off.
+    """
+    n = trees[0].n
+    limit = pairs_limit(n)
+    if n * n <= limit:
+        return
+    sample = trees[0].data[np.random.default_rng(0).choice(n, min(n, SAMPLE), replace=False)]
+    if trees[1].query_ball_point(sample, radius, return_length=True).mean() * n > DOUBTFUL * limit:
+        check_pairs(int(trees[0].count_neighbors(trees[1], radius)), n, "builder.radius", radius)
+
+
 def can_be(trees: Sequence[cKDTree], radius: float) -> bool:
-    """Whether the pairs within a radius are so few that they may be listed; they are counted without that."""
+    """Whether the pairs within a radius are so few that they may be listed."""
     try:
-        check_pairs(int(trees[0].count_neighbors(trees[1], radius)), trees[0].n, "builder.radius", radius)
+        check_radius(trees, radius)
     except TooManyPairs:
         return False
     return True

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.spatial import cKDTree
 from sklearn.cluster import DBSCAN
 
 from hpctrack.config import Named
 from hpctrack.errors import MachineError
-from hpctrack.tracking import builder, dbscan
+from hpctrack.tracking import builder, dbscan, radius
 from hpctrack.tracking.builders import build_builder, choose, settings, tuning_counts
 
 ROOM = 1_200_000_000  # bytes that a search may take beyond what the process has; all pairs would take ten times that
@@ -56,6 +57,30 @@ def test_a_result_that_cannot_be_held_is_one_line(name, little_memory):
     outputs = collapsed("user", "influencer", "embedding")
     with pytest.raises(MachineError, match=r"event 7: .* pairs of 30000 hits are within builder.radius=0.5"):
         build_builder(Named(name=name, radius=0.5)).build(outputs, np.arange(N), N, 7)
+
+
+def test_pairs_that_are_few_are_not_counted_first():
+    """A count takes as long as the search; where a sample leaves doubt, it is made."""
+    rng = np.random.default_rng(2)
+    apart = rng.normal(size=(2 * radius.SAMPLE, 4)).astype(np.float32)
+    crowd = apart.copy()
+    crowd[np.arange(len(crowd)) % 8 < 3] = 3.0  # at one place
+    for points, counted in ((apart, False), (crowd, True)):
+        trees = [CountedTree(points), CountedTree(points)]
+        radius.check_radius(trees, 0.05)
+        assert bool(trees[0].counts) is counted
+        near = radius.search(trees, 0.05)
+        assert near.nnz == trees[0].count_neighbors(trees[1], 0.05)
+
+
+class CountedTree(cKDTree):
+    """Knows how often its pairs were counted."""
+
+    counts = 0
+
+    def count_neighbors(self, *args):
+        self.counts += 1
+        return super().count_neighbors(*args)
 
 
 def test_dbscan_in_chunks_is_dbscan(monkeypatch):
