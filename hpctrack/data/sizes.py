@@ -17,7 +17,7 @@ import xxhash
 
 from hpctrack.data.files import write_text
 from hpctrack.data.selection import Draw, in_volumes
-from hpctrack.data.store import Dataset
+from hpctrack.data.store import INDEX, Dataset
 from hpctrack.errors import InputError
 
 FOLDER = "sizes"
@@ -78,12 +78,16 @@ def load(path: Path, data: Dataset, draw: Draw) -> Sizes | None:
 
 
 def keep(path: Path, sizes: Sizes, data: Dataset, draw: Draw) -> None:
-    """Write the file, whole or not at all, and remove those of what the folder's dataset was before. OSError: not."""
+    """Write the file, whole or not at all; in a dataset's folder, remove those of what it was before. OSError: not.
+
+    A run's folder may keep those of several datasets.
+    """
     path.parent.mkdir(exist_ok=True)
     found = [sizes.hits.tolist(), sizes.targets.tolist()]
     values = {"about": _about(data, draw), "checksum": _digest(found), "hits": found[0], "targets": found[1]}
     write_text(path, json.dumps(values) + "\n")
-    for other in path.parent.glob("*.json"):
+    others = path.parent.glob("*.json") if (path.parent.parent / INDEX).exists() else ()
+    for other in others:
         if not other.name.startswith(data.fingerprint):
             other.unlink(missing_ok=True)
 

@@ -11,7 +11,7 @@ from toys import toy_config, toy_dataset
 
 from hpctrack import evaluate
 from hpctrack.config import AugmentConfig, CurriculumStage, ParallelConfig, SelectionConfig
-from hpctrack.data import sizes
+from hpctrack.data import sizes, store
 from hpctrack.data.loader import EventLoader
 from hpctrack.data.selection import Draw
 from hpctrack.data.store import Dataset
@@ -87,10 +87,15 @@ def test_what_is_not_drawn_is_counted_once(dataset, tmp_path, monkeypatch):
             first.kept.write_text(damage)
             assert np.array_equal(table().whole.hits, first.whole.hits)
         assert len(counted) == 7
-        (other / sizes.FOLDER / "0123456789abcdef-of-another-dataset.json").write_text("{}")
+        another = other / sizes.FOLDER / "0123456789abcdef-of-another-dataset.json"
+        another.write_text("{}")
         first.kept.unlink()
         table()
-        assert len(list((other / sizes.FOLDER).iterdir())) == 2
+        assert another.exists(), "a run's folder keeps the sizes of training and validation events"
+        (other / store.INDEX).touch()  # a dataset's folder: what it was before
+        first.kept.unlink()
+        table()
+        assert len(list((other / sizes.FOLDER).iterdir())) == 2 and not another.exists()
 
 
 def test_a_size_that_is_not_as_counted_names_the_event(tmp_path):
