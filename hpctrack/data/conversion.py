@@ -25,6 +25,7 @@ from hpctrack import pools
 from hpctrack.data import schema, store
 from hpctrack.data.checksums import column_checksum, event_checksum
 from hpctrack.data.detectors import Detectors, find_detectors, read_detectors
+from hpctrack.data.lock import BEATING
 from hpctrack.data.trackml import read_event
 from hpctrack.data.trackml_source import Source, recorded_field
 from hpctrack.errors import InputError, MachineError
@@ -267,8 +268,6 @@ def run_tasks(reader: Reader, tasks: Sequence[Task], jobs: int) -> Iterator[Done
         for task in tasks:
             yield run_task(reader, task)
         return
-    # a fork saves the imports, but not from a process with threads: they may hold locks
-    alone = threading.active_count() == 1 and "torch" not in sys.modules and sys.platform == "linux"
     failed: pools.Outcome | None = None
 
     def todo() -> Iterator[tuple[int, Task]]:
@@ -277,8 +276,8 @@ def run_tasks(reader: Reader, tasks: Sequence[Task], jobs: int) -> Iterator[Done
             if failed is None or k < failed.place:
                 yield k, tasks[k]
 
-    work, method = functools.partial(run_task, reader), "fork" if alone else "spawn"
-    for outcome in pools.run(work, todo(), jobs, method, named=lambda task: task.path.name):
+    work = functools.partial(run_task, reader)
+    for outcome in pools.run(work, todo(), jobs, start_method(), named=lambda task: task.path.name):
         if isinstance(outcome.error, pools.WorkerDied):
             raise MachineError(f"{outcome.error}; run the same command again to go on")
         if outcome.error is None:
@@ -287,3 +286,13 @@ def run_tasks(reader: Reader, tasks: Sequence[Task], jobs: int) -> Iterator[Done
             failed = outcome
     if failed is not None:
         failed.result()
+
+
+def start_method() -> str:
+    """How processes begin: a fork saves the imports, but not from a process with threads, which may hold locks.
+
+    The thread that beats for the owner of a folder holds none that a child could want.
+    """
+    threads = [thread for thread in threading.enumerate() if thread.name != BEATING]
+    alone = len(threads) == 1 and "torch" not in sys.modules and sys.platform == "linux"
+    return "fork" if alone else "spawn"

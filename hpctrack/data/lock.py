@@ -29,6 +29,7 @@ from hpctrack.data.outputs import check_folder
 from hpctrack.errors import InputError, MachineError
 
 LOCK = ".lock"
+BEATING = "lock"  # name of the thread that beats
 OF_NUMBERS = re.compile(r"\.(\d+)-(\d+)\.lock")
 BEAT_S = 10.0
 DEAD_S = 30.0  # without a beat
@@ -83,7 +84,7 @@ class Owner:
         self.path, self.handle, self.pid = path, handle, os.getpid()
         self.checked = time.monotonic()
         self.ended = threading.Event()
-        self.thread = threading.Thread(target=self._beat, name="lock", daemon=True)
+        self.thread = threading.Thread(target=self._beat, name=BEATING, daemon=True)
         self.thread.start()
         files.guards.append(self.guard)
 

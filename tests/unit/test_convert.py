@@ -301,3 +301,23 @@ def test_ids_of_sub_events_that_overflow(tmp_path, capsys):
     assert run(capsys, tmp_path / "csv", tmp_path / "data", "--jobs", 1)[0] == 0
     code, _, err = run(capsys, tmp_path / "data", tmp_path / "sub", "--tracks", 2, "--jobs", 1)
     assert code == 2 and f"event {10**16}: the ids of its sub-events (1000 * id + draw) exceed 64 bits" in err
+
+
+SHOW_METHOD = """
+import multiprocessing, sys
+context = multiprocessing.get_context
+multiprocessing.get_context = lambda method=None: print("begun by", method) or context(method)
+from hpctrack import convert
+sys.exit(convert.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere processes are spawned")
+def test_processes_begin_without_new_imports(tmp_path):
+    """The thread that beats for the folder's owner is no reason to import everything once more for each process."""
+    source = make_trackml(tmp_path / "csv", [1, 2])
+    arguments = [str(source), str(tmp_path / "out"), "--jobs", "2", "--events-per-shard", "1"]
+    process = command() | {"args": [sys.executable, "-c", SHOW_METHOD, *arguments]}
+    found = subprocess.run(**process, capture_output=True, check=False)
+    assert found.returncode == 0, found.stderr
+    assert {line for line in found.stdout.splitlines() if "begun by" in line} == {"begun by fork"}
