@@ -22,6 +22,7 @@ VALUES_MAX = 10_000
 DIGITS_MAX = 40
 YAML = "tag:yaml.org,2002:"
 WORD, MERGE = f"{YAML}str", f"{YAML}merge"
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")  # which YAML can spell
 
 
 def read_recipe(path: Path) -> str:
@@ -110,6 +111,8 @@ class _Loader(yaml.SafeLoader):
             refuse(f"more than {DEPTH_MAX} sections within each other", mark)
         node = super().compose_node(parent, index)
         self.depth -= 1
+        if isinstance(node, yaml.ScalarNode) and (found := _NO_TEXT.search(node.value)):
+            refuse(f"the character U+{ord(found[0]):04X} is no part of a text", mark)
         parts = [part for entry in node.value for part in (entry if isinstance(entry, tuple) else (entry,))]
         inner = [self.measured[id(part)] for part in parts] if isinstance(node, yaml.CollectionNode) else []
         size, depth = 1 + sum(size for size, _ in inner), 1 + max((depth for _, depth in inner), default=0)

@@ -17,6 +17,7 @@ from typing import IO, Any
 import torch
 import xxhash
 
+from hpctrack.arguments import shortened
 from hpctrack.config import OptimConfig
 from hpctrack.data.files import (
     clear_leftovers,
@@ -163,10 +164,12 @@ def latest(folder: Path) -> Path | None:
             f"{folder / LATEST}: missing, but checkpoints are there ({names}): write the name of the one to go on from "
             f"into it, or name another folder as 'run' to begin anew"
         )
-    path = folder / (folder / LATEST).read_text(errors="replace").strip()
+    name = (folder / LATEST).read_text(errors="replace").strip()
+    path = folder / name
     if not path.is_dir() or path.parent != folder:
         there = f"name one of the step-* folders ({names})" if there else "and no other checkpoint is"
-        raise InputError(f"{folder / LATEST}: names '{path.name}', which is not there; {there}")
+        what = f"names '{shortened(name)}', which is not there" if name else "is empty"
+        raise InputError(f"{folder / LATEST}: {what}; {there}")
     return path
 
 

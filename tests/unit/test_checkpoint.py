@@ -135,6 +135,12 @@ def test_latest_that_is_missing_is_refused_and_said_what_to_do(tmp_path):
     (tmp_path / "latest").write_text("step-00000006")
     with pytest.raises(InputError, match=r"names 'step-00000006', which is not there; name one of .*step-00000004"):
         checkpoint.latest(tmp_path)
+    (tmp_path / "latest").write_text("../step-00000004")
+    with pytest.raises(InputError, match=r"names '\.\./step-00000004', which is not there; name one of"):
+        checkpoint.latest(tmp_path)
+    (tmp_path / "latest").write_text("\n")
+    with pytest.raises(InputError, match=r"latest: is empty; name one of .*step-00000004"):
+        checkpoint.latest(tmp_path)
     (tmp_path / "latest").write_text("step-00000002")
     assert newest(tmp_path) == (2, 2)
 

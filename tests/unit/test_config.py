@@ -170,6 +170,8 @@ def test_keys_that_do_not_fit_each_other_are_named_without_their_section(overrid
         (f"seed=0x{'f' * 5000}", r"override 'seed=0xfff.*is no number"),
         ("seed=2026-13-45", r"is no date \(month must be in 1\.\.12\); quote"),
         ("run=2026-02-30", r"is no date .*quote"),
+        (r'run="a\0b"', r"line 1: .*character U\+0000"),
+        (r'data.train="\ud800"', r"line 1: .*character U\+D800"),
         ("seed=!!int ''", "is no number"),
         ("seed=!!bool perhaps", "is no truth value"),
         ("seed=!!python/object/apply:os.system [ls]", "not valid YAML"),
