@@ -21,6 +21,7 @@ from hpctrack.errors import InputError
 CHECKSUM = "checksum"  # the key of a JSON object's own checksum
 LAST_LINE = "# checksum xxh3 "  # of a text, before the checksum of all lines above it
 TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)-(?P<token>[0-9a-f]{8,12})\.tmp")
+HIDDEN = "hidden"
 guards: list[Callable[[Path], None]] = []  # asked before a file gets its final name
 ABANDONED_S = 3600.0  # age of a temporary file of another machine that nobody will finish
 
@@ -80,12 +81,25 @@ def machine() -> str:
 
 
 def started(pid: int) -> str | None:
-    """When a process of this machine began, in ticks since its boot: tells a reused number. None if it has ended."""
+    """When a process of this machine began, in ticks since its boot: tells a reused number. None if it has ended.
+
+    HIDDEN if it is there, but another user's on a machine that shows each user its own processes alone (hidepid).
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
-        return None
+        return HIDDEN if _is_there(pid) else None
     return None if fields[0] in "ZX" else fields[19]
+
+
+def _is_there(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError, TypeError):  # as a record has it
+        return False
+    return True
 
 
 def _short(text: str) -> str:

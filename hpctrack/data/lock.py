@@ -1,10 +1,10 @@
 """One writer at a time: a folder that is being written has one owner, on whatever machine; a dead one is replaced.
 
 The owner's record lies in the folder: which process it is, since when, and a beat, the file's time, every few seconds.
-Whether an owner lives is told by the kernel's lock (flock) on its record where the file system has one that reaches
-this far, on the owner's machine by its process, and elsewhere by the beat: one that does not move for DEAD_S seconds is
-that of a dead owner. Clocks are not compared, the beat is watched. An owner that was taken for dead (a frozen process,
-a node that was cut off) notices by `Owner.check` before it writes on.
+Whether an owner lives is told on its machine by the kernel's lock (flock) on its record, where the file system has one,
+or by its process; and elsewhere by the beat: one that does not move for DEAD_S seconds is that of a dead owner. Clocks
+are not compared, the beat is watched. An owner that was taken for dead (a frozen process, a node that was cut off)
+notices by `Owner.check` before it writes on.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hpctrack.data import files
-from hpctrack.data.files import machine, naming, started
+from hpctrack.data.files import HIDDEN, machine, naming, started
 from hpctrack.data.outputs import check_folder
 from hpctrack.errors import InputError, MachineError
 
@@ -143,13 +143,15 @@ class Record:
         """Let go of the file."""
         os.close(self.handle)
 
-    def lives(self, path: Path) -> bool:
-        """Whether its process does, as far as can be told from here; may watch for DEAD_S seconds."""
+    def lives(self, path: Path, aloud: bool = True) -> bool:
+        """Whether its process does, as far as can be told from here; may watch for DEAD_S seconds, and says so."""
         try:
             fcntl.flock(self.handle, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: those who ask do not stop each other
             fcntl.flock(self.handle, fcntl.LOCK_UN)
         except BlockingIOError:
-            return True
+            # file systems keep the lock of a node that was lost for minutes, in which a run is to go on elsewhere
+            if self.about.get("machine", machine()) == machine():
+                return True
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
@@ -158,9 +160,10 @@ class Record:
         if not self.about:  # of a version that wrote no more than a line, and relied on flock
             return False
         if self.about.get("machine") == machine():
-            return started(self.about.get("pid", 0)) == self.about.get("started")
-        line = f"{path.parent}: {self.said} writes or wrote here; looking for {DEAD_S:g} s whether it lives"
-        print(line, file=sys.stderr, flush=True)
+            return started(self.about.get("pid", 0)) in (self.about.get("started"), HIDDEN)
+        if aloud:
+            line = f"{path.parent}: {self.said} writes or wrote here; looking for {DEAD_S:g} s whether it lives"
+            print(line, file=sys.stderr, flush=True)
         return self._moves(path, DEAD_S)
 
     def _moves(self, path: Path, seconds: float) -> bool:
@@ -187,6 +190,7 @@ def owner_of(path: Path) -> str | None:
 def _acquire(path: Path, wait: bool) -> int:
     """The handle of a record at `path` that is this process's own."""
     begin = said = time.monotonic()
+    heard = None  # whose record was looked at last
     while True:
         try:
             handle = _create(path)
@@ -202,7 +206,8 @@ def _acquire(path: Path, wait: bool) -> int:
         if record is None:
             continue
         try:
-            if record.lives(path):
+            known, heard = heard, record.id
+            if record.lives(path, aloud=record.id != known):
                 if not wait:
                     raise InputError(
                         f"{path.parent}: {record.said} writes here; wait for its end or choose another folder"

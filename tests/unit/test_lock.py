@@ -9,13 +9,14 @@ import json
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from faults import faults as all_faults
 from faults import operations, strike
 
 from hpctrack.data import lock
-from hpctrack.data.files import machine, write_text
+from hpctrack.data.files import clear_leftovers, machine, temporary_name, write_text
 from hpctrack.data.lock import LOCK, only_writer, only_writer_of, owner_of
 from hpctrack.errors import InputError, MachineError
 
@@ -107,11 +108,8 @@ def elsewhere(path, **changes) -> None:
     path.write_text(json.dumps(about) + "\n")
 
 
-def test_an_owner_elsewhere_lives_by_its_beat(tmp_path, monkeypatch, capsys):
-    def refuse(*_):
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
+def test_an_owner_elsewhere_lives_by_its_beat(tmp_path, file_system, capsys):
+    """With locks, too: those of a node that was lost are kept for minutes."""
     with only_writer(tmp_path) as owner:
         elsewhere(tmp_path / LOCK)
         with pytest.raises(InputError, match="process 1 on far .* writes here"):
@@ -136,6 +134,26 @@ def test_the_process_number_alone_says_nothing(tmp_path):
     path.write_text(json.dumps(about) + "\n")
     with only_writer(tmp_path):  # that number belonged to another process before
         pass
+
+
+def test_a_process_that_is_hidden_lives(tmp_path, monkeypatch):
+    """As /proc with hidepid hides those of other users."""
+    ended, read = child(contextlib.nullcontext), Path.read_text
+    end(ended)
+
+    def hide(path, *more):
+        if path == Path(f"/proc/{os.getppid()}/stat"):
+            raise FileNotFoundError(path)
+        return read(path, *more)
+
+    monkeypatch.setattr(Path, "read_text", hide)
+    leftovers = [
+        temporary_name(tmp_path / "a").name.replace(f".{os.getpid()}-", f".{pid}-") for pid in (ended, os.getppid())
+    ]
+    for name in leftovers:
+        (tmp_path / name).touch()
+    clear_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == leftovers[1:]
 
 
 @pytest.mark.parametrize("content", ["", '{"pid": 1', "process 1 on nowhere", "nonsense\n", "[1]\n", '{"pid": 1}\n'])
