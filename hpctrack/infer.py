@@ -28,7 +28,7 @@ from hpctrack.config import (
 from hpctrack.data import candidates
 from hpctrack.data.files import write_json, write_text
 from hpctrack.data.jsonlines import read_lines
-from hpctrack.data.lock import only_writer
+from hpctrack.data.lock import LOCK, only_writer, owner_of
 from hpctrack.data.outputs import check_output
 from hpctrack.data.store import Dataset
 from hpctrack.data.trackml import write_submission
@@ -210,21 +210,19 @@ def begun(out: Path, attributes: dict[str, Any], product: str, part: Part | None
                 for other in sorted(parts.iterdir()):
                     if other.is_dir() and other != own and not (part and part.is_beside(other.name)):
                         refuse_beside(other)
+                        (other / LOCK).unlink(missing_ok=True)  # of one that was killed; nobody begins meanwhile
                 stack.enter_context(only_writer(own))
         yield complete
 
 
 def refuse_beside(folder: Path) -> None:
-    """InputError if another call is at the share that `folder` stands for."""
-    try:
-        if folder.exists():
-            with only_writer(folder):
-                pass
-    except InputError as error:
+    """InputError if another call is at the share that `folder` stands for; only looks, since others look, too."""
+    if said := owner_of(folder / LOCK):
         what = "a call for all" if folder.name == FOR_ALL else folder.name
         raise InputError(
-            f"{folder.parents[1]}: {what} is under way ({error}); only parts of as many go side by side"
-        ) from None
+            f"{folder.parents[1]}: {what} is under way ({said}); wait for its end, since only parts of as many go "
+            "side by side"
+        )
 
 
 def prepare(out: Path, attributes: dict[str, Any], product: str = "candidates") -> bool:

@@ -30,7 +30,7 @@ from hpctrack.parallel.orphans import end_with_launcher, say
 
 TRY_S = 5.0  # one try to connect
 HELD_S = 10.0  # for a port: whoever had it before may be ending
-GRACE_S = 5.0  # after the limit; for a store that no longer answers
+GRACE_S = 5.0  # after the limit; for a store that no longer answers, or is asked by hundreds of ranks who is missing
 SHOWN = 8
 FIRST, MET = "hpctrack/first", "hpctrack/met"  # the run that came here first; the one whose ranks have met
 
@@ -100,7 +100,7 @@ class Meeting:
     def meet(self) -> Met:
         """Return when all ranks of this run are here; MachineError within the time limit if they are not."""
         silent = self.failed("an answer of the store there")
-        with deadline(self.limit_s + GRACE_S, self.rank, "", str(silent)):
+        with deadline(self.limit_s + GRACE_S + self.world / 100, self.rank, "", str(silent)):
             store = self.open_file() if self.by_file else self.connect()
             try:
                 return self.roll(store)
@@ -177,7 +177,7 @@ class Meeting:
         """Rank 0: the roll of all that are there, under its name; a new one if somebody has come anew."""
         if not mine.check([f"rank/{rank}" for rank in range(self.world)]):
             return "", []
-        members = [json.loads(mine.get(f"rank/{rank}")) for rank in range(self.world)]
+        members = [json.loads(own) for own in mine.multi_get([f"rank/{rank}" for rank in range(self.world)])]
         name = hashed([member["token"] for member in members])
         if name != last:
             mine.set("roll", json.dumps([name, members]))
@@ -226,11 +226,11 @@ class Meeting:
         """Who is not there; `to_say`: nothing unless this is the first rank that is."""
         if to_say and any(mine.check([f"rank/{rank}"]) for rank in range(self.rank)):
             return ""
-        absent = [rank for rank in range(self.world) if not mine.check([f"rank/{rank}"])]
-        here = [rank for rank in range(self.world) if rank not in absent]
-        hosts = dict.fromkeys(json.loads(mine.get(f"rank/{rank}"))["host"] for rank in here)
+        absent = without(mine, "rank/", range(self.world))
+        here = sorted({*range(self.world)} - {*absent})
+        hosts = dict.fromkeys(json.loads(own)["host"] for own in mine.multi_get([f"rank/{rank}" for rank in here]))
         name, _ = self.called(mine)
-        absent = absent or [rank for rank in here if not mine.check([f"answer/{name}/{rank}"])] or [0]
+        absent = absent or without(mine, f"answer/{name}/", range(self.world)) or [0]
         text = f"{ranks(absent)} of {self.world}; here on {', '.join([*hosts][:SHOWN])}: {ranks(here)}"
         if differing := self.run.differing(json.loads(store.get(FIRST))):
             text += f"; ranks of another run meet there, too: its {', '.join(differing)} differ"
@@ -242,6 +242,16 @@ class Meeting:
             f"rank {self.rank} of {self.world} did not meet the others at {self.where} within "
             f"{self.key}={self.limit_s:g} s: waited for {waited_for}"
         )
+
+
+def without(store: dist.Store, prefix: str, numbers: range) -> list[int]:
+    """The ranks that have left nothing under `prefix`, by halves: few questions where few are missing."""
+    if store.check([f"{prefix}{number}" for number in numbers]):
+        return []
+    if len(numbers) == 1:
+        return [*numbers]
+    half = len(numbers) // 2
+    return without(store, prefix, numbers[:half]) + without(store, prefix, numbers[half:])
 
 
 def ranks(numbers: list[int]) -> str:

@@ -8,9 +8,11 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 from ranks import start_ranks
 from test_faults import SIZES, quietly, saved_step, slow_infer, wait_for_steps, words
 from test_faults import trained as trained
@@ -140,6 +142,21 @@ def test_what_a_killed_run_has_left_in_the_file_is_no_rank(tmp_path):
         assert problems(Path(config.run)) == []
 
 
+@pytest.mark.parametrize("missing", [[], [0], [999], [3, *range(480, 488)], [*range(1000)]])
+def test_who_is_missing_among_a_thousand_takes_few_questions(missing):
+    store, asked = dist.HashStore(), []
+    for rank in set(range(1000)) - {*missing}:
+        store.set(f"rank/{rank}", "here")
+
+    class Asked:
+        def check(self, keys: list[str]) -> bool:
+            asked.append(keys)
+            return store.check(keys)
+
+    assert rendezvous.without(Asked(), "rank/", range(1000)) == missing
+    assert len(asked) <= 1 + 2 * min(999, 20 * len(missing))
+
+
 # ------------------------------------------------------------------------------------------------ launchers
 
 
@@ -224,6 +241,14 @@ def test_a_frozen_rank_is_noticed_with_its_event(trained, tmp_path, capfd, monke
     assert "rank 1 on " in error and "has not been heard of for --timeout-s=2 s, at event " in error, error
     assert infer.main(words(trained, out)) == 0 and infer.main(words(trained, tmp_path / "whole")) == 0
     assert CandidateStore(out).digest == CandidateStore(tmp_path / "whole").digest
+
+
+def test_many_parts_look_at_once_for_a_call_that_was_killed(tmp_path):
+    """None takes another one's look for that call."""
+    folder = tmp_path / ".parts" / infer.FOR_ALL
+    folder.mkdir(parents=True)
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(infer.refuse_beside, [folder] * 400)) == [None] * 400
 
 
 def test_parts_and_a_call_for_all_refuse_each_other(trained, tmp_path):
