@@ -22,12 +22,13 @@ from hpctrack.streams import EXIT_MACHINE
 __all__ = ["EXIT_INPUT", "EXIT_MACHINE", "EXIT_PREEMPTED", "InputError", "MachineError", "begin", "verb"]
 
 EXIT_INPUT = 2
+MEMORY = "memory"
 SHORT_OF = {  # what libraries say in errors that have no type of their own
-    "can't allocate memory": "memory",
-    "cannot allocate memory": "memory",
-    "failed to map segment": "memory",
-    "out of memory": "memory",
-    "bad_alloc": "memory",
+    "can't allocate memory": MEMORY,
+    "cannot allocate memory": MEMORY,
+    "failed to map segment": MEMORY,
+    "out of memory": MEMORY,
+    "bad_alloc": MEMORY,
     "too many open files": "file numbers (ulimit -n)",
     "can't start new thread": "threads or memory",
 }
@@ -126,18 +127,27 @@ def end_of(name: str, error: BaseException) -> int | None:
     return _end(name, str(error), EXIT_MACHINE) if isinstance(error, OSError) else None
 
 
-def out_of(error: BaseException) -> str | None:
-    """What the machine has run out of, by the word of Python, torch or the loader, and where; None if nothing."""
-    what, words = None, str(_first(error) if isinstance(error, ImportError) else error)
+def lacking(error: BaseException) -> str | None:
+    """What the machine has run out of, by the word of Python, torch or the loader: MEMORY, say; None if nothing."""
     if isinstance(error, MemoryError):
-        what = "memory"
-    elif isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-        what = SHORT_OF["too many open files"]
-    elif isinstance(error, (RuntimeError, ImportError)):
-        what = next((what for text, what in SHORT_OF.items() if text in words.lower()), None)
+        return MEMORY
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return SHORT_OF["too many open files"]
+    if isinstance(error, (RuntimeError, ImportError)):
+        return next((what for text, what in SHORT_OF.items() if text in _words(error).lower()), None)
+    return None
+
+
+def out_of(error: BaseException) -> str | None:
+    """The same as a line: what, where, and in whose words."""
+    what, words = lacking(error), _words(error)
     if what == SHORT_OF["too many open files"]:
         what += f", which is {resource.getrlimit(resource.RLIMIT_NOFILE)[0]}"
     return what and f"out of {what}{_place(error)}{f': {words[:LONGEST]}' if words else ''}"
+
+
+def _words(error: BaseException) -> str:
+    return str(_first(error) if isinstance(error, ImportError) else error)
 
 
 def _first(error: BaseException) -> BaseException:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch_geometric.data import Batch
 
-from hpctrack.errors import MachineError
+from hpctrack.errors import MEMORY, MachineError, lacking
 from hpctrack.parallel.collectives import all_sum, gather
 from hpctrack.parallel.engine import Engine
 from hpctrack.runtime.cost import CostModel, batch_terms
@@ -78,7 +78,7 @@ class Share:
                 try:
                     found = self.forward_backward(batch, mode, overlap and i == len(work) - 1, first=i == 0)
                 except (RuntimeError, MemoryError) as error:
-                    if not out_of_memory(error):
+                    if lacking(error) != MEMORY:
                         raise
                     failed = wanted(error)
                 if failed:  # outside of `except`, where the error would hold on to all that the pass has made
@@ -151,13 +151,6 @@ def agree(engine: Engine, memory: Memory | None, retreats: list[Retreat]) -> lis
     if memory is not None:
         memory.lower([retreat.predicted for retreat in every])
     return every
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether torch or Python says that memory ran out."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return any(text in str(error) for text in ("can't allocate memory", "bad_alloc", "Cannot allocate memory"))
 
 
 def wanted(error: BaseException) -> str:

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 from torch_geometric.data import Batch, Data
 
+from hpctrack.errors import MEMORY, lacking
 from hpctrack.parallel.collectives import all_max
 from hpctrack.parallel.engine import Engine
-from hpctrack.runtime.attempt import out_of_memory
 from hpctrack.runtime.memory import Memory
 from hpctrack.runtime.meter import MemoryMeter
 
@@ -51,7 +51,7 @@ def measure(engine: Engine, loss: nn.Module, batch: Batch, mode: str) -> float:
             engine.backward(sum(loss.weights[name] * terms[name].sum for name in loss.weights))
         peak = float(meter.peak)
     except (RuntimeError, MemoryError) as error:
-        if engine.lockstep or not out_of_memory(error):
+        if engine.lockstep or lacking(error) != MEMORY:
             raise
     engine.discard()
     return peak

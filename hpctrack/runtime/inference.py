@@ -287,7 +287,7 @@ def to_numpy(outputs: dict[str, torch.Tensor], batch: Batch) -> dict[str, np.nda
 def load_model(config: InferConfig, path: Path, device: torch.device) -> torch.nn.Module:
     """The checkpoint's model, ready for prediction."""
     model = build_model(config.model, config.features).to(device, WEIGHTS[config.precision])
-    state = checkpoint.read_state(path, mapped=True)  # the optimizer's part is never read
+    state = checkpoint.read_state(path, mapped=True)  # no memory for the optimizer's part
     checkpoint.load_model(model, state["model"], path)
     return model.eval()
 

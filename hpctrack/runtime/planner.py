@@ -165,8 +165,7 @@ class Planner:
 
     def check_cap(self, hits: np.ndarray) -> None:
         """InputError for the first event over the cap, if that is the policy."""
-        over = self.over_cap(hits)
-        if len(over) and self.config.over_cap == "error":
+        if self.config.over_cap == "error" and len(over := self.over_cap(hits)):
             raise InputError(
                 f"{self.data.folder}: event {self.data.event_ids[over[0]]} has {hits[over[0]]} hits, above "
                 f"plan.hits_per_micro_batch={self.config.hits_per_micro_batch}; raise it, or set plan.over_cap to alone"

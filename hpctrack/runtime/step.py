@@ -6,6 +6,7 @@ mean-over-events however the events are spread.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
@@ -127,9 +128,10 @@ def validate(engine: Engine, loss: nn.Module, batches: Iterable[Batch]) -> StepR
     with torch.no_grad():
         for batch in until_all_end(engine, batches):
             for name, term in loss(engine.predict(batch), batch).items():
-                sums[name] += term.sum.item()
+                value = term.sum.item()
+                sums[name] += value
                 counts[name] += term.count
-                bad += [] if term.sum.isfinite() else batch.event_id.tolist()
+                bad += [] if math.isfinite(value) else batch.event_id.tolist()
             events, hits = events + batch.num_graphs, hits + batch.num_nodes
     bad = sorted({event for part in gather(bad, engine.env) for event in part})
     if bad:

@@ -109,6 +109,7 @@ class Trainer:
         """Go on from the newest checkpoint, which rank 0 chooses, or start; refuse a run that was something else."""
         found, marks = self.found, {}
         if found:
+            self.alive(f"going on from {found}")
             meta = checkpoint.read_meta(found)
             self.step, self.window, self.tuned = meta["step"], Window(meta["window"]), meta["tuned"]
             self.pending = meta["pending"]
