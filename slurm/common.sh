@@ -23,8 +23,10 @@ for again in 1 2 3 4 5; do
   sleep 5
 done
 field() { [[ ${2:-$record} =~ " $1="([^ ]+) ]] && echo "${BASH_REMATCH[1]}"; } # of the job
-restarts=$(field Restarts) tasks=$(field NumTasks) cpus_per_task=$(field CPUs/Task)
+restarts=$(field Restarts || echo 0) tasks=$(field NumTasks || true) cpus_per_task=$(field CPUs/Task || true)
 tasks_per_node=$(field NtasksPerN:B:S:C || echo 0)
+[[ $cpus_per_task = [1-9]* ]] || cpus_per_task=1 # N/A
+[[ $tasks = [1-9]* ]] || tasks=$SLURM_NNODES
 if task=$(field ArrayTaskId); then
   self=$(field ArrayJobId)_$task # the number alone may be that of the whole array
 else
@@ -34,6 +36,9 @@ fi
 [[ $record =~ (gres[:/]|GRES=)gpu ]] || unset SLURM_GPUS_ON_NODE
 # options of srun, which gives a step all GPUs of its job unless told otherwise; places of ranks
 unset "${!SLURM_NTASKS@}" SLURM_NPROCS SLURM_GPUS "${!SLURM_GPUS_PER@}" "${!SLURM_TRES_PER@}" SLURM_CPUS_PER_TASK
+memory=none # of these srun takes one
+[[ ! $record =~ " MinMemory"(CPU|Node)=[1-9] ]] || memory=SLURM_MEM_PER_${BASH_REMATCH[1]^^}
+for name in "${!SLURM_MEM_PER_@}"; do [ "$name" = "$memory" ] || unset "$name"; done
 unset RANK WORLD_SIZE LOCAL_RANK MASTER_ADDR MASTER_PORT "${!TORCHELASTIC_@}" "${!OMPI_@}" "${!PMI@}" "${!PALS_@}" "${!MV2_@}"
 ranks=${HPCTRACK_RANKS_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}
 trap 'told=1; kill -USR1 $step 2>/dev/null || true' USR1 TERM # srun passes it on to all ranks

@@ -221,7 +221,7 @@ ANOTHER_JOBS = {  # what sbatch hands on, called in a task of an array with GPUs
     "SLURM_ARRAY_TASK_MAX": "1", "SLURM_ARRAY_TASK_STEP": "1", "SLURM_GPUS_ON_NODE": "4", "SLURM_GPUS_PER_NODE": "4",
     "SLURM_GPUS": "4", "SLURM_NTASKS": "8", "SLURM_NTASKS_PER_NODE": "8", "SLURM_CPUS_PER_TASK": "32",
     "SLURM_RESTART_COUNT": "7", "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "3", "OMPI_COMM_WORLD_RANK": "3",
-    "OMPI_COMM_WORLD_SIZE": "4",
+    "OMPI_COMM_WORLD_SIZE": "4", "SLURM_MEM_PER_CPU": "100", "SLURM_MEM_PER_NODE": "1000",
 }  # fmt: skip
 
 
