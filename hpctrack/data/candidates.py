@@ -363,6 +363,8 @@ def open_checked(path: Path, expected: str = FORMAT) -> h5py.File:
     try:
         file = h5py.File(path, "r", locking=False)
     except OSError as error:
+        if error.errno not in (None, 0):  # the machine's fault
+            raise
         raise InputError(f"{path}: not a readable HDF5 file ({error}); {AGAIN}") from None
     with damage(path):
         kind, version = file.attrs.get("format"), file.attrs.get("version")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
+import os
 import pickle
 import tracemalloc
 
@@ -239,3 +241,15 @@ def test_edges_of_a_shard_are_joined_event_by_event(tmp_path, monkeypatch):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 5 * len(payload), (peak, len(payload))
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EMFILE, errno.EACCES])
+def test_a_fault_of_the_machine_is_none_of_the_file(tmp_path, monkeypatch, code):
+    (tmp_path / "index.h5").touch()
+
+    def fails(path, *_, **__):
+        raise OSError(code, os.strerror(code), str(path))
+
+    monkeypatch.setattr(candidates.h5py, "File", fails)
+    with pytest.raises(OSError, match=os.strerror(code)):
+        candidates.open_checked(tmp_path / "index.h5")
