@@ -18,7 +18,7 @@ from hpctrack.config import Named, Section, lookup, parse
 from hpctrack.models.geometry import Geometry, on_circle
 from hpctrack.models.mlp import MlpBackbone
 from hpctrack.models.neighbours import NeighbourBackbone
-from hpctrack.models.perceptron import two_layers
+from hpctrack.models.perceptron import Exact, two_layers
 from hpctrack.models.transformer import TransformerBackbone
 
 BACKBONES: dict[str, Any] = {"mlp": MlpBackbone, "neighbours": NeighbourBackbone, "transformer": TransformerBackbone}
@@ -49,7 +49,7 @@ class BackboneModel(nn.Module):
         kind = lookup(BACKBONES, named.name, "model.backbone")
         self.backbone = kind(features, parse(kind.Options, named.options, "model", "model.backbone"))
         width = self.backbone.width
-        self.heads = nn.ModuleDict({name: two_layers(width, width, out) for name, out in heads.items()})
+        self.heads = nn.ModuleDict({name: Exact(*two_layers(width, width, out)) for name, out in heads.items()})
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Each head's output [N, its dimensions] and the backbone's own, of `batch.x` [N, F] and bounds `batch.ptr`."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hpctrack.config import Section
 from hpctrack.models.memory import CHUNK, MemoryModes, again, in_chunks
-from hpctrack.models.perceptron import ACTIVATIONS, Activation, LayerNorm, Norm
+from hpctrack.models.perceptron import ACTIVATIONS, Activation, ExactLinear, LayerNorm, Norm
 
 
 class MlpBackbone(MemoryModes, nn.Module):
@@ -38,7 +38,8 @@ class MlpBackbone(MemoryModes, nn.Module):
         self.width = options.width
         self.layers = nn.Sequential()
         for layer in range(options.layers):
-            self.layers.append(nn.Linear(options.width if layer else len(features), options.width))
+            known = options.width if layer else len(features)
+            self.layers.append((nn.Linear if layer else ExactLinear)(known, options.width))
             if options.norm == "layer":
                 self.layers.append(LayerNorm(options.width))
             self.layers.append(ACTIVATIONS[options.activation]())

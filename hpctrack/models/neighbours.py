@@ -19,7 +19,7 @@ from hpctrack.graphs.knn import nearest
 from hpctrack.graphs.numerics import at_least_fp32
 from hpctrack.models.geometry import PAIR_FEATURES, Geometry, on_circle, pair_features
 from hpctrack.models.memory import MemoryModes
-from hpctrack.models.perceptron import LayerNorm, two_layers
+from hpctrack.models.perceptron import Exact, LayerNorm, two_layers
 from hpctrack.models.sweeps import Autocast, Tally, backward_rows, chunks, forward_rows, leaf
 
 CHUNK = {"cpu": 2048, "cuda": 16384}  # hits at a time: what is made of their pairs stays in a core's cache
@@ -62,7 +62,7 @@ class NeighbourBackbone(MemoryModes, nn.Module):
         self.options = options
         self.width = options.width
         self.geometry = Geometry(features, "backbone 'neighbours'")
-        self.encode = two_layers(len(features), options.width, options.width)
+        self.encode = Exact(*two_layers(len(features), options.width, options.width))
         self.stages = nn.ModuleList(Stage(options) for _ in range(options.stages))
         self.norm = LayerNorm(options.width)
 
@@ -98,7 +98,7 @@ class Stage(nn.Module):
     def __init__(self, options: NeighbourBackbone.Options) -> None:
         super().__init__()
         width = options.width
-        self.embed = nn.Sequential(LayerNorm(width), *two_layers(width, width, options.space))
+        self.embed = Exact(LayerNorm(width), *two_layers(width, width, options.space))
         self.steps = nn.ModuleList(Step(width, options.heads, options.expansion) for _ in range(options.steps))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hpctrack.data.perigee import SCALES
 from hpctrack.data.schema import ESTIMATE
 from hpctrack.models.geometry import Geometry
-from hpctrack.models.perceptron import two_layers
+from hpctrack.models.perceptron import Exact, two_layers
 
 LOG_BOUND = 7.0  # of the logarithm of an uncertainty in units of SCALES: between 1/1100 and 1100 of them
 
@@ -30,7 +30,7 @@ class ParameterHead(nn.Module):
     def __init__(self, features: Sequence[str], width: int) -> None:
         super().__init__()
         self.geometry = Geometry(features, "model.parameters")
-        self.network = two_layers(width, width, len(ESTIMATE))
+        self.network = Exact(*two_layers(width, width, len(ESTIMATE)))
 
     def forward(self, h_NH: Tensor, x_NF: Tensor) -> Tensor:
         """The estimate [N, 20] of hits with hidden states `h_NH` and features `x_NF`."""

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from hpctrack.config import Section
 from hpctrack.models.memory import MemoryModes, in_chunks, run_layers
-from hpctrack.models.perceptron import LayerNorm, two_layers
+from hpctrack.models.perceptron import Exact, LayerNorm, two_layers
 
 CHUNK_HITS = 4096
 
@@ -48,7 +48,7 @@ class TransformerBackbone(MemoryModes, nn.Module):
         super().__init__()
         self.options = options
         self.width = options.width
-        self.encode = two_layers(len(features), options.width, options.width)
+        self.encode = Exact(*two_layers(len(features), options.width, options.width))
         self.blocks = nn.ModuleList(
             Block(options.width, options.heads, options.expansion) for _ in range(options.layers)
         )

@@ -26,6 +26,11 @@ class Entry:
     target: str
     package: str
 
+    @property
+    def Options(self) -> type[Section]:
+        """The method's options; loads its class, InputError if that cannot be had."""
+        return load(self.target.rpartition(":")[2].lower(), self)[1].Options
+
 
 METHODS = {
     "ckf": Entry("hpctrack.tracking.ckf:Ckf", "pyacts"),

@@ -113,7 +113,7 @@ def test_submission_and_refusals(trained, tmp_path, capsys):
     assert np.array_equal(ids[:, 2], expected)
     capsys.readouterr()
     for more, message in (
-        (["builder.radius=0.1"], "holds candidates made with builder="),
+        (["builder.radius=0.1"], "holds candidates made with builder.radius=0.4, now 0.1"),
         (["optim.lr=1"], "override 'optim.lr=1': inference takes selection.key=value"),
         (["builder.radios=0.1"], "builder.radios"),
     ):
@@ -139,7 +139,7 @@ def test_bad_checkpoints_are_named(trained, tmp_path, capsys):
             lambda d: (d / "state.pt").write_bytes((step / "state.pt").read_bytes()[:900]),
             "state.pt: not a whole checkpoint",
         ),
-        (lambda d: (d / "meta.json").unlink(), "meta.json: not a checkpoint's meta data"),
+        (lambda d: (d / "meta.json").unlink(), "meta.json: missing; not a whole checkpoint"),
         (
             lambda d: (d / "meta.json").write_text(
                 (step / "meta.json").read_text().replace('"embedding": 3', '"embedding": 4')

@@ -49,8 +49,12 @@ def test_mixed_precision_reaches_the_loss_of_fp32():
 def test_weights_and_losses_stay_in_fp32():
     for precision in ("bf16", "fp16"):
         engine, batch = make_engine(precision), toy_batch(dtype=torch.float32)
+        made = []
+        qkv = engine.module.backbone.blocks[0].qkv
+        qkv.register_forward_hook(lambda *passed, made=made: made.append(passed[2].dtype))
         outputs = engine.forward(batch, True)
-        assert outputs["user"].dtype != torch.float32
+        assert made == [getattr(torch, {"bf16": "bfloat16", "fp16": "float16"}[precision])]
+        assert outputs["user"].dtype == torch.float32  # embeddings go out as exact as weights are
         loss = build_loss(Named(name="influencer"))
         assert all(term.sum.dtype == torch.float32 for term in loss(outputs, batch).values())
         assert {p.dtype for p in engine.module.parameters()} == {torch.float32}
