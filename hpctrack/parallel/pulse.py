@@ -39,7 +39,7 @@ class Pulse:
 
     def _beat(self) -> None:
         store, heard, silent = self.env.store, "", 0
-        while not self.ended.wait(self.limit_s / TURNS):
+        while not self.ended.is_set():  # the first one at once
             try:
                 store.set(f"pulse/{self.env.rank}", f"{self.turns} {socket.gethostname()} {self.at()}")
                 key = f"pulse/{self.next}"
@@ -51,6 +51,7 @@ class Pulse:
             if silent > TURNS:
                 _, host, at = heard.split(" ", 2) if heard else ("", "", "")
                 self._end(f"rank {self.next}{f' on {host}' if host else ''}", at)
+            self.ended.wait(self.limit_s / TURNS)
 
     def _watch(self) -> None:
         """The store may be the frozen process's own; then it does not answer at all."""

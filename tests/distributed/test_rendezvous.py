@@ -230,6 +230,7 @@ def test_a_frozen_rank_is_noticed_with_its_event(trained, tmp_path, capfd, monke
     processes, _ = start_ranks(2, slow_infer, words(trained, out, "--timeout-s", "2"))
     try:
         until(lambda: any(path.stat().st_size for path in out.glob(".parts/rank-00001.journal")), "no event", 60)
+        time.sleep(0.5)  # until it has told of an event
         os.kill(processes[1].pid, signal.SIGSTOP)
         processes[0].join(40)
         assert processes[0].exitcode == 1, "rank 0 waits on"
