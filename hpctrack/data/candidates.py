@@ -19,6 +19,7 @@ import h5py
 import numpy as np
 import xxhash
 
+from hpctrack.data import hdf5
 from hpctrack.data.files import publish
 from hpctrack.data.hdf5 import atomic_h5, own, plain_name, small_array
 from hpctrack.data.journal import COLUMNS, PARAMETERS, PARTS, Place, read_lengths, read_record
@@ -377,12 +378,5 @@ def open_checked(path: Path, expected: str = FORMAT) -> h5py.File:
 @contextlib.contextmanager
 def damage(path: Path) -> Iterator[None]:
     """Turn what h5py says of missing or unreadable parts of a file into an InputError."""
-    try:
+    with hdf5.damage(path, AGAIN):
         yield
-    except InputError:
-        raise
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in (None, 0):
-            raise
-        what = " ".join(str(error).strip("'\"").split())[:200]
-        raise InputError(f"{path}: damaged, or not made by hpctrack ({what}); {AGAIN}") from error

@@ -117,19 +117,17 @@ def _plain(value: Any) -> Any:
 
 
 @contextlib.contextmanager
-def damage(path: str | Path) -> Iterator[None]:
-    """Turn what h5py says of missing or unreadable parts of a file into an InputError."""
+def damage(path: str | Path, advice: str = "convert again with --overwrite") -> Iterator[None]:
+    """Turn what h5py says of missing or unreadable parts of a file into an InputError, which ends with `advice`."""
     try:
         yield
     except InputError:
         raise
-    except (KeyError, IndexError, TypeError, ValueError, RuntimeError, OverflowError, OSError) as error:
+    except (LookupError, TypeError, ValueError, RuntimeError, OverflowError, AttributeError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in (None, 0):
             raise
         _raise_if_out_of_memory(error, path)
-        raise InputError(
-            f"{path}: damaged, or not made by hpctrack ({short(error)}); convert again with --overwrite"
-        ) from error
+        raise InputError(f"{path}: damaged, or not made by hpctrack ({short(error)}); {advice}") from error
 
 
 def _raise_if_out_of_memory(error: Exception, path: str | Path) -> None:

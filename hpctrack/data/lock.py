@@ -160,6 +160,8 @@ class Record:
         if not self.about:  # of a version that wrote no more than a line, and relied on flock
             return False
         if self.about.get("machine") == machine():
+            if self.about.get("pid") == os.getpid():  # a record that could not be removed may outlive its owner
+                return any(_is_at(handle, path) for handle in _held)
             return started(self.about.get("pid", 0)) in (self.about.get("started"), HIDDEN)
         if aloud:
             line = f"{path.parent}: {self.said} writes or wrote here; looking for {DEAD_S:g} s whether it lives"

@@ -224,3 +224,12 @@ def test_owners_of_different_events_fill_one_folder(tmp_path, file_system):
     with only_writer_of(tmp_path, range(15, 30)):
         pass
     assert not list(tmp_path.iterdir())
+
+
+def test_a_record_that_could_not_be_removed_does_not_keep_its_own_process_out(tmp_path, monkeypatch):
+    with monkeypatch.context() as broken:
+        broken.setattr(lock.Path, "unlink", lambda *_, **__: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+        with pytest.raises(OSError, match="Input/output"), lock.only_writer(tmp_path):
+            pass
+    with lock.only_writer(tmp_path), pytest.raises(InputError, match="writes here"), lock.only_writer(tmp_path):
+        pass
