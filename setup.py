@@ -4,9 +4,31 @@ import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
+RECIPES = {f"hpctrack/{path}": str(path) for path in (p.relative_to(HERE) for p in HERE.glob("configs/**/*.yaml"))}
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "hpctrack/__init__.py").read_text()).group(1)
+
+
+class BuildWithRecipes(build_py):
+    """Puts configs/ into the built package, where named_recipes.py looks for it; a checkout keeps it at the top."""
+
+    def run(self):
+        super().run()
+        for target, source in {} if self.editable_mode else self._recipes():
+            self.mkpath(str(Path(target).parent))
+            self.copy_file(source, target)
+
+    def _recipes(self):
+        return [(str(Path(self.build_lib, target)), source) for target, source in RECIPES.items()]
+
+    def get_source_files(self):  # what an sdist holds
+        return [*super().get_source_files(), *RECIPES.values()]
+
+    def get_outputs(self, include_bytecode=1):
+        return [*super().get_outputs(include_bytecode), *(target for target, _ in self._recipes())]
+
 
 setup(
     name="hpctrack",
@@ -16,6 +38,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
+    cmdclass={"build_py": BuildWithRecipes},
     packages=find_packages(include=["hpctrack", "hpctrack.*"]),
     package_data={"hpctrack": ["pretrained/*/*"]},
     install_requires=[

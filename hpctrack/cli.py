@@ -1,4 +1,4 @@
-"""The `hpctrack` command: `hpctrack VERB …` is `python -m hpctrack.VERB …`."""
+"""The `hpctrack` command: `hpctrack VERB …` is `python -m hpctrack VERB …`."""
 
 from __future__ import annotations
 
@@ -17,8 +17,15 @@ VERBS = {
     "report": "one self-contained HTML page of a run",
     "export": "a run's newest checkpoint without what only training needs, to give away",
     "inspect": "what a dataset, candidates, run or checkpoint holds; --verify checks it",
+    "recipes": "the recipes that come with the package, for train",
     "bench": "measured performance, as ratios within one run",
 }
+MODULES = {"recipes": "show_recipes"}  # of verbs whose name a module of the library has; else VERB
+
+
+def module_of(name: str) -> str:
+    """The module whose `main` is the verb."""
+    return f"hpctrack.{MODULES.get(name, name)}"
 
 
 def main() -> int:
@@ -26,7 +33,7 @@ def main() -> int:
     args = sys.argv[1:]
     if args[:1] and args[0] in VERBS:
         begin(args[0])
-        return importlib.import_module(f"hpctrack.{args[0]}").main(args[1:])
+        return importlib.import_module(module_of(args[0])).main(args[1:])
     return _without_verb(args)
 
 

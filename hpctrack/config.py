@@ -29,6 +29,7 @@ from pydantic import (
 
 from hpctrack.arguments import REAL_MAX, SECONDS_MAX, SEED_END, THREADS_MAX, WHOLE_MAX, shortened
 from hpctrack.errors import InputError
+from hpctrack.named_recipes import find
 from hpctrack.recipes import apply_overrides, named, origin, parse_yaml, read_recipe
 
 READ_AS = {  # what YAML makes of text without quotes
@@ -326,11 +327,11 @@ S = TypeVar("S", bound=BaseModel)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a run's YAML file and apply `key.sub=value` overrides (values are YAML).
+    """Read a run's YAML file, or the recipe of that name, and apply `key.sub=value` overrides (values are YAML).
 
     Raises InputError naming file (or override) and key: missing file, bad YAML, unknown key, wrong type.
     """
-    values = apply_overrides(parse_yaml(read_recipe(Path(path)), str(path)), overrides, str(path))
+    values = apply_overrides(parse_yaml(read_recipe(find(path)), str(path)), overrides, str(path))
     return parse(RunConfig, values, str(path), overrides=overrides)
 
 

@@ -24,7 +24,9 @@ from hpctrack.runtime.watchdog import Watchdog
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line of the verb."""
     parser = arguments.Parser(prog="hpctrack train", description=__doc__)
-    parser.add_argument("config", help="YAML recipe, e.g. configs/influencer.yaml")
+    parser.add_argument(
+        "config", help="a YAML file, or the name of a recipe (`hpctrack recipes`); a file that exists comes first"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="set a key of the recipe")
     launcher_argument(parser)
     args = parser.parse_args(argv)

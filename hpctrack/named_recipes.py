@@ -1,0 +1,45 @@
+"""Recipes by name: those of configs/, which come with the package (`influencer-500`, `pipeline/filter`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hpctrack.errors import InputError
+
+PACKAGE = Path(__file__).parent
+FOLDERS = (PACKAGE / "configs", PACKAGE.parent / "configs")  # of an installed wheel; of a checkout, or one installed -e
+SUFFIX = ".yaml"
+
+
+def folder() -> Path:
+    """The folder of the recipes; InputError if the package has been installed without them."""
+    for each in FOLDERS:
+        if each.is_dir():
+            return each
+    raise InputError(f"{FOLDERS[0]}: missing, so there are no recipes by name; give the path of a YAML file")
+
+
+def names() -> list[str]:
+    """The recipes' names, those of one stage each (`pipeline/…`) last."""
+    paths = [path.relative_to(folder()).with_suffix("") for path in folder().rglob(f"*{SUFFIX}")]
+    return [path.as_posix() for path in sorted(paths, key=lambda path: (len(path.parts), path))]
+
+
+def path_of(name: str) -> Path:
+    """The file of the recipe `name`; InputError that lists the names there are."""
+    if name not in names():
+        raise InputError(f"{name}: no recipe of that name; there are: {', '.join(names())}")
+    return folder() / f"{name}{SUFFIX}"
+
+
+def find(what: str | Path) -> Path:
+    """The file that a path or a recipe's name means: a file that exists comes first, as `./NAME` always is one.
+
+    InputError if neither fits. A folder or device of that name is left to who reads it, unless a recipe has the name.
+    """
+    path, name = Path(what), str(what)
+    if path.is_file() or (path.exists() and name not in names()):
+        return path
+    if name in names():
+        return path_of(name)
+    raise InputError(f"{path}: no such configuration file, and no recipe of that name ({', '.join(names())})")
