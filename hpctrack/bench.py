@@ -20,18 +20,23 @@ from hpctrack.errors import InputError, verb
 from hpctrack.versions import versions
 
 
+def parser() -> arguments.Parser:
+    """The verb's options."""
+    p = arguments.Parser(prog="hpctrack bench", description=__doc__)
+    p.add_argument("name", choices=BENCHES)
+    p.add_argument("--json", type=Path, help="write figures, command, commit, versions and machine here")
+    p.add_argument("--markdown", type=Path, help="write the same as a page for docs/benchmarks/")
+    p.add_argument("--quick", action="store_true", help="the same figures on less work")
+    p.add_argument("--data", type=Path, help="dataset folder to measure on, where the benchmark uses events")
+    p.add_argument("--runs", type=Path, help="folder of runs made elsewhere, e.g. by slurm/scaling.sh")
+    p.add_argument("--threads", type=arguments.threads, default=1, help="CPU threads (default 1)")
+    return p
+
+
 @verb("bench")
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line of the verb."""
-    parser = arguments.Parser(prog="hpctrack bench", description=__doc__)
-    parser.add_argument("name", choices=BENCHES)
-    parser.add_argument("--json", type=Path, help="write figures, command, commit, versions and machine here")
-    parser.add_argument("--markdown", type=Path, help="write the same as a page for docs/benchmarks/")
-    parser.add_argument("--quick", action="store_true", help="the same figures on less work")
-    parser.add_argument("--data", type=Path, help="dataset folder to measure on, where the benchmark uses events")
-    parser.add_argument("--runs", type=Path, help="folder of runs made elsewhere, e.g. by slurm/scaling.sh")
-    parser.add_argument("--threads", type=arguments.threads, default=1, help="CPU threads (default 1)")
-    args = parser.parse_args(argv)
+    args = parser().parse_args(argv)
     for path in (args.json, args.markdown):
         if path:
             check_output(path)

@@ -47,25 +47,22 @@ from hpctrack.errors import EXIT_INPUT, EXIT_MACHINE, InputError, verb
 from hpctrack.parallel.mpi import launched, mpi_world
 
 
-def _parser() -> arguments.Parser:
-    parser = arguments.Parser(prog="hpctrack convert", description=__doc__.split("\n\n")[0])
-    parser.add_argument("source", help="folder or zip of TrackML files, or a dataset folder")
-    parser.add_argument("out", type=Path, help="dataset folder to write")
-    parser.add_argument(
+def parser() -> arguments.Parser:
+    """The verb's options."""
+    p = arguments.Parser(prog="hpctrack convert", description=__doc__.split("\n\n")[0])
+    p.add_argument("source", help="folder or zip of TrackML files, or a dataset folder")
+    p.add_argument("out", type=Path, help="dataset folder to write")
+    p.add_argument(
         "--events-per-shard", type=arguments.positive, default=16, metavar="N", help="of the source; default 16"
     )
-    parser.add_argument(
-        "--jobs", type=arguments.positive, metavar="J", help="processes; default: the cores; not under MPI"
-    )
-    parser.add_argument("--limit", type=arguments.positive, metavar="N", help="only the first N events")
-    parser.add_argument("--skip-bad", action="store_true", help=f"leave bad events out and list them in {SKIPPED}")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace the dataset in OUT, once the new one is whole"
-    )
-    csv = parser.add_argument_group("TrackML files")
+    p.add_argument("--jobs", type=arguments.positive, metavar="J", help="processes; default: the cores; not under MPI")
+    p.add_argument("--limit", type=arguments.positive, metavar="N", help="only the first N events")
+    p.add_argument("--skip-bad", action="store_true", help=f"leave bad events out and list them in {SKIPPED}")
+    p.add_argument("--overwrite", action="store_true", help="replace the dataset in OUT, once the new one is whole")
+    csv = p.add_argument_group("TrackML files")
     csv.add_argument("--detectors", metavar="FILE", help="detectors.csv[.gz]; default: in SOURCE or beside it")
     csv.add_argument("--no-truth", action="store_true", help="events without truth: all hits become noise")
-    sub = parser.add_argument_group("sub-events of a dataset")
+    sub = p.add_argument_group("sub-events of a dataset")
     sub.add_argument("--tracks", type=_positive_or_all, metavar="T", help="tracks a sub-event; all: those of an event")
     sub.add_argument(
         "--draws", type=arguments.positive, metavar="D", help="at most D sub-events an event; default: all"
@@ -76,7 +73,7 @@ def _parser() -> arguments.Parser:
     sub.add_argument("--min-hits", type=arguments.positive, metavar="H", help="least hits of a track; default 3")
     sub.add_argument("--remove-noise", action="store_true", help="else noise is thinned like the tracks")
     sub.add_argument("--seed", type=arguments.seed, help="default 0")
-    return parser
+    return p
 
 
 def _cores() -> int:
@@ -119,9 +116,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The verb: plan the shards, make them, write the index, say what was done."""
     _, size = launched()
     if size == 1:
-        return _ending(lambda: _alone(_parser().parse_args(argv)))
+        return _ending(lambda: _alone(parser().parse_args(argv)))
     with _quiet_but_on_first_rank():
-        args = _parser().parse_args(argv)
+        args = parser().parse_args(argv)
     return _ending(lambda: _on_ranks(args, _world(args, size)))
 
 

@@ -5,7 +5,6 @@ Counts are taken event by event and added up; definitions stand in tracking/metr
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -31,7 +30,7 @@ TIMED = {"event_id": int, "n_hits": int, "rank": int} | dict.fromkeys(("read_s",
 @verb("evaluate")
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Evaluate a folder of candidates, or of a stage's edges; prints the table of all metrics."""
-    args = _arguments(argv)
+    args = parser().parse_args(argv)
     check_output(args.out)
     cuts = Cuts(args.pt_min_gev, args.min_hits, args.eta_max)
     command = ["hpctrack", "evaluate", *(sys.argv[1:] if argv is None else argv)]
@@ -52,18 +51,17 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     return None
 
 
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = arguments.Parser(prog="hpctrack evaluate", description="Candidates against truth -> results.json.")
-    parser.add_argument("candidates", type=Path, help="folder that `hpctrack infer` wrote")
-    parser.add_argument("--data", type=Path, required=True, help="the dataset the candidates were made from")
-    parser.add_argument("--out", type=Path, required=True, help="results.json to write")
-    parser.add_argument("--pt-min-gev", type=arguments.real(0), default=1.0, help="targets: transverse momentum (1.0)")
-    parser.add_argument("--min-hits", type=arguments.positive, default=3, help="targets: number of hits (3)")
-    parser.add_argument("--eta-max", type=arguments.real(0), default=None, help="targets: |eta| at most (no cut)")
-    parser.add_argument(
-        "--jobs", type=arguments.positive, default=1, help="processes (1); the result does not depend on it"
-    )
-    return parser.parse_args(argv)
+def parser() -> arguments.Parser:
+    """The verb's options."""
+    p = arguments.Parser(prog="hpctrack evaluate", description="Candidates against truth -> results.json.")
+    p.add_argument("candidates", type=Path, help="folder that `hpctrack infer` wrote")
+    p.add_argument("--data", type=Path, required=True, help="the dataset the candidates were made from")
+    p.add_argument("--out", type=Path, required=True, help="results.json to write")
+    p.add_argument("--pt-min-gev", type=arguments.real(0), default=1.0, help="targets: transverse momentum (1.0)")
+    p.add_argument("--min-hits", type=arguments.positive, default=3, help="targets: number of hits (3)")
+    p.add_argument("--eta-max", type=arguments.real(0), default=None, help="targets: |eta| at most (no cut)")
+    p.add_argument("--jobs", type=arguments.positive, default=1, help="processes (1); the result does not depend on it")
+    return p
 
 
 COLUMNS = list(dict.fromkeys([*TALLY_COLUMNS, *resolutions.COLUMNS]))

@@ -21,14 +21,19 @@ from hpctrack.tracking.builders import build_builder
 KEPT = ("hpctrack", "schema", "neutral", "step", "plan", "config", "data", "tuned")  # of the meta data
 
 
+def parser() -> arguments.Parser:
+    """The verb's options."""
+    p = arguments.Parser(prog="hpctrack export", description=__doc__)
+    p.add_argument("run", type=Path, help="run folder, or one of its checkpoints")
+    p.add_argument("out", type=Path, help="folder to write")
+    p.add_argument("overrides", nargs="*", metavar="builder.key=value", help="kept as if tuned")
+    return p
+
+
 @verb("export")
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line of the verb."""
-    parser = arguments.Parser(prog="hpctrack export", description=__doc__)
-    parser.add_argument("run", type=Path, help="run folder, or one of its checkpoints")
-    parser.add_argument("out", type=Path, help="folder to write")
-    parser.add_argument("overrides", nargs="*", metavar="builder.key=value", help="kept as if tuned")
-    args = parser.parse_args(argv)
+    args = parser().parse_args(argv)
     check_folder(args.out.absolute().parent)
     if os.path.lexists(args.out):
         raise InputError(f"{args.out}: exists; name a new folder")

@@ -58,11 +58,10 @@ START_S = 30.0  # ranks begin at most so far apart, however short an event is
 WAIT_S = 86400.0  # for ranks that have more to do; those that are lost, or hang at an event, are noticed at once
 
 
-@verb("infer")
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line of the verb."""
-    parser = arguments.Parser(prog="hpctrack infer", description=__doc__)
-    how = parser.add_mutually_exclusive_group(required=True)
+def parser() -> arguments.Parser:
+    """The verb's options."""
+    p = arguments.Parser(prog="hpctrack infer", description=__doc__)
+    how = p.add_mutually_exclusive_group(required=True)
     how.add_argument(
         "--checkpoint",
         type=Path,
@@ -71,27 +70,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="run folder, or a checkpoint in it; again for each next stage of a pipeline",
     )
     how.add_argument("--method", metavar="NAME", help=f"instead of a model: {', '.join(METHODS)}")
-    parser.add_argument("--data", required=True, help="dataset folder")
-    parser.add_argument("--out", required=True, type=Path, help="folder for the candidates")
-    parser.add_argument("--part", type=Part.parse, metavar="I/N", help="share I, from 0, of N jobs that do it together")
-    parser.add_argument("--submission", type=Path, help="also write this TrackML submission CSV")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    parser.add_argument("--threads", type=arguments.threads, default=1, help="CPU threads per rank (default 1)")
-    parser.add_argument(
+    p.add_argument("--data", required=True, help="dataset folder")
+    p.add_argument("--out", required=True, type=Path, help="folder for the candidates")
+    p.add_argument("--part", type=Part.parse, metavar="I/N", help="share I, from 0, of N jobs that do it together")
+    p.add_argument("--submission", type=Path, help="also write this TrackML submission CSV")
+    p.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    p.add_argument("--threads", type=arguments.threads, default=1, help="CPU threads per rank (default 1)")
+    p.add_argument(
         "--timeout-s",
         type=arguments.seconds,
         default=600.0,
         help="an event that takes longer ends it; so does a rank that does not come, or is frozen (but not within "
         f"{START_S:g} s); default 600",
     )
-    parser.add_argument(
+    p.add_argument(
         "overrides",
         nargs="*",
         metavar="key=value",
         help="selection.* (default: every hit), builder.* (of the last --checkpoint), method.* (with --method)",
     )
-    launcher_argument(parser)
-    args = parser.parse_args(argv)
+    launcher_argument(p)
+    return p
+
+
+@verb("infer")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line of the verb."""
+    args = parser().parse_args(argv)
     if args.method:
         config = method_config(args.method, args.overrides)
     else:

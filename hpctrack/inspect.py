@@ -24,7 +24,7 @@ from hpctrack.inspection import candidates, datasets, edges, kinds, runs, text
 @verb("inspect")
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Command line of the verb."""
-    args = _parser().parse_args(argv)
+    args = parser().parse_args(argv)
     if args.json:
         check_output(args.json)
     path, kind = args.path, kinds.kind_of(args.path)
@@ -48,16 +48,15 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     return None
 
 
-def _parser() -> arguments.Parser:
-    parser = arguments.Parser(prog="hpctrack inspect", description=__doc__.split("\n\n")[0])
-    parser.add_argument("path", type=Path, metavar="PATH", help="what to look at; its kind is found out")
-    parser.add_argument("--verify", action="store_true", help="read everything and check it; exit code 2 for a problem")
-    parser.add_argument("--data", type=Path, metavar="DATASET", help="with --verify of candidates: check against it")
-    parser.add_argument(
-        "--jobs", type=arguments.positive, default=1, metavar="J", help="processes of --verify; default 1"
-    )
-    parser.add_argument("--json", type=Path, metavar="F", help="also write all of it as JSON")
-    return parser
+def parser() -> arguments.Parser:
+    """The verb's options."""
+    p = arguments.Parser(prog="hpctrack inspect", description=__doc__.split("\n\n")[0])
+    p.add_argument("path", type=Path, metavar="PATH", help="what to look at; its kind is found out")
+    p.add_argument("--verify", action="store_true", help="read everything and check it; exit code 2 for a problem")
+    p.add_argument("--data", type=Path, metavar="DATASET", help="with --verify of candidates: check against it")
+    p.add_argument("--jobs", type=arguments.positive, default=1, metavar="J", help="processes of --verify; default 1")
+    p.add_argument("--json", type=Path, metavar="F", help="also write all of it as JSON")
+    return p
 
 
 def _checkpoints() -> Any:

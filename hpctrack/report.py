@@ -26,7 +26,7 @@ from hpctrack.reporting.tally import COLUMNS, Cuts
 @verb("report")
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Write the page (and the display as a picture)."""
-    args = _arguments(argv)
+    args = parser().parse_args(argv)
     if (args.candidates is None) != (args.data is None):
         raise InputError("--candidates and --data belong together: the display needs the hits and who found them")
     if args.display_png and args.candidates is None:
@@ -58,28 +58,29 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     return None
 
 
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = arguments.Parser(prog="hpctrack report", description="One self-contained HTML page of a run.")
-    parser.add_argument("--results", type=Path, required=True, help="results.json of `hpctrack evaluate`")
-    parser.add_argument("--out", type=Path, required=True, help="the page to write")
-    parser.add_argument("--run", type=Path, help="run folder of `hpctrack train`: losses, speed, configuration")
-    parser.add_argument("--candidates", type=Path, help="candidates folder, for the event display (with --data)")
-    parser.add_argument("--data", type=Path, help="dataset folder, for the event display (with --candidates)")
-    parser.add_argument("--reference", type=Path, nargs="*", default=[], help="further results.json to compare with")
-    parser.add_argument(
+def parser() -> arguments.Parser:
+    """The verb's options."""
+    p = arguments.Parser(prog="hpctrack report", description="One self-contained HTML page of a run.")
+    p.add_argument("--results", type=Path, required=True, help="results.json of `hpctrack evaluate`")
+    p.add_argument("--out", type=Path, required=True, help="the page to write")
+    p.add_argument("--run", type=Path, help="run folder of `hpctrack train`: losses, speed, configuration")
+    p.add_argument("--candidates", type=Path, help="candidates folder, for the event display (with --data)")
+    p.add_argument("--data", type=Path, help="dataset folder, for the event display (with --candidates)")
+    p.add_argument("--reference", type=Path, nargs="*", default=[], help="further results.json to compare with")
+    p.add_argument(
         "--study", type=Path, action="append", default=[], metavar="FOLDER",
         help="also show this study's table and picture (what tests/campaigns wrote); may be given several times",
     )  # fmt: skip
-    parser.add_argument("--title", help="heading of the page (name of the run)")
-    parser.add_argument(
+    p.add_argument("--title", help="heading of the page (name of the run)")
+    p.add_argument(
         "--event", type=arguments.natural, help="event to display (the one with the median number of targets)"
     )
-    parser.add_argument(
+    p.add_argument(
         "--display", choices=("auto", "all", "targets"), default="auto",
         help="draw all hits, or target particles only; auto: targets only beyond 4,000 hits",
     )  # fmt: skip
-    parser.add_argument("--display-png", type=Path, help="also save the event display as this picture")
-    return parser.parse_args(argv)
+    p.add_argument("--display-png", type=Path, help="also save the event display as this picture")
+    return p
 
 
 def load_display(args: argparse.Namespace, results: dict) -> Display:

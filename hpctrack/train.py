@@ -20,16 +20,21 @@ from hpctrack.runtime.trainer import Trainer
 from hpctrack.runtime.watchdog import Watchdog
 
 
+def parser() -> arguments.Parser:
+    """The verb's options."""
+    p = arguments.Parser(prog="hpctrack train", description=__doc__)
+    p.add_argument(
+        "config", help="a YAML file, or the name of a recipe (`hpctrack recipes`); a file that exists comes first"
+    )
+    p.add_argument("overrides", nargs="*", metavar="key.sub=value", help="set a key of the recipe")
+    launcher_argument(p)
+    return p
+
+
 @verb("train")
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line of the verb."""
-    parser = arguments.Parser(prog="hpctrack train", description=__doc__)
-    parser.add_argument(
-        "config", help="a YAML file, or the name of a recipe (`hpctrack recipes`); a file that exists comes first"
-    )
-    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="set a key of the recipe")
-    launcher_argument(parser)
-    args = parser.parse_args(argv)
+    args = parser().parse_args(argv)
     config = load_config(args.config, args.overrides)
     settings = config.model_dump(mode="json")
     with distributed(config.parallel, config.train.threads, "train", settings) as env:
