@@ -1,4 +1,4 @@
-"""How good candidates are: every definition once, with its source. Long form: docs/physics/metrics.md.
+"""How good candidates are: every definition once, with its source. Long form: docs/reference/metrics.md.
 
 Each metric maps a Match (see matching.py; C candidates, P particles, H hits) and the targets (bool [P]) to integers
 (numerator, denominator), which are added over events before they are divided. A candidate counts if it has at least

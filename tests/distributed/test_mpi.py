@@ -163,7 +163,7 @@ def test_an_error_in_training_ends_all_mpi_ranks(tmp_path):
 
 @needs_mpi
 @pytest.mark.skipif(
-    not has_parallel_hdf5(), reason="needs an h5py that was built with MPI (docs/data-format.md says how)"
+    not has_parallel_hdf5(), reason="needs an h5py that was built with MPI (docs/explanation/formats.md says how)"
 )
 def test_candidates_by_parallel_hdf5_are_those_of_one_rank(tmp_path):
     data = toy_dataset(tmp_path / "data", sizes=(4, 0, 9, 5, 1, 2, 6), n_noise=2, per_shard=3)
