@@ -1,6 +1,6 @@
 # Environment of a job on Perlmutter, and an example for other sites:   export HPCTRACK_ENV=slurm/perlmutter.sh
-# From NERSC's and HPE's documentation; see docs/distributed.md, "Site settings".
-module load python cudatoolkit nccl
+# From NERSC's and HPE's documentation; see docs/how-to/nersc.md.   HPCTRACK_MODULES=pytorch takes NERSC's own torch
+module load ${HPCTRACK_MODULES:-python cudatoolkit nccl}
 [ ! -e .venv/bin/activate ] || source .venv/bin/activate
 # NCCL over Slingshot: libfabric or an error, never sockets
 export NCCL_NET="AWS Libfabric" NCCL_SOCKET_IFNAME=hsn NCCL_CROSS_NIC=1 NCCL_NET_GDR_LEVEL=PHB

@@ -14,6 +14,6 @@ set -euo pipefail
 source "${HPCTRACK_ROOT:-$SLURM_SUBMIT_DIR}/slurm/common.sh"
 
 config=configs/influencer.yaml
-if [ $# -gt 0 ] && [ -f "$1" ]; then config=$1; shift; fi
+if [ $# -gt 0 ] && [[ $1 != *=* ]]; then config=$1; shift; fi # a file, or the name of a recipe
 until_done launch "$SLURM_NNODES" hpctrack.train "$config" "$@"
 say "done"

@@ -13,8 +13,8 @@ set -euo pipefail
 source "${HPCTRACK_ROOT:-$SLURM_SUBMIT_DIR}/slurm/common.sh"
 
 stages=()
-while [ $# -gt 0 ] && [ -f "$1" ]; do stages+=("$1"); shift; done
-[ ${#stages[@]} -gt 0 ] || { echo "train_pipeline.sh: error: give the stages' configuration files, in order" >&2; exit $BAD_INPUT; }
+while [ $# -gt 0 ] && [[ $1 != *=* ]]; do stages+=("$1"); shift; done
+[ ${#stages[@]} -gt 0 ] || { echo "train_pipeline.sh: error: give the stages' recipes, in order" >&2; exit $BAD_INPUT; }
 for stage in "${stages[@]}"; do
   say "stage $stage"
   until_done launch "$SLURM_NNODES" hpctrack.train "$stage" "$@"
