@@ -22,7 +22,7 @@ FEATURES = (
     *("z0", "log_z0_deviation", "d0", "q_over_pt", "cos_phi", "sin_phi", "theta"),
     *(f"{wave}_{length:g}_mm" for length in WAVES_MM for wave in ("cos_z0", "sin_z0")),
 )
-COLLISION_BIT = 52  # of particle_id, from which on it numbers the collision (TrackML, docs/simulation.md)
+COLLISION_BIT = 52  # of particle_id, from which on it numbers the collision (TrackML, docs/explanation/simulation.md)
 PROMPT_MM = 0.1
 MIN_TRACKS = MIN_CANDIDATE_HITS  # of a collision that counts, and of a cluster: the metrics of tracks apply as they are
 Q_OVER_PT, THETA, D0, Z0 = (PARAMETERS.index(name) for name in ("q_over_pt", "theta", "d0", "z0"))
