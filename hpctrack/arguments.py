@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 SEED_END = 2**64  # what the generators of torch and numpy take
@@ -13,6 +14,13 @@ REAL_MAX = 1e12
 SECONDS_MAX = 1e9  # 30 years; what the clocks of threads and of torch can hold
 THREADS_MAX = 1024
 SHOWN = 60  # characters of a value in a message
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What a number of the configuration counts or is measured in, if its name does not end in it (`_mm`, `_gev`)."""
+
+    name: str
 
 
 class Parser(argparse.ArgumentParser):
@@ -40,6 +48,7 @@ def number(convert: Callable[[str], Any], right: Callable[[Any], bool], what: st
             raise argparse.ArgumentTypeError(f"'{shortened(text)}' must be {what}")
         return value
 
+    parse.__doc__ = what
     return parse
 
 

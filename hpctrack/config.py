@@ -27,7 +27,7 @@ from pydantic import (
     model_validator,
 )
 
-from hpctrack.arguments import REAL_MAX, SECONDS_MAX, SEED_END, THREADS_MAX, WHOLE_MAX, shortened
+from hpctrack.arguments import REAL_MAX, SECONDS_MAX, SEED_END, THREADS_MAX, WHOLE_MAX, Unit, shortened
 from hpctrack.errors import InputError
 from hpctrack.named_recipes import find
 from hpctrack.recipes import apply_overrides, named, origin, parse_yaml, read_recipe
@@ -51,6 +51,10 @@ def _in_64_bits(value: Any) -> Any:
     return value
 
 
+Events = Annotated[int, Unit("events")]
+Hits = Annotated[int, Unit("hits")]
+Steps = Annotated[int, Unit("steps")]
+Tracks = Annotated[int, Unit("tracks")]
 Seed = Annotated[int, BeforeValidator(_in_64_bits), Field(ge=0, lt=SEED_END)]
 
 
@@ -89,19 +93,21 @@ class SelectionConfig(Section):
     """Which particles are targets and which hits the model sees."""
 
     pt_min_gev: float = Field(0.0, ge=0, description="targets have at least this transverse momentum")
-    min_hits: int = Field(3, ge=1, description="targets have at least this many hits")
+    min_hits: Hits = Field(3, ge=1, description="targets have at least this many hits")
     noise: bool = Field(True, description="keep noise hits")
-    noise_share: float | None = Field(None, gt=0, lt=1, description="so many among the hits, at most; null: all")
+    noise_share: float | None = Field(
+        None, gt=0, lt=1, description="noise hits are thinned to this share of all hits; null: all stay"
+    )
     other_hits: bool = Field(True, description="keep hits of particles that are no targets, as hits of no track")
-    tracks: int | None = Field(None, ge=1, description="number of target tracks drawn per event; null: all")
+    tracks: Tracks | None = Field(None, ge=1, description="number of target tracks drawn per event; null: all")
     volumes: list[int] | None = Field(None, min_length=1, description="hits of these volumes alone; null: all")
 
 
 class CurriculumStage(Section):
     """Fewer tracks at first: a stage of the curriculum in the number of tracks."""
 
-    until_epoch: int = Field(ge=1, description="the stage's end, counted from epoch 0")
-    tracks: int = Field(ge=1, description="number of target tracks drawn per event until then")
+    until_epoch: Annotated[int, Unit("epochs")] = Field(ge=1, description="the stage's end, counted from epoch 0")
+    tracks: Tracks = Field(ge=1, description="number of target tracks drawn per event until then")
 
 
 class AugmentConfig(Section):
@@ -128,17 +134,21 @@ class AugmentConfig(Section):
 class DataConfig(Section):
     """Datasets (folders made by `hpctrack convert`) and what is read from them."""
 
-    train: str = free_field(description="the folder may move; its content is compared")
-    valid: str | None = free_field(None)
+    train: str = free_field(
+        description="the dataset that training reads; a resumed run finds it elsewhere, its content is compared"
+    )
+    valid: str | None = free_field(None, description="the dataset that validation and tuning read; null: none")
     selection: SelectionConfig = SelectionConfig()
     curriculum: list[CurriculumStage] = Field([], description="training on fewer tracks first; then as selection says")
-    features: list[str] = Field(["x", "y", "z"], min_length=1, description="model inputs: names in data/features.py")
-    graph: Named | None = Field(None, description="edges between an event's hits: an entry of graphs/__init__.py")
+    features: list[str] = Field(["x", "y", "z"], min_length=1, description="what the model sees of each hit, by name")
+    graph: Named | None = Field(None, description="edges between an event's hits; null: none")
     augment: AugmentConfig = AugmentConfig()
-    workers: int = free_field(
+    workers: Annotated[int, Unit("processes")] = free_field(
         0, ge=0, le=THREADS_MAX, description="reader processes per rank; 0 reads in the training process"
     )
-    prefetch_factor: int = free_field(2, ge=1, description="micro-batches each reader process is ahead")
+    prefetch_factor: Annotated[int, Unit("micro-batches")] = free_field(
+        2, ge=1, description="micro-batches each reader process is ahead"
+    )
     verify: bool = free_field(True, description="compare what is read with its checksums")
     stage_to: str | None = free_field(
         None, description="folder on each node's own disk (or /dev/shm) to read copies from"
@@ -157,9 +167,13 @@ class DataConfig(Section):
 class PlanConfig(Section):
     """How events become optimizer steps (so many events, or so much cost, a step) and are split over ranks."""
 
-    events_per_step: int | None = Field(8, ge=1, description="global batch: events per optimizer step, over all ranks")
-    cost_per_step: float | None = Field(None, gt=0, description="instead: predicted cost per step, in mean events")
-    window: int | Literal["epoch"] = Field(
+    events_per_step: Events | None = Field(
+        8, ge=1, description="global batch: events per optimizer step, over all ranks"
+    )
+    cost_per_step: Annotated[float, Unit("mean events")] | None = Field(
+        None, gt=0, description="in place of events_per_step: predicted cost of a step"
+    )
+    window: Steps | Literal["epoch"] = Field(
         1, description="steps within which like-sized events are grouped; 1: plain random, epoch: all sorted"
     )
     cost: Literal["sizes", "learned"] = free_field(
@@ -168,8 +182,8 @@ class PlanConfig(Section):
     locality: bool = free_field(
         False, description="ranks prefer shards they have read before, where that costs nothing"
     )
-    hits_per_micro_batch: int | None = free_field(
-        None, ge=1, description="no forward sees more hits, where events allow"
+    hits_per_micro_batch: Hits | None = free_field(
+        None, ge=1, description="a forward pass takes no more, but at least one event; null: no limit"
     )
     over_cap: Literal["error", "alone"] = free_field(
         "alone", description="a single event with more hits: refuse it, or let it be a micro-batch of its own"
@@ -188,7 +202,9 @@ class MemoryConfig(Section):
     """How much memory a rank may use, and which memory modes it uses to that end (models/memory.py)."""
 
     cap_gib: float | None = free_field(
-        None, gt=0, description="for weights, gradients, optimizer and passes of a rank; null with auto: what there is"
+        None,
+        gt=0,
+        description="memory a rank may use for weights, gradients, optimizer and passes; null with auto: what there is",
     )
     policy: Literal["auto", "plain", "recompute", "nested", "chunks", "offload"] = free_field(
         "plain", description="mode of all passes; auto (the default with a cap): for each the first that should fit"
@@ -214,21 +230,30 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 class OptimConfig(Section):
     """The optimizer, linear warm-up and cosine decay, and how the learning rate follows the global batch."""
 
-    name: Literal["adamw", "lamb", "lars", "sgd"] = "adamw"
+    name: Literal["adamw", "lamb", "lars", "sgd"] = Field("adamw", description="lamb and lars are for large batches")
     lr: float = Field(  # a rate that is too large ends in a loss that is not finite, which is said with the event
-        1e-3, gt=0, lt=math.inf, description="at its peak, for a global batch of base_batch if scale_lr is set"
+        1e-3,
+        gt=0,
+        lt=math.inf,
+        description="learning rate at its peak; for a global batch of base_batch if scale_lr is set",
     )
     scale_lr: Literal["none", "linear", "sqrt"] = Field(
         "none", description="multiply lr by (events a step / base_batch), or by its square root"
     )
-    base_batch: float = Field(8.0, gt=0, description="events per optimizer step that lr was chosen for")
-    weight_decay: float = Field(0.01, ge=0)
-    betas: tuple[Decay, Decay] = Field((0.9, 0.99), description="adamw, lamb")
-    momentum: float = Field(0.9, ge=0, lt=1, description="lars, sgd")
-    warmup_steps: int = Field(0, ge=0)
-    schedule: Literal["cosine", "constant"] = "cosine"
-    final_lr_fraction: float = Field(0.01, ge=0, le=1, description="of lr, reached at the last step of the cosine")
-    clip_norm: float | None = Field(1.0, gt=0, description="global gradient norm; null: no clipping")
+    base_batch: Annotated[float, Unit("events")] = Field(
+        8.0, gt=0, description="events per optimizer step that lr was chosen for"
+    )
+    weight_decay: float = Field(0.01, ge=0, description="decoupled from the gradient in adamw")
+    betas: tuple[Decay, Decay] = Field((0.9, 0.99), description="adamw, lamb: decay of the first and second moment")
+    momentum: float = Field(0.9, ge=0, lt=1, description="lars, sgd: of the gradient's running sum")
+    warmup_steps: Steps = Field(0, ge=0, description="lr grows linearly from 0 so long")
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="of lr after the warm-up")
+    final_lr_fraction: float = Field(
+        0.01, ge=0, le=1, description="share of lr that is left at the last step of the cosine"
+    )
+    clip_norm: float | None = Field(
+        1.0, gt=0, description="gradients are scaled down to this global norm; null: no clipping"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -241,7 +266,7 @@ class OptimConfig(Section):
 class TrainConfig(Section):
     """Length, precision and bookkeeping of training."""
 
-    steps: int = free_field(
+    steps: Steps = free_field(
         ge=1,
         description="optimizer steps in all; epochs follow from the data. A resumed run may have more or fewer where "
         "the learning rates of the steps that are done stay the same",
@@ -249,15 +274,19 @@ class TrainConfig(Section):
     start_from: str | None = Field(
         None, description="run or checkpoint with whose weights a new run begins; its model and features may be a part"
     )
-    precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16", "fp64"] = Field(
+        "fp32", description="bf16, fp16: autocast, with weights in fp32"
+    )
     compile: bool = free_field(False, description="torch.compile the model, with sizes of events as variables")
     tf32: bool = Field(False, description="GPUs may round the inputs of fp32 matrix products to TF32")
-    checkpoint_every: int = free_field(200, ge=1, description="steps")
-    keep_checkpoints: int = free_field(2, ge=1)
-    log_every: int = free_field(10, ge=1, description="steps")
-    valid_every: int = free_field(500, ge=1, description="steps")
-    probe_every: int = free_field(10, ge=1, description="steps of which one is timed in parts, without overlap")
-    threads: int | None = free_field(
+    checkpoint_every: Steps = free_field(200, ge=1, description="between checkpoints")
+    keep_checkpoints: Annotated[int, Unit("checkpoints")] = free_field(
+        2, ge=1, description="so many are kept, the newest"
+    )
+    log_every: Steps = free_field(10, ge=1, description="between lines of metrics.jsonl, TensorBoard and the screen")
+    valid_every: Steps = free_field(500, ge=1, description="between validations")
+    probe_every: Steps = free_field(10, ge=1, description="of so many, one is timed in parts, without overlap")
+    threads: Annotated[int, Unit("threads")] | None = free_field(
         1, ge=1, le=THREADS_MAX, description="CPU threads per rank; null: torch's own choice"
     )
 
@@ -270,7 +299,10 @@ class ParallelConfig(Section):
     )
     compress: Literal["none", "bf16"] = Field("none", description="number format in which gradients are summed")
     bucket_mb: float = free_field(
-        25.0, gt=0, le=1e6, description="ddp, deepspeed: gradients summed at once, while others come"
+        25.0,
+        gt=0,
+        le=1e6,
+        description="ddp, deepspeed: gradients that are summed at once, while the backward pass goes on",
     )
     reshard_after_forward: bool = free_field(True, description="fsdp: gather weights again for the backward pass")
     zero_stage: Literal[1, 2, 3] = free_field(
@@ -278,15 +310,15 @@ class ParallelConfig(Section):
     )
     offload_optimizer: bool = free_field(False, description="deepspeed: optimizer state in the memory of the host")
     offload_param: bool = free_field(False, description="deepspeed, stage 3: weights in the memory of the host")
-    device: Literal["auto", "cpu", "cuda"] = free_field("auto")
+    device: Literal["auto", "cpu", "cuda"] = free_field("auto", description="auto: cuda where there is one")
     bind_cores: bool = free_field(
         True, description="on CPUs, ranks of a node that may use the same cores split them, if there are enough"
     )
     timeout_s: float = free_field(
-        600.0, gt=0, le=SECONDS_MAX, description="a collective that waits longer ends the run"
+        600.0, gt=0, le=SECONDS_MAX, description="a rank that waits longer for others ends the run"
     )
     rendezvous_timeout_s: float = free_field(
-        300.0, gt=0, le=SECONDS_MAX, description="ranks that have not met by then end"
+        300.0, gt=0, le=SECONDS_MAX, description="ranks that have not met after so long end"
     )
 
     @model_validator(mode="after")
@@ -302,11 +334,11 @@ class RunConfig(Section):
     """Everything a training run is defined by."""
 
     run: str = free_field(description="folder of the run: config, metrics, checkpoints")
-    seed: Seed = 1
+    seed: Seed = Field(1, description="of weights, draws of tracks, augmentation and the order of events")
     data: DataConfig
-    model: Named
-    loss: Named
-    builder: Named
+    model: Named = Field(description="the model and its options")
+    loss: Named = Field(description="the loss and its options")
+    builder: Named = Field(description="what makes track candidates of the model's outputs, and its options")
     plan: PlanConfig = PlanConfig()
     memory: MemoryConfig = MemoryConfig()
     optim: OptimConfig = OptimConfig()

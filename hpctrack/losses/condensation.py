@@ -39,10 +39,10 @@ class CondensationLoss(Loss):
     class Options(Section):
         """Weights; all 1 and noise s_B is the paper's loss without a payload."""
 
-        attraction: float = Field(1.0, ge=0)
-        repulsion: float = Field(1.0, ge=0)
-        beta: float = Field(1.0, ge=0)
-        noise: float = Field(1.0, ge=0, description="s_B")
+        attraction: float = Field(1.0, ge=0, description="weight of the pull towards a track's condensation point")
+        repulsion: float = Field(1.0, ge=0, description="weight of the push away from other tracks' points")
+        beta: float = Field(1.0, ge=0, description="weight of the term by which each track has a hit of high beta")
+        noise: float = Field(1.0, ge=0, description="weight of the term that lowers the beta of noise, s_B")
         neighbours: float = Field(0.0, ge=0, description="weight of the loss on the backbone's `space_0`, `space_1`, …")
         q_min: float = Field(0.5, gt=0, description="charge of a hit with beta 0")
 

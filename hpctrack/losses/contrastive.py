@@ -33,10 +33,10 @@ class ContrastiveLoss(Loss):
     class Options(Section):
         """Weights and variants."""
 
-        attraction: float = Field(1.0, ge=0)
-        repulsion: float = Field(1.0, ge=0)
+        attraction: float = Field(1.0, ge=0, description="weight of the term that pulls a track's hits together")
+        repulsion: float = Field(1.0, ge=0, description="weight of the term that pushes other hits away")
         neighbours: float = Field(0.0, ge=0, description="weight of the loss on the backbone's `space_0`, `space_1`, …")
-        margin: float = Field(1.0, gt=0)
+        margin: float = Field(1.0, gt=0, description="distance beyond which hits no longer repel each other")
         squared_hinge: bool = Field(False, description="square the hinge of the repulsion")
         per: Literal["pair", "hit"] = Field("pair", description="repulsion: mean over pairs, or sum over pairs per hit")
 

@@ -59,9 +59,9 @@ class EdgeMetricLoss(Loss):
     class Options(Section):
         """Weights and the margin."""
 
-        positives: float = Field(1.0, ge=0)
-        negatives: float = Field(1.0, ge=0)
-        margin: float = Field(1.0, gt=0)
+        positives: float = Field(1.0, ge=0, description="weight of the term that pulls true pairs together")
+        negatives: float = Field(1.0, ge=0, description="weight of the term that pushes false pairs apart")
+        margin: float = Field(1.0, gt=0, description="distance beyond which false pairs are left alone")
 
     counted = {"positives": with_true_pair, "negatives": with_false_pair}
 

@@ -49,9 +49,11 @@ class InfluencerLoss(Loss):
         attraction_form: Literal["closed", "scatter", "loop"] = Field(
             "closed", description="how L+ is computed: the same value at other costs; the paper's is scatter"
         )
-        influencer_margin: float = Field(1.0, gt=0)
+        influencer_margin: float = Field(1.0, gt=0, description="distance beyond which influencers no longer repel")
         squared_hinge_ui: bool = Field(False, description="square the user-influencer hinge")
-        influencer_pairs: Literal["all", "other_tracks"] = "all"
+        influencer_pairs: Literal["all", "other_tracks"] = Field(
+            "all", description="which influencers repel each other: those of one track, too, or of different ones alone"
+        )
         per: Literal["pair", "hit"] = Field("pair", description="repulsion: mean over pairs, or sum over pairs per hit")
         log_floor: float = Field(1e-6, gt=0, description="added inside the logarithm, bounds its slope")
 

@@ -49,9 +49,9 @@ class MetricLoss(Loss):
     class Options(Section):
         """Weights and the search for negatives."""
 
-        positives: float = Field(1.0, ge=0)
-        negatives: float = Field(1.0, ge=0)
-        margin: float = Field(1.0, gt=0)
+        positives: float = Field(1.0, ge=0, description="weight of the term that pulls true pairs together")
+        negatives: float = Field(1.0, ge=0, description="weight of the term that pushes false pairs apart")
+        margin: float = Field(1.0, gt=0, description="distance beyond which false pairs are left alone")
         mined: int | None = Field(None, ge=1, description="nearest neighbours a hit is pushed from; null: all")
 
     counted = {"positives": with_true_edge, "negatives": with_hit}

@@ -33,7 +33,7 @@ class AttentionNetwork(GraphNetwork):
         """Sizes."""
 
         width: int = Field(64, ge=1, description="of node states and hidden layers")
-        iterations: int = Field(4, ge=1)
+        iterations: int = Field(4, ge=1, description="of message passing")
         activation: Activation = "tanh"
         inputs: bool = Field(True, description="each iteration sees the input features again")
         residual: bool = Field(False, description="node states are added to, as in Exa.TrkX")

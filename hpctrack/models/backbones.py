@@ -35,7 +35,9 @@ class BackboneModel(nn.Module):
         """Embedding and backbone; `backbone` takes a name and that backbone's own options."""
 
         embedding: int = Field(8, ge=1, description="dimensions of the space in which a track's hits meet")
-        backbone: dict[str, Any] = {"name": "neighbours"}
+        backbone: dict[str, Any] = Field(
+            {"name": "neighbours"}, description="the network on hits: its name and its own options (backbone, below)"
+        )
         azimuth: float = Field(0.0, ge=0, description="radius of a circle of hits by phi, two more dimensions; 0: none")
 
     def __init__(

@@ -28,7 +28,7 @@ class ConvolutionNetwork(GraphNetwork):
         """Sizes."""
 
         width: int = Field(64, ge=1, description="of node states and hidden layers")
-        iterations: int = Field(4, ge=1)
+        iterations: int = Field(4, ge=1, description="of message passing")
         layers: int = Field(2, ge=1, description="linear layers of the perceptron that scores edges")
         recurrent: bool = Field(False, description="all iterations share their weights")
 

@@ -29,7 +29,7 @@ class InteractionNetwork(GraphNetwork):
         """Sizes."""
 
         width: int = Field(128, ge=1, description="of node and edge states, and of hidden layers")
-        iterations: int = Field(8, ge=1)
+        iterations: int = Field(8, ge=1, description="of message passing")
         layers: int = Field(3, ge=1, description="linear layers of each perceptron")
         activation: Activation = "silu"
         recurrent: bool = Field(False, description="all iterations share their weights")

@@ -28,8 +28,8 @@ class MlpBackbone(MemoryModes, nn.Module):
     class Options(Section):
         """Size."""
 
-        width: int = Field(512, ge=1)
-        layers: int = Field(4, ge=1)
+        width: int = Field(512, ge=1, description="of hidden layers")
+        layers: int = Field(4, ge=1, description="linear layers")
         norm: Norm = "layer"
         activation: Activation = "relu"
 

@@ -38,7 +38,7 @@ class NeighbourBackbone(MemoryModes, nn.Module):
     class Options(Section):
         """Sizes."""
 
-        width: int = Field(64, ge=1)
+        width: int = Field(64, ge=1, description="of a hit's state")
         stages: int = Field(2, ge=1, description="neighbour searches, each in a space of its own")
         steps: int = Field(3, ge=1, description="message steps after each search")
         neighbours: int = Field(16, ge=1, description="of each hit, itself included")
@@ -46,7 +46,7 @@ class NeighbourBackbone(MemoryModes, nn.Module):
         azimuth: float = Field(
             0.0, ge=0, description="of the circle of hits by phi, beside a space's learned dimensions"
         )
-        heads: int = Field(4, ge=1)
+        heads: int = Field(4, ge=1, description="attention heads; width is a multiple of them")
         expansion: int = Field(2, ge=1, description="hidden width of the feed-forward part, in widths")
 
         @model_validator(mode="after")

@@ -6,15 +6,16 @@ Legend: N rows, W width of a part, H hidden width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hpctrack.graphs.numerics import at_least_fp32, without_autocast
 
-Norm = Literal["layer", "none"]
-Activation = Literal["relu", "silu", "gelu", "tanh"]
+Norm = Annotated[Literal["layer", "none"], Field(description="normalization of hidden layers")]
+Activation = Annotated[Literal["relu", "silu", "gelu", "tanh"], Field(description="of hidden layers")]
 Sizes = tuple[int, str, str]  # of a SplitPerceptron: layers, norm, activation
 ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU, "tanh": nn.Tanh}
 

@@ -33,9 +33,9 @@ class TransformerBackbone(MemoryModes, nn.Module):
     class Options(Section):
         """Size of the encoder."""
 
-        width: int = Field(128, ge=1)
-        layers: int = Field(4, ge=1)
-        heads: int = Field(4, ge=1)
+        width: int = Field(128, ge=1, description="of a hit's state")
+        layers: int = Field(4, ge=1, description="encoder layers")
+        heads: int = Field(4, ge=1, description="attention heads; width is a multiple of them")
         expansion: int = Field(4, ge=1, description="hidden width of the feed-forward part, in widths")
 
         @model_validator(mode="after")

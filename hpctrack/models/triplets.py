@@ -44,7 +44,10 @@ class TripletNetwork(nn.Module):
     class Options(Section):
         """The network, and how scores come back to edges."""
 
-        network: dict[str, Any] = {"name": "attention"}
+        network: dict[str, Any] = Field(
+            {"name": "attention"},
+            description="a model on edges, here of triplets: its name and its own options (model)",
+        )
         pool: Literal["best", "mean"] = Field("best", description="of the logits of the triplets that have the edge")
         triplets_max: int = free_field(
             1 << 26, ge=1, description="a batch with more is refused; 16 bytes each, and states"

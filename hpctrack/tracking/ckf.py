@@ -59,9 +59,9 @@ class Ckf:
         chi2_outlier_max: float = Field(25.0, gt=0, description="measurements further off are not looked at")
         branches: int = Field(2, ge=1, description="measurements followed on each surface")
         d0_max_mm: float = Field(4.0, gt=0, description="transverse impact parameter of tracks")
-        min_measurements: int = Field(7, ge=3)
-        max_holes: int = Field(2, ge=0)
-        max_outliers: int = Field(2, ge=0)
+        min_measurements: int = Field(7, ge=3, description="shorter tracks are dropped")
+        max_holes: int = Field(2, ge=0, description="modules of a track without a measurement, at most")
+        max_outliers: int = Field(2, ge=0, description="outliers of a track, at most")
         resolve: bool = Field(True, description="ambiguity resolution; false: candidates are all tracks of the filter")
         max_shared: int = Field(2, ge=0, description="measurements that a resolved track may share with others")
 

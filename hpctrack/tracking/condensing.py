@@ -26,7 +26,9 @@ class GreedyBuilder(Builder):
     class Options(Builder.Options):
         """The radius, and the smallest candidate that counts."""
 
-        radius: float | None = Field(None, gt=0, description="null: tuned on validation events after training")
+        radius: float | None = Field(
+            None, gt=0, description="within which hits belong together; null: tuned on validation events"
+        )
 
     grid = staticmethod(radii)
 

@@ -36,7 +36,9 @@ class RadiusBuilder(Builder):
     class Options(Builder.Options):
         """The search radius, and the smallest candidate that counts."""
 
-        radius: float | None = Field(None, gt=0, description="null: tuned on validation events after training")
+        radius: float | None = Field(
+            None, gt=0, description="within which hits belong together; null: tuned on validation events"
+        )
         assign: Literal["nearest", "best"] = Field(
             "nearest", description="a hit's only track: of the nearest mean user, or of the best candidate that has it"
         )
