@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -225,3 +226,21 @@ def test_binding_ends_with_its_context():
     assert allowed_cores() == before
     assert binding_text([(0,), (), (1,)]) == "; each bound to 1 core"
     assert binding_text([(0, 1), (2, 3, 4)]) == "; each bound to 2-3 cores" and binding_text([()]) == ""
+
+
+def test_a_job_can_have_its_python_in_a_container(tmp_path):
+    script = Path(__file__).parents[2] / "slurm/container.sh"
+    twice = (
+        f'source {script}; source {script}; python -c \'import os; print(os.environ["INSIDE"], os.environ["PATH"])\''
+    )
+    path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
+    environment = {"PATH": path, "SLURM_JOB_ID": "7", "HPCTRACK_CONTAINER": "env INSIDE=yes"}
+    done = subprocess.run(
+        ["bash", "-euc", twice], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["yes", path]
+    del environment["HPCTRACK_CONTAINER"]
+    done = subprocess.run(
+        ["bash", "-euc", twice], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode and "HPCTRACK_CONTAINER: says how to run a command in the container" in done.stderr
