@@ -31,7 +31,7 @@ Why the store's columns are contiguous, uncompressed float32:
 - The quickest compression (blosc or bitshuffle with lz4) saves 40 % of the size and reads 3 to 4 times slower; the
   best (zstd, gzip) saves half and reads 6 to 30 times slower. Hits are close to random bits in their low digits, so
   none saves more. A reader process that decompresses has no time to compute features; 40 % of the disk is cheaper.
-  Compression also needs plugins on every machine. A dataset on a slow disk is better staged (data-format.md) than
+  Compression also needs plugins on every machine. A dataset on a slow disk is better staged (`data.stage_to`) than
   compressed.
 - float64 doubles size and time, and TrackML's coordinates have six digits: float32 holds them to 0.03 um at 1 m.
 - The figures above are h5py's. The package's reader looks up where contiguous columns lie and copies them itself
