@@ -23,7 +23,7 @@ from hpctrack.versions import versions
 def parser() -> arguments.Parser:
     """The verb's options."""
     p = arguments.Parser(prog="hpctrack bench", description=__doc__)
-    p.add_argument("name", choices=BENCHES)
+    p.add_argument("name", choices=BENCHES, help="what is measured (docs/benchmarks/)")
     p.add_argument("--json", type=Path, help="write figures, command, commit, versions and machine here")
     p.add_argument("--markdown", type=Path, help="write the same as a page for docs/benchmarks/")
     p.add_argument("--quick", action="store_true", help="the same figures on less work")

@@ -18,9 +18,13 @@ VERBS = {
     "export": "a run's newest checkpoint without what only training needs, to give away",
     "inspect": "what a dataset, candidates, run or checkpoint holds; --verify checks it",
     "recipes": "the recipes that come with the package, for train",
+    "config": "a recipe with every default filled in; --reference: every key there is",
     "bench": "measured performance, as ratios within one run",
 }
-MODULES = {"recipes": "show_recipes"}  # of verbs whose name a module of the library has; else VERB
+MODULES = {
+    "recipes": "show_recipes",
+    "config": "show_config",
+}  # of verbs whose name a module of the library has; else VERB
 
 
 def module_of(name: str) -> str:

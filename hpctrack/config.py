@@ -135,7 +135,7 @@ class DataConfig(Section):
     """Datasets (folders made by `hpctrack convert`) and what is read from them."""
 
     train: str = free_field(
-        description="the dataset that training reads; a resumed run finds it elsewhere, its content is compared"
+        description="the dataset that training reads; a resumed run may find it elsewhere, its content is compared"
     )
     valid: str | None = free_field(None, description="the dataset that validation and tuning read; null: none")
     selection: SelectionConfig = SelectionConfig()

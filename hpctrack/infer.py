@@ -74,7 +74,7 @@ def parser() -> arguments.Parser:
     p.add_argument("--out", required=True, type=Path, help="folder for the candidates")
     p.add_argument("--part", type=Part.parse, metavar="I/N", help="share I, from 0, of N jobs that do it together")
     p.add_argument("--submission", type=Path, help="also write this TrackML submission CSV")
-    p.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    p.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="auto: cuda where there is one")
     p.add_argument("--threads", type=arguments.threads, default=1, help="CPU threads per rank (default 1)")
     p.add_argument(
         "--timeout-s",
@@ -87,7 +87,7 @@ def parser() -> arguments.Parser:
         "overrides",
         nargs="*",
         metavar="key=value",
-        help="selection.* (default: every hit), builder.* (of the last --checkpoint), method.* (with --method)",
+        help="selection.* (default: every hit); graph.*, builder.* of the last --checkpoint; method.* with --method",
     )
     launcher_argument(p)
     return p

@@ -1,8 +1,8 @@
 """The event store: shards `events-00000.h5` of columnar tables, and one `index.h5` that plans read instead of shards.
 
 In a shard, each column of schema.TABLES is one 1-d contiguous dataset, concatenated over the shard's events; event i
-has rows `offsets/hits[i]:offsets/hits[i + 1]` of the hit tables, and likewise of `particles`. docs/reference/data-format.md has
-the whole layout.
+has rows `offsets/hits[i]:offsets/hits[i + 1]` of the hit tables, and likewise of `particles`. The whole layout
+is in docs/reference/data-format.md.
 """
 
 from __future__ import annotations
