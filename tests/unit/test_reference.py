@@ -10,7 +10,7 @@ import pytest
 from hpctrack import show_config
 from hpctrack.cli import VERBS
 from hpctrack.config import Named, RunConfig, load_config
-from hpctrack.reference import commands, keys
+from hpctrack.reference import api, commands, keys
 from hpctrack.reference.__main__ import PAGES
 from hpctrack.runtime.schema import OPTIONS, settings
 
@@ -94,3 +94,10 @@ def test_config_takes_a_recipe_or_reference(capsys):
     assert show_config.main([]) == 2 and "either a RECIPE or --reference" in capsys.readouterr().err
     assert show_config.main(["influencer", "loss.repel=1"]) == 2
     assert "unknown key 'loss.repel'" in capsys.readouterr().err
+
+
+def test_the_pages_of_the_modules_are_built_without_a_warning(tmp_path):
+    pytest.importorskip("pdoc", reason="pdoc is not installed (dev extra)")
+    api.build(tmp_path)
+    assert "InfluencerModel" in (tmp_path / "hpctrack" / "models" / "influencer.html").read_text()
+    assert all((tmp_path / f"{module.__name__.replace('.', '/')}.html").is_file() for module in api.PUBLIC)

@@ -1,0 +1,45 @@
+"""`python -m hpctrack.reference.api FOLDER`: pages of the modules that other people's code uses, made by pdoc."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from hpctrack import arguments, config, errors, graphs, losses, models, tracking
+from hpctrack.data import candidates, features, schema, store, trackml
+from hpctrack.errors import InputError, verb
+
+PUBLIC = (  # packages with all that is in them
+    config, errors, schema, store, candidates, features, trackml, graphs, models, losses, tracking,
+)  # fmt: skip
+HARMLESS = "Error parsing type annotation"  # of names that exist within a class alone; shown as they are written
+
+
+def build(folder: Path) -> None:
+    """Write the pages into `folder`; what pdoc warns of is an error, and so is pdoc's absence (InputError)."""
+    os.environ["PDOC_ALLOW_EXEC"] = "1"  # libraries ask the machine what it is when they are imported
+    try:
+        import pdoc
+    except ImportError as error:
+        raise InputError("the pages are made by pdoc, which is not installed: pip install 'hpctrack[dev]'") from error
+    pdoc.render.configure(show_source=False, search=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", module="pdoc")
+        warnings.filterwarnings("ignore", HARMLESS)
+        pdoc.pdoc(*(module.__name__ for module in PUBLIC), output_directory=folder)
+
+
+@verb("reference.api")
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line of the module."""
+    parser = arguments.Parser(prog="python -m hpctrack.reference.api", description=__doc__)
+    parser.add_argument("folder", type=Path, help="folder of the pages (HTML)")
+    folder = parser.parse_args(argv).folder
+    build(folder)
+    print(f"written: {folder / 'index.html'}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
