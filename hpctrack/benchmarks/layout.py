@@ -25,7 +25,7 @@ EVENT = 110_000  # hits, about
 WHY = """
 Why the store's columns are contiguous, uncompressed float32:
 
-- An event is one slice of each column, so a contiguous column is one copy, of exactly the bytes that are asked for.
+- An event is one slice of each column, so a contiguous column is one copy, of exactly the bytes that are needed.
   Chunks that are not compressed gain nothing (events do not end where chunks do) and cost twice the time; small
   ones more.
 - The quickest compression (blosc or bitshuffle with lz4) saves 40 % of the size and reads 3 to 4 times slower; the
