@@ -10,7 +10,7 @@ def _begin() -> None:
     if sys.argv[:1] == ["-m"]:  # Python looks for the module, and imports its package to that end
         module = sys.orig_argv[sys.orig_argv.index("-m") + 1] if "-m" in sys.orig_argv else ""
         if module.startswith("hpctrack."):
-            from hpctrack.errors import begin
+            from hpctrack.process.ends import begin
 
             begin(module.removeprefix("hpctrack."))
 

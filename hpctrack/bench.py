@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 
-from hpctrack import arguments
 from hpctrack.benchmarks import BENCHES, benchmark
 from hpctrack.benchmarks.measure import Figure, Page, commit, machine
-from hpctrack.data.outputs import check_output, write_json_output, write_output
-from hpctrack.errors import InputError, verb
-from hpctrack.versions import versions
+from hpctrack.errors import InputError
+from hpctrack.files.outputs import check_output, write_json_output, write_output
+from hpctrack.process import arguments
+from hpctrack.process.ends import verb
+from hpctrack.process.versions import versions
 
 
 def parser() -> arguments.Parser:

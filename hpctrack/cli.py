@@ -6,7 +6,8 @@ import importlib
 import sys
 
 from hpctrack import __version__
-from hpctrack.errors import EXIT_INPUT, begin, verb
+from hpctrack.errors import EXIT_INPUT
+from hpctrack.process.ends import begin, verb
 
 VERBS = {
     "simulate": "make TrackML events (ACTS, numpy helices)",

@@ -27,9 +27,9 @@ from pydantic import (
     model_validator,
 )
 
-from hpctrack.arguments import REAL_MAX, SECONDS_MAX, SEED_END, THREADS_MAX, WHOLE_MAX, Unit, shortened
 from hpctrack.errors import InputError
 from hpctrack.named_recipes import find
+from hpctrack.process.arguments import REAL_MAX, SECONDS_MAX, SEED_END, THREADS_MAX, WHOLE_MAX, Unit, shortened
 from hpctrack.recipes import apply_overrides, named, origin, parse_yaml, read_recipe
 
 READ_AS = {  # what YAML makes of text without quotes
@@ -41,7 +41,7 @@ READ_AS = {  # what YAML makes of text without quotes
 
 
 def free_field(*args: Any, **kwargs: Any) -> Any:
-    """A Field that does not change what a run computes: a resumed run may set it otherwise (runtime/schema.py)."""
+    """A Field that does not change what a run computes: a resumed run may set it anew (training/run_settings.py)."""
     return Field(*args, json_schema_extra={"free": True}, **kwargs)
 
 
@@ -199,7 +199,7 @@ class PlanConfig(Section):
 
 
 class MemoryConfig(Section):
-    """How much memory a rank may use, and which memory modes it uses to that end (models/memory.py)."""
+    """How much memory a rank may use, and which memory modes it uses to that end (models/memory_modes.py)."""
 
     cap_gib: float | None = free_field(
         None,

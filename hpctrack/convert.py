@@ -22,9 +22,12 @@ from typing import Any
 
 import numpy as np
 
-from hpctrack import arguments
-from hpctrack.data import replacement, store
-from hpctrack.data.conversion import (
+from hpctrack.errors import EXIT_INPUT, EXIT_MACHINE, InputError
+from hpctrack.events.subevents import MAX_DRAWS, SubEventReader
+from hpctrack.files.atomic import write_json
+from hpctrack.files.lock import only_writer
+from hpctrack.formats import replacement
+from hpctrack.formats.conversion import (
     KEEPING_COST,
     SKIPPED,
     Done,
@@ -38,13 +41,12 @@ from hpctrack.data.conversion import (
     run_tasks,
     try_again,
 )
-from hpctrack.data.files import write_json
-from hpctrack.data.lock import only_writer
-from hpctrack.data.partition import partition
-from hpctrack.data.subevents import MAX_DRAWS, SubEventReader
-from hpctrack.data.trackml_source import check_files, find_events
-from hpctrack.errors import EXIT_INPUT, EXIT_MACHINE, InputError, verb
+from hpctrack.formats.trackml_files import check_files, find_events
 from hpctrack.parallel.mpi import launched, mpi_world
+from hpctrack.planning.partition import partition
+from hpctrack.process import arguments
+from hpctrack.process.ends import verb
+from hpctrack.storage import shard_writer, store
 
 
 def parser() -> arguments.Parser:
@@ -312,7 +314,7 @@ def _finish(out: Path, plan: Plan, done: Sequence[Done]) -> None:
     if plan.reader.field_t is not None:
         attributes["field_t"] = plan.reader.field_t
     attributes["origin"] = json.dumps(plan.reader.origin())
-    store.write_index(plan.folder, shards, attributes, {"skipped": json.dumps(skipped)}, beside=out)
+    shard_writer.write_index(plan.folder, shards, attributes, {"skipped": json.dumps(skipped)}, beside=out)
     if plan.folder != out:
         replacement.move(out)
     _summary(out)

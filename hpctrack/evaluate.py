@@ -1,6 +1,6 @@
 """`hpctrack evaluate`: candidates against the truth of their dataset -> results.json and a table.
 
-Counts are taken event by event and added up; definitions stand in tracking/metrics.py.
+Counts are taken event by event and added up; definitions stand in evaluation/metrics.py.
 """
 
 from __future__ import annotations
@@ -11,18 +11,19 @@ from pathlib import Path
 
 import numpy as np
 
-from hpctrack import __version__, arguments, pools
-from hpctrack.data.candidates import CandidateStore
-from hpctrack.data.edges import is_edges
-from hpctrack.data.jsonlines import is_cut, read_lines
-from hpctrack.data.outputs import check_output, write_json_output
-from hpctrack.data.store import Dataset
-from hpctrack.errors import InputError, verb
-from hpctrack.reporting import edges, resolutions
-from hpctrack.reporting.sources import RESULTS_FORMAT, RESULTS_VERSION
-from hpctrack.reporting.tally import COLUMNS as TALLY_COLUMNS
-from hpctrack.reporting.tally import Cuts, EventTally, add_up, event_row, tally_event
-from hpctrack.reporting.text import table
+from hpctrack import __version__
+from hpctrack.errors import InputError
+from hpctrack.evaluation import edge_metrics, resolutions
+from hpctrack.evaluation.results import RESULTS_FORMAT, RESULTS_VERSION, table
+from hpctrack.evaluation.tally import COLUMNS as TALLY_COLUMNS
+from hpctrack.evaluation.tally import Cuts, EventTally, add_up, event_row, tally_event
+from hpctrack.files.jsonlines import is_cut, read_lines
+from hpctrack.files.outputs import check_output, write_json_output
+from hpctrack.process import arguments, pools
+from hpctrack.process.ends import verb
+from hpctrack.storage.candidates import CandidateStore
+from hpctrack.storage.edges import is_edges
+from hpctrack.storage.store import Dataset
 
 TIMED = {"event_id": int, "n_hits": int, "rank": int} | dict.fromkeys(("read_s", "model_s", "build_s"), (int, float))
 
@@ -35,9 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     cuts = Cuts(args.pt_min_gev, args.min_hits, args.eta_max)
     command = ["hpctrack", "evaluate", *(sys.argv[1:] if argv is None else argv)]
     if is_edges(args.candidates):
-        results = edges.evaluate_edges(args.candidates, args.data, cuts, command)
+        results = edge_metrics.evaluate_edges(args.candidates, args.data, cuts, command)
         write_json_output(args.out, results)
-        print(f"{edges.table(results)}\n\nwritten: {args.out}")
+        print(f"{edge_metrics.table(results)}\n\nwritten: {args.out}")
         return None
     evaluation = Evaluation(args.candidates, args.data, cuts)
     tallies = list(evaluation.tallies(args.jobs))

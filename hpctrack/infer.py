@@ -19,39 +19,27 @@ from typing import Any
 import numpy as np
 
 import hpctrack.parallel.launched  # noqa: F401 - first
-from hpctrack import arguments
-from hpctrack.config import (
-    ParallelConfig,
-    apply_overrides,
-    parse,
-)
-from hpctrack.data import candidates
-from hpctrack.data.files import write_json, write_text
-from hpctrack.data.jsonlines import read_lines
-from hpctrack.data.lock import LOCK, only_writer, owner_of
-from hpctrack.data.outputs import check_output
-from hpctrack.data.store import Dataset
-from hpctrack.data.trackml import write_submission
-from hpctrack.errors import EXIT_INPUT, EXIT_MACHINE, InputError, verb
-from hpctrack.parallel.collectives import barrier, broadcast
+from hpctrack.config import ParallelConfig, parse
+from hpctrack.errors import EXIT_INPUT, EXIT_MACHINE, InputError
+from hpctrack.files.atomic import write_json, write_text
+from hpctrack.files.jsonlines import read_lines
+from hpctrack.files.lock import LOCK, only_writer, owner_of
+from hpctrack.files.outputs import check_output
+from hpctrack.formats.trackml import write_submission
+from hpctrack.inference.work import INFER, PRODUCTS, Chain, InferConfig, Part, Reconstruction, Task, everyones
+from hpctrack.parallel.collectives import barrier, broadcast, on_main, run_on_main
 from hpctrack.parallel.env import Env, distributed, launcher_argument
-from hpctrack.parallel.leader import on_main, run_on_main
 from hpctrack.parallel.mpi import launched, mpi_world
 from hpctrack.parallel.pulse import Pulse
-from hpctrack.runtime import checkpoint, schema
-from hpctrack.runtime.inference import (
-    INFER,
-    PRODUCTS,
-    Chain,
-    InferConfig,
-    Part,
-    Reconstruction,
-    Task,
-    everyones,
-)
-from hpctrack.runtime.watchdog import Watchdog
+from hpctrack.parallel.watchdog import Watchdog
+from hpctrack.process import arguments
+from hpctrack.process.ends import verb
+from hpctrack.recipes import apply_overrides
+from hpctrack.storage import candidates, journals
+from hpctrack.storage.store import Dataset
 from hpctrack.tracking.builders import build_builder
 from hpctrack.tracking.methods import METHODS, ByMethod, MethodConfig
+from hpctrack.training import checkpoint, run_settings
 
 FOR_ALL = "all"  # the share of a call without --part
 START_S = 30.0  # ranks begin at most so far apart, however short an event is
@@ -132,7 +120,7 @@ def stages(runs: Sequence[Path], overrides: Sequence[str]) -> tuple[list[Path], 
 
 def infer_config(meta: dict[str, Any], overrides: Sequence[str], path: Path) -> InferConfig:
     """Settings of this inference: the run's model and (tuned) builder, then the overrides."""
-    run = schema.run_config(meta, path / checkpoint.META)
+    run = run_settings.run_config(meta, path / checkpoint.META)
     for override in overrides:
         if not override.startswith(("selection.", "graph.", "builder.", "builder=")):
             raise InputError(
@@ -191,7 +179,7 @@ def infer(
             done = run_on_main(lambda: part.end(out), env)
             env.say(f"{out}: {done} of {part.of} parts done")
             if done == part.of:
-                sources = everyones(candidates.committed(out, env.rank, env.world), env)
+                sources = everyones(journals.committed(out, env.rank, env.world), env)
                 join(data, out, attributes, sources, env, how.product, watchdog)
     return 0
 
@@ -203,7 +191,7 @@ def begun(out: Path, attributes: dict[str, Any], product: str, part: Part | None
     A call for all owns the folder; parts hold it only while they begin and end, so that they work side by side, each
     the owner of its part. InputError if other calls are under way, but for other parts of as many.
     """
-    parts = out / candidates.PARTS
+    parts = out / journals.PARTS
     own = parts / (part.name if part else FOR_ALL)
     with contextlib.ExitStack() as stack:
         if part is not None:
@@ -232,7 +220,7 @@ def refuse_beside(folder: Path) -> None:
 
 def prepare(out: Path, attributes: dict[str, Any], product: str = "candidates") -> bool:
     """Whether `out` is complete; else it is ready for its journals. InputError if it was begun with other settings."""
-    settings = out / candidates.PARTS / "settings.json"
+    settings = out / journals.PARTS / "settings.json"
     if (out / candidates.INDEX).exists():
         found = PRODUCTS[product].open_store(out)
         differs(found.attributes, attributes, out)
@@ -249,7 +237,7 @@ def prepare(out: Path, attributes: dict[str, Any], product: str = "candidates") 
 
 def differs(then: dict[str, Any], now: dict[str, Any], out: Path) -> None:
     """InputError if candidates in `out` were begun with other settings."""
-    if found := schema.difference(completed(then, out), completed(now, out)):
+    if found := run_settings.difference(completed(then, out), completed(now, out)):
         raise InputError(f"{out}: holds candidates made with {found}; choose another --out")
 
 
@@ -259,7 +247,7 @@ def completed(recipe: dict[str, Any], out: Path) -> dict[str, Any]:
     own = {key: value for key, value in recipe.items() if key in kind.model_fields}
     rest = {key: value for key, value in recipe.items() if key not in own and key != "stages"}
     stages = [completed(stage, out) for stage in recipe.get("stages", [])]
-    return schema.settings(parse(kind, own, str(out)), str(out)) | rest | ({"stages": stages} if stages else {})
+    return run_settings.settings(parse(kind, own, str(out)), str(out)) | rest | ({"stages": stages} if stages else {})
 
 
 def join(
@@ -320,7 +308,7 @@ def all_or_none(world: Any) -> Iterator[None]:
 def write_timings(out: Path) -> None:
     """Gather the ranks' timing lines, the last one of each event, into `timings.jsonl`."""
     lines = {}
-    for path in sorted((out / candidates.PARTS).glob("*.timings")):
+    for path in sorted((out / journals.PARTS).glob("*.timings")):
         lines |= {entry["event_id"]: entry for entry in read_lines(path, "no timing of an event", {"event_id": int})}
     write_text(out / "timings.jsonl", "".join(f"{json.dumps(lines[event])}\n" for event in sorted(lines)))
 

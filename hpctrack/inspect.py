@@ -13,12 +13,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hpctrack import arguments
-from hpctrack.data.outputs import check_output, write_json_output
-from hpctrack.data.verify import Problem, check_dataset, check_index, check_shard
-from hpctrack.data.verify_candidates import check_candidates, check_candidates_file, check_journal
-from hpctrack.errors import InputError, verb
-from hpctrack.inspection import candidates, datasets, edges, kinds, runs, text
+from hpctrack.errors import InputError
+from hpctrack.files.outputs import check_output, write_json_output
+from hpctrack.inspection import describe_candidates, describe_datasets, describe_runs, kinds, text
+from hpctrack.process import arguments
+from hpctrack.process.ends import verb
+from hpctrack.storage.verify import Problem, check_dataset, check_index, check_shard
+from hpctrack.storage.verify_candidates import check_candidates, check_candidates_file, check_journal
 
 
 @verb("inspect")
@@ -60,24 +61,24 @@ def parser() -> arguments.Parser:
 
 
 def _checkpoints() -> Any:
-    return importlib.import_module("hpctrack.inspection.checkpoints")  # imports torch
+    return importlib.import_module("hpctrack.inspection.describe_checkpoints")  # imports torch
 
 
 def describe(path: Path, kind: str) -> dict[str, Any]:
     """The facts of what lies at `path`, fit for JSON; InputError if it cannot be read."""
     describers: dict[str, Callable[[Path], dict[str, Any]]] = {
-        kinds.DATASET: datasets.describe_dataset,
-        kinds.DATASET_INDEX: lambda path: datasets.describe_dataset(path.parent),
-        kinds.SHARD: datasets.describe_shard,
-        kinds.UNFINISHED_DATASET: datasets.describe_unfinished,
-        kinds.CANDIDATES: candidates.describe_candidates,
-        kinds.CANDIDATES_INDEX: lambda path: candidates.describe_candidates(path.parent),
-        kinds.CANDIDATES_FILE: candidates.describe_file,
-        kinds.UNFINISHED_CANDIDATES: candidates.describe_unfinished,
-        kinds.EDGES: edges.describe_edges,
-        kinds.JOURNAL: lambda path: candidates.describe_journals([path]),
-        kinds.RUN: runs.describe_run,
-        kinds.RESULTS: runs.describe_results,
+        kinds.DATASET: describe_datasets.describe_dataset,
+        kinds.DATASET_INDEX: lambda path: describe_datasets.describe_dataset(path.parent),
+        kinds.SHARD: describe_datasets.describe_shard,
+        kinds.UNFINISHED_DATASET: describe_datasets.describe_unfinished,
+        kinds.CANDIDATES: describe_candidates.describe_candidates,
+        kinds.CANDIDATES_INDEX: lambda path: describe_candidates.describe_candidates(path.parent),
+        kinds.CANDIDATES_FILE: describe_candidates.describe_file,
+        kinds.UNFINISHED_CANDIDATES: describe_candidates.describe_unfinished,
+        kinds.EDGES: describe_candidates.describe_edges,
+        kinds.JOURNAL: lambda path: describe_candidates.describe_journals([path]),
+        kinds.RUN: describe_runs.describe_run,
+        kinds.RESULTS: describe_runs.describe_results,
         kinds.CHECKPOINT: lambda path: _checkpoints().describe_checkpoint(path if path.is_dir() else path.parent),
         kinds.CHECKPOINTS: lambda path: _checkpoints().describe_checkpoints(path),
     }
@@ -95,10 +96,10 @@ def verify(path: Path, kind: str, data: Path | None = None, jobs: int = 1) -> li
         kinds.CANDIDATES_INDEX: lambda path: check_candidates(path.parent, data, jobs, say()),
         kinds.CANDIDATES_FILE: lambda path: check_candidates_file(path)[0],
         kinds.UNFINISHED_CANDIDATES: lambda path: check_candidates(path, data, jobs, say()),
-        kinds.EDGES: edges.check_edges,
+        kinds.EDGES: describe_candidates.check_edges,
         kinds.JOURNAL: check_journal,
-        kinds.RUN: lambda path: runs.check_run(path) + _checkpoints().check_checkpoints(path / "checkpoints"),
-        kinds.RESULTS: runs.check_results,
+        kinds.RUN: lambda path: describe_runs.check_run(path) + _checkpoints().check_checkpoints(path / "checkpoints"),
+        kinds.RESULTS: describe_runs.check_results,
         kinds.CHECKPOINT: lambda path: _checkpoints().check_checkpoint(path if path.is_dir() else path.parent),
         kinds.CHECKPOINTS: lambda path: _checkpoints().check_checkpoints(path),
     }

@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml
 
-from hpctrack.arguments import shortened
 from hpctrack.errors import InputError
+from hpctrack.process.arguments import shortened
 
 BYTES_MAX = 1 << 18
 DEPTH_MAX = 50

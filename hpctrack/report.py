@@ -12,15 +12,17 @@ from pathlib import Path
 
 import numpy as np
 
-from hpctrack import arguments
-from hpctrack.data.candidates import CandidateStore
-from hpctrack.data.outputs import check_output, write_output
-from hpctrack.data.store import Dataset
-from hpctrack.errors import InputError, verb
-from hpctrack.reporting import page, parameters, sections, studies
+from hpctrack.errors import InputError
+from hpctrack.evaluation.results import load_results
+from hpctrack.evaluation.tally import COLUMNS, Cuts
+from hpctrack.files.outputs import check_output, write_output
+from hpctrack.process import arguments
+from hpctrack.process.ends import verb
+from hpctrack.reporting import page, sections, studies
 from hpctrack.reporting.display import Display, display_png, make_display
-from hpctrack.reporting.sources import Run, load_results
-from hpctrack.reporting.tally import COLUMNS, Cuts
+from hpctrack.storage.candidates import CandidateStore
+from hpctrack.storage.store import Dataset
+from hpctrack.training.run_folder import Run
 
 
 @verb("report")
@@ -42,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     parts = [
         sections.headline(results, references),
         sections.rates(results, references),
-        *parameters.section(results),
+        *sections.section(results),
         sections.losses(run),
         sections.event_display(display, results),
         sections.timings(run, results, references),

@@ -7,8 +7,9 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from hpctrack import arguments
-from hpctrack.errors import InputError, verb
+from hpctrack.errors import InputError
+from hpctrack.process import arguments
+from hpctrack.process.ends import verb
 from hpctrack.simulation import SOURCES, source_class
 from hpctrack.simulation.digitization import METHODS
 from hpctrack.simulation.run import run, show_progress

@@ -6,18 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import hpctrack.parallel.launched  # noqa: F401 - first
-from hpctrack import arguments
+from hpctrack.benchmarks.peers import counterfactual
 from hpctrack.config import RunConfig, load_config
-from hpctrack.data.lock import Owner, only_writer
-from hpctrack.errors import MachineError, verb
+from hpctrack.errors import MachineError
+from hpctrack.files.lock import Owner, only_writer
+from hpctrack.parallel.collectives import on_main
 from hpctrack.parallel.env import Env, distributed, launcher_argument
-from hpctrack.parallel.leader import on_main
-from hpctrack.runtime.optim import learning_rate, set_learning_rate
-from hpctrack.runtime.preempt import Preemption
-from hpctrack.runtime.step import train_step
-from hpctrack.runtime.telemetry import synchronize
-from hpctrack.runtime.trainer import Trainer
-from hpctrack.runtime.watchdog import Watchdog
+from hpctrack.parallel.preemption import Preemption
+from hpctrack.parallel.watchdog import Watchdog
+from hpctrack.process import arguments
+from hpctrack.process.ends import verb
+from hpctrack.training.optimizers import learning_rate, set_learning_rate
+from hpctrack.training.step import train_step
+from hpctrack.training.telemetry import synchronize
+from hpctrack.training.trainer import Trainer
 
 
 def parser() -> arguments.Parser:
@@ -94,7 +96,7 @@ def train_owned(config: RunConfig, env: Env, owner: Owner | None) -> int:
                 trainer.stop(preemption.said(code))
                 return code
             after_step(trainer)
-        trainer.close()
+        trainer.close(counterfactual)
     return 0
 
 

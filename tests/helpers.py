@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from hpctrack.data import schema
+from hpctrack.storage import schema
 
 LAYERS = (2, 4, 6, 8)  # of volume 8, at r = 40, 80, 120, 160 mm; 16 modules each
 

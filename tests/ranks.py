@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hpctrack.parallel.env import INIT_METHOD
+from hpctrack.parallel.launchers import INIT_METHOD
 
 
 def run_ranks(n: int, target: Callable[..., Any], *args: Any, timeout: float = 120) -> list[Any]:

@@ -12,12 +12,12 @@ import torch
 from torch_geometric.data import Batch, Data
 
 from hpctrack.config import RunConfig, parse
-from hpctrack.data import schema
-from hpctrack.data.store import ShardWriter, write_index
 from hpctrack.graphs.triplets import triplets
 from hpctrack.models import build_model
-from hpctrack.runtime import checkpoint
-from hpctrack.runtime.optim import build_optimizer
+from hpctrack.storage import schema
+from hpctrack.storage.shard_writer import ShardWriter, write_index
+from hpctrack.training import checkpoint
+from hpctrack.training.optimizers import build_optimizer
 
 RADII = np.array([30.0, 70.0, 120.0, 170.0, 260.0, 360.0])  # mm
 FEATURES = ["r", "cos_phi", "sin_phi", "z"]

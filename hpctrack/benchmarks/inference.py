@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hpctrack.benchmarks.embeddings import HITS_PER_TRACK, embeddings, tracks
-from hpctrack.benchmarks.measure import Figure, Page, ratio, slopes, time_in_turn
+from hpctrack.benchmarks.measure import HITS_PER_TRACK, Figure, Page, embeddings, ratio, slopes, time_in_turn, tracks
 from hpctrack.config import Named
 from hpctrack.tracking.builders import build_builder
 
@@ -96,7 +95,7 @@ def table(seconds: dict[str, dict[str, list[float]]]) -> str:
     return "\n".join(
         [
             f"Milliseconds of one event, radius {RADIUS}, on synthetic embeddings in 8 dimensions "
-            "(benchmarks/embeddings.py): candidates without post-processing, as in the paper; `exclusive`: with their "
+            "(benchmarks/measure.py): candidates without post-processing, as in the paper; `exclusive`: with their "
             "duplicates removed. `greedy` asks a tree for each seed; `greedy, scan` compares it with all free hits.",
             "",
             "| event | " + " | ".join(kinds) + " |",

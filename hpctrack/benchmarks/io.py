@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,11 +20,11 @@ import torch
 from torch.utils.data import DataLoader
 from torch_geometric.data import Data
 
-from hpctrack.benchmarks.measure import Figure, ratio, time_in_turn
-from hpctrack.data import schema
-from hpctrack.data.buffers import read_into
-from hpctrack.data.packing import pack, unpack
-from hpctrack.data.store import Dataset, digest, open_dataset
+from hpctrack.benchmarks.measure import Figure, command, ratio, simulate, time_in_turn
+from hpctrack.events.readers import pack, unpack
+from hpctrack.files.reading import read_into
+from hpctrack.storage import schema
+from hpctrack.storage.store import Dataset, digest, open_dataset
 
 SOME = ["hits.x", "hits.y", "hits.z", "hits.r", "hits.phi", "hits.eta", "cells.cell_charge", "cells.size_u"]
 ALL = [
@@ -56,17 +55,6 @@ def run(quick: bool) -> list[Figure]:
 
 
 # ------------------------------------------------------------------------------------------------ what is read
-
-
-def simulate(folder: Path, simulated: int, events: int, particles: int = 8000) -> Path:
-    """TrackML CSV files of `events` events, of which `simulated` differ; the others are links to these."""
-    options = ["--source", "helix", "--particles", str(particles), "--events", str(simulated)]
-    command([sys.executable, "-m", "hpctrack.simulate", str(folder), *options])
-    for event_id in range(simulated, events):
-        for kind in ("hits", "cells", "particles", "truth"):
-            name = "event{:09d}-{}.csv"
-            os.link(folder / name.format(event_id % simulated, kind), folder / name.format(event_id, kind))
-    return folder
 
 
 class Readings:
@@ -314,19 +302,6 @@ def loading(bench: Readings, repeats: int) -> list[Figure]:
 
 
 # ------------------------------------------------------------------------------------------------ conversion
-
-
-def command(arguments: Sequence[str]) -> tuple[float, float]:
-    """Run a command; its seconds and the peak memory, MiB, of its largest process; RuntimeError if it fails."""
-    begin = time.perf_counter()
-    with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(arguments, stdout=said, stderr=subprocess.STDOUT)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            said.seek(0)
-            raise RuntimeError(f"{' '.join(arguments)}: exit code {process.returncode}: {said.read().decode()}")
-    return time.perf_counter() - begin, usage.ru_maxrss / 1024
 
 
 def conversion(csv: Path, folder: Path, repeats: int) -> list[Figure]:

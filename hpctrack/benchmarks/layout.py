@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from hpctrack.benchmarks.io import SOME, command, simulate
-from hpctrack.benchmarks.measure import Figure, Page, ratio
-from hpctrack.data import schema, store
-from hpctrack.data.columns import AXES
+from hpctrack.benchmarks.io import SOME
+from hpctrack.benchmarks.measure import Figure, Page, command, ratio, simulate
+from hpctrack.storage import hdf5, schema, shard_writer, store
+from hpctrack.storage.columns import AXES
 
 EVENT = 110_000  # hits, about
 WHY = """
@@ -145,7 +145,7 @@ class Written:
         self.path, begin = path, time.perf_counter()
         lengths = {axis: [len(e.column(name)) for e in events] for axis, name in ENDS.items()}
         self.offsets = {axis: np.append(0, np.cumsum(n)) for axis, n in lengths.items()}
-        with store.atomic_h5(path) as file:
+        with hdf5.atomic_h5(path) as file:
             for table, columns in schema.TABLES.items():
                 offsets = self.offsets[AXES[table]]
                 for column, dtype in columns.items():
@@ -157,7 +157,7 @@ class Written:
 
     def read(self, columns: list[str], rng: np.random.Generator) -> float:
         """Seconds to read these columns of all events in shuffled order, with the file opened before."""
-        with store.open_h5(self.path, "shard") as file:
+        with hdf5.open_h5(self.path, "shard") as file:
             datasets = {name: file[name.replace(".", "/")] for name in columns}
             axes = {name: self.offsets[AXES[name.split(".")[0]]] for name in columns}
             begin = time.perf_counter()
@@ -177,11 +177,11 @@ def shard_sizes(events: list[schema.Event], folder: Path, repeats: int) -> list[
         out, names = folder / f"per-{per_shard}", []
         out.mkdir()
         for number, start in enumerate(range(0, len(events), per_shard)):
-            names.append(store.shard_name(number))
-            with store.ShardWriter(out / names[-1]) as writer:
+            names.append(shard_writer.shard_name(number))
+            with shard_writer.ShardWriter(out / names[-1]) as writer:
                 for k in range(start, min(start + per_shard, len(events))):
                     writer.add(schema.Event(k, events[k].tables))
-        store.write_index(out, names)
+        shard_writer.write_index(out, names)
         first, later = [], []
         for round_ in range(repeats):
             dataset = store.open_dataset(out)

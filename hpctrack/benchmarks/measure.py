@@ -1,4 +1,8 @@
-"""Timing side by side, and figures with their spread."""
+"""Timing side by side, figures with their spread; and synthetic events and embeddings with the geometry of a trained
+model's: clusters around tracks, and noise.
+
+Legend: N hits, E embedding dimensions, T tracks.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,8 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch_geometric.data import Batch, Data
+
+from hpctrack.errors import MachineError
 
 
 @dataclass(frozen=True)
@@ -105,3 +115,94 @@ def commit() -> str:
 def _lines(path: str) -> list[str]:
     file = Path(path)
     return file.read_text().splitlines() if file.exists() else []
+
+
+# ------------------------------------------------------------------------------------------------ commands
+
+
+def command(arguments: Sequence[str]) -> tuple[float, float]:
+    """Run a command; its seconds and the peak memory, MiB, of its largest process; RuntimeError if it fails."""
+    begin = time.perf_counter()
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(arguments, stdout=said, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            said.seek(0)
+            raise RuntimeError(f"{' '.join(arguments)}: exit code {process.returncode}: {said.read().decode()}")
+    return time.perf_counter() - begin, usage.ru_maxrss / 1024
+
+
+def simulate(folder: Path, simulated: int, events: int, particles: int = 8000) -> Path:
+    """TrackML CSV files of `events` events, of which `simulated` differ; the others are links to these."""
+    options = ["--source", "helix", "--particles", str(particles), "--events", str(simulated)]
+    command([sys.executable, "-m", "hpctrack.simulate", str(folder), *options])
+    for event_id in range(simulated, events):
+        for kind in ("hits", "cells", "particles", "truth"):
+            name = "event{:09d}-{}.csv"
+            os.link(folder / name.format(event_id % simulated, kind), folder / name.format(event_id, kind))
+    return folder
+
+
+def helix_dataset(folder: Path, events: int, particles: int) -> Path:
+    """A dataset of helix events, made in `folder`; MachineError if it cannot be made."""
+    out = folder / "data"
+    try:
+        csv = simulate(folder / "csv", events, 1, particles=particles)
+        command([sys.executable, "-m", "hpctrack.convert", str(csv), str(out), "--jobs", "1"])
+    except RuntimeError as error:
+        raise MachineError(f"the events for the benchmark could not be made: {error}") from None
+    return out
+
+
+# -------------------------------------------------------------------------------------- synthetic events and embeddings
+
+
+FEATURES = ["r", "phi", "cos_phi", "sin_phi", "z", "eta", "inverse_r"]
+HITS_PER_TRACK = 12
+FREE_DIMENSIONS = 4  # tracks are told apart by about so many numbers: direction, curvature, z0
+SPACING = 1.3  # of tracks, in margins: the loss pushes them apart to the margin, whatever their number
+SCATTER = 0.08  # of users and influencers about their track, per dimension
+
+
+def embeddings(track_N: np.ndarray, dimensions: int, copies: int = 1, scale: float = 1.0, seed: int = 0) -> list:
+    """`copies` embeddings float32 [N, E] about common centres: hits of a track lie together, others are spread evenly.
+
+    `scale` 1 is as trained; a small one draws all hits together, as in a model that has not been.
+    """
+    rng = np.random.default_rng(seed)
+    n_tracks = track_N.max(initial=-1) + 1
+    free = min(FREE_DIMENSIONS, dimensions)
+    turn = np.linalg.qr(rng.normal(size=(dimensions, dimensions)))[0][:free]
+    side = SPACING * max(1, len(track_N) / HITS_PER_TRACK) ** (1 / free)
+    centre_TE = rng.uniform(0, side, (n_tracks, free)) @ turn
+    place_NE = rng.uniform(0, side, (len(track_N), free)) @ turn
+    place_NE[track_N >= 0] = centre_TE[track_N[track_N >= 0]]
+    found = [place_NE + rng.normal(0, SCATTER, place_NE.shape) for _ in range(copies)]
+    return [(scale * values).astype(np.float32) for values in found]
+
+
+def tracks(n_hits: int, noise: float = 0.15, seed: int = 0) -> np.ndarray:
+    """Track [N] of each hit, -1 for the share `noise` of them; hits in random order."""
+    n_tracks = round(n_hits * (1 - noise)) // HITS_PER_TRACK
+    track = np.full(n_hits, -1)
+    track[: n_tracks * HITS_PER_TRACK] = np.repeat(np.arange(n_tracks), HITS_PER_TRACK)
+    return np.random.default_rng(seed).permutation(track)
+
+
+def straight_tracks(n_tracks: int, seed: int = 0) -> Batch:
+    """One event of straight tracks through twelve layers, with FEATURES, without noise."""
+    rng = np.random.default_rng(seed)
+    track = rng.permutation(np.repeat(np.arange(n_tracks), HITS_PER_TRACK))
+    order = np.argsort(track, kind="stable")
+    layer = np.empty(len(track))
+    layer[order] = np.tile(np.linspace(0.03, 1.0, HITS_PER_TRACK), n_tracks)
+    phi, eta = rng.uniform(-np.pi, np.pi, n_tracks)[track], rng.uniform(-2, 2, n_tracks)[track]
+    values = [layer, phi / np.pi, np.cos(phi), np.sin(phi), layer * np.sinh(eta), eta / 3, 0.03 / layer]
+    data = Data(
+        x=torch.tensor(np.stack(values, 1), dtype=torch.float32),
+        track=torch.from_numpy(track),
+        n_tracks=torch.tensor([n_tracks]),
+        num_nodes=len(track),
+    )
+    return Batch.from_data_list([data])

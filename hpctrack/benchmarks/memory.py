@@ -1,8 +1,8 @@
 """Peak memory and seconds of the memory modes on a full event: the interaction network and the influencer model.
 
 Each pass (forward and backward) has a process of its own, `memory_pass`. Plain fits on a part of the event only: a
-sector in phi, whose passes also say beforehand which modes the whole event has room for. How well the memory model
-foretells such peaks is in `memory_model`.
+sector in phi, whose passes also say beforehand which modes the whole event has room for. The last
+part says how well the memory model foretells such peaks.
 """
 
 from __future__ import annotations
@@ -12,21 +12,27 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from scipy.spatial import cKDTree
-from torch import Tensor
+from torch import Tensor, nn
+from torch_geometric.data import Batch, Data
 
 from hpctrack.benchmarks.measure import Figure, Page
-from hpctrack.benchmarks.memory_model import predictions
 from hpctrack.benchmarks.model import FEATURES, event
-from hpctrack.config import Named
+from hpctrack.config import MemoryConfig, Named, ParallelConfig
 from hpctrack.errors import MachineError
+from hpctrack.losses.term import LossTerm
 from hpctrack.models import build_model
+from hpctrack.parallel.env import Env
+from hpctrack.parallel.precision import Precision
+from hpctrack.parallel.strategies import DDPEngine
+from hpctrack.resources.calibration import calibrate, cut_down, measure
+from hpctrack.resources.peak_memory import GIB, Memory
 
 EDGES, PART_EDGES = 1_600_000, 200_000
 NEAR = 24  # candidates for edges at each hit
@@ -66,7 +72,7 @@ def run(quick: bool, data: Path | None = None) -> Page:
         interaction = climb(INTERACTION, whole, part, whole.edges / part.edges)
         influencer = climb(INFLUENCER, whole, part, whole.hits / part.hits)
         hardest = list(interaction)[-1]
-        short = measure(whole, INTERACTION | {"iterations": 2}, hardest)
+        short = passes(whole, INTERACTION | {"iterations": 2}, hardest)
     models = {"interaction": INTERACTION, "influencer": INFLUENCER}
     foretold = predictions(models, FEATURES, x_NF, edge_2M, MODEL_GIB, quick)
     source = f"the largest event of {data}" if data else "a helix event made for this run"
@@ -89,10 +95,10 @@ def climb(model: dict[str, Any], whole: Event, part: Event, ratio: float) -> dic
     """By mode: its pass on the part and on the whole event, without seconds where it is predicted to have no room."""
     found = {}
     for mode in build_model(Named(**model), FEATURES).memory_modes:
-        small = measure(part, model, mode, repeats=3)
+        small = passes(part, model, mode, repeats=3)
         peak = small["before"] + ratio * pass_gib(small)
         fits = peak < ROOM * available_gib()
-        large = measure(whole, model, mode) if fits else {"before": small["before"], "peak": peak, "seconds": []}
+        large = passes(whole, model, mode) if fits else {"before": small["before"], "peak": peak, "seconds": []}
         found[mode] = (small, large)
     return found
 
@@ -134,7 +140,7 @@ def table(title: str, found: dict[str, tuple[Pass, Pass]]) -> str:
 # ------------------------------------------------------------------------------------------------ passes
 
 
-def measure(graph: Event, model: dict[str, Any], mode: str, repeats: int = 1) -> Pass:
+def passes(graph: Event, model: dict[str, Any], mode: str, repeats: int = 1) -> Pass:
     """A fresh process's passes; MachineError with its last words if it fails."""
     asked = {
         "graph": str(graph.file),
@@ -189,3 +195,79 @@ def sector(x_NF: Tensor, edge_2M: Tensor, edges: int) -> tuple[Tensor, Tensor]:
     inside = phi <= reach.sort().values[min(edges, len(reach)) - 1]
     number = torch.cumsum(inside, dim=0) - 1
     return x_NF[inside], number[edge_2M[:, inside[edge_2M].all(dim=0)]]
+
+
+# ------------------------ the memory model: fitted as a run does it on small events, tried on events of 1k to 100k hits
+
+
+EVENTS, SMALLEST, LARGEST, LARGEST_QUICK = 30, 1000, 100_000, 8000
+DENSITIES = (0.6, 1.0, 1.4)  # edges per hit, in those of the event: graphs differ by their cuts
+CPU = torch.device("cpu")
+
+
+@dataclass
+class Objective(nn.Module):
+    """A loss that every output takes part in; the losses proper add O(hits) to a pass."""
+
+    weights: dict[str, float] = field(default_factory=lambda: {"all": 1.0})
+    __hash__ = object.__hash__
+
+    def __call__(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, LossTerm]:
+        """One term, the outputs' mean squares."""
+        return {"all": LossTerm(sum(value.square().mean() for value in outputs.values()), 1)}
+
+
+def predictions(
+    models: dict[str, dict[str, Any]], features: list[str], x_NF: Tensor, edge_2M: Tensor, room_gib: float, quick: bool
+) -> Page:
+    """`memory_error_max` over 30 events (parts of one event) and both models, in modes that should stay in the room."""
+    hits = len(x_NF)
+    event = Data(
+        x=x_NF, edge_index=edge_2M, track=torch.full((hits,), -1), n_tracks=torch.zeros(1, dtype=torch.long),
+        event_id=torch.zeros(1, dtype=torch.long), num_nodes=hits,
+    )  # fmt: skip
+    sizes = np.geomspace(SMALLEST, min(hits / max(DENSITIES), LARGEST_QUICK if quick else LARGEST), EVENTS).astype(int)
+    figures, rows = [], []
+    for name, model in models.items():
+        found = one_model(model, features, event, sizes, room_gib)
+        rows += [f"| {name} | {' | '.join(row)} |" for row in by_mode(found)]
+        errors = [abs(predicted / measured - 1) for _, _, predicted, measured in found]
+        figures.append(Figure(f"memory_error_{name}", errors, "of the peak", f"{len(found)} events, {name}"))
+    worst = max(max(figure.values) for figure in figures)
+    about = f"largest of all events, {sizes[0]} to {sizes[-1]} hits"
+    head = ["| model | mode | events | largest error | largest measured, GiB |", "|---|---|---|---|---|"]
+    title = "## The memory model: predicted against measured peaks of a forward and backward pass"
+    return Page(
+        [Figure("memory_error_max", [worst], "of the peak", about), *figures], "\n".join([title, "", *head, *rows])
+    )
+
+
+def one_model(
+    model: dict[str, Any], features: list[str], event: Data, sizes: np.ndarray, room_gib: float
+) -> list[tuple[int, str, float, float]]:
+    """(hits, mode, predicted, measured bytes) of events of these sizes, the modes that have room taking turns."""
+    torch.manual_seed(0)
+    built = build_model(Named(**model), features)
+    env = Env(0, 1, 0, CPU, None, "bench")
+    engine = DDPEngine(built, lambda m: torch.optim.SGD(m.parameters()), env, Precision("fp32", CPU), ParallelConfig())
+    memory, objective = Memory(MemoryConfig(cap_gib=room_gib), engine), Objective()
+    calibrate(engine, objective, memory, event)
+    found = []
+    for turn, hits in enumerate(sizes):
+        density = DENSITIES[turn % len(DENSITIES)] * event.num_edges / event.num_nodes
+        batch = Batch.from_data_list([cut_down(event, int(hits), int(density * hits))])
+        modes = [mode for mode in memory.modes if memory.predict(batch, mode) <= memory.room]
+        if modes:
+            mode = modes[turn % len(modes)]
+            found.append((int(hits), mode, memory.predict(batch, mode), measure(engine, objective, batch, mode)))
+    return found
+
+
+def by_mode(found: list[tuple[int, str, float, float]]) -> list[list[str]]:
+    """Rows of the table."""
+    rows = []
+    for mode in dict.fromkeys(mode for _, mode, _, _ in found):
+        pairs = [(predicted, measured) for _, other, predicted, measured in found if other == mode]
+        worst, largest = max(abs(p / m - 1) for p, m in pairs), max(m for _, m in pairs)
+        rows.append([mode, str(len(pairs)), f"{100 * worst:.1f} %", f"{largest / GIB:.2f}"])
+    return rows

@@ -18,7 +18,7 @@ from torch_geometric.data import Batch, Data
 from hpctrack.benchmarks.measure import new_high_water_gib, status_gib
 from hpctrack.config import Named
 from hpctrack.models import build_model
-from hpctrack.runtime.memory import GIB, give_back
+from hpctrack.resources.peak_memory import GIB, give_back
 
 
 def main(argument: str) -> None:

@@ -3,30 +3,39 @@
 Each point is a short run of `hpctrack train` under torchrun, its figures those of the run's own metrics, the first step
 left out. Runs take turns, round by round. On a cluster slurm/scaling.sh makes the runs, over numbers of nodes, and
 `hpctrack bench scaling --runs FOLDER` makes figures and page of them. Figures and lines named `projected` are not
-measured (projection.py).
+measured:
+
+    step = max over ranks (sum of the seconds of its events) + all-reduce of the gradient + three small all-reduces
+
+The plan is the real one (planning/plan.py), made from predicted seconds; each event takes its predicted seconds times a
+drawn ratio of measured to predicted ones, so that what the cost model does not know stays in. Communication is not
+overlapped with computing, and costs alpha + beta bytes on each link of a ring or a tree, whichever is faster.
 """
 
 from __future__ import annotations
 
+import math
 import re
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from hpctrack import convert, simulate
-from hpctrack.benchmarks.measure import Figure, Page
-from hpctrack.benchmarks.projection import PER_RANK, PERLMUTTER_LIKE, Projected, core_flops, project
-from hpctrack.data.jsonlines import read_metrics
+from hpctrack.benchmarks.measure import Figure, Page, helix_dataset
 from hpctrack.errors import InputError, MachineError
-from hpctrack.runtime import checkpoint
+from hpctrack.files.jsonlines import read_metrics
+from hpctrack.planning.plan import plan_epoch
+from hpctrack.resources.cost_model import CostModel, event_terms
+from hpctrack.training import checkpoint
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "influencer.yaml"
@@ -68,20 +77,8 @@ def run(quick: bool, data: Path | None = None, runs: Path | None = None) -> Page
         return page(read_runs(runs))
     with tempfile.TemporaryDirectory() as folder:
         rounds, more = (1, ["data.selection.tracks=100", "train.steps=3"]) if quick else (ROUNDS, ["train.steps=5"])
-        measure(Path(folder), data or helix_dataset(Path(folder)), (1, 2), rounds, more)
+        measure(Path(folder), data or helix_dataset(Path(folder), 16, 2500), (1, 2), rounds, more)
         return page(read_runs(Path(folder)))
-
-
-def helix_dataset(folder: Path) -> Path:
-    """16 helix events, of which 500 tracks each are drawn."""
-    csv, out = folder / "csv", folder / "data"
-    for main, args in (
-        (simulate.main, [csv, "--source", "helix", "--events", 16, "--particles", 2500, "--seed", 1]),
-        (convert.main, [csv, out, "--jobs", 1]),
-    ):
-        if main([str(arg) for arg in args]):
-            raise MachineError("the events for the benchmark could not be made, see above")
-    return out
 
 
 def measure(folder: Path, data: Path, ranks: Sequence[int], rounds: int, more: Sequence[str]) -> None:
@@ -261,3 +258,107 @@ def plot(found: dict[tuple[str, int], list[float]], projected: list[Projected], 
     axes.legend(fontsize=7, loc="lower left")
     axes.grid(alpha=0.25)
     figure.savefig(path, dpi=130, format="png")
+
+
+# ------------------------------------------------------------------- projection to thousands of GPUs, not a measurement
+
+
+WORLDS = (1, 4, 16, 64, 256, 1024, 4096)
+PER_RANK, STRONG_BATCH, STEPS = 4, 16384, 3  # events a rank in weak, events a step in strong scaling, steps simulated
+SMALL = 3  # all-reduces of a few numbers a step: counts, losses, gradient norm
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Nodes of `gpus` GPUs; latencies in s a hop, bandwidths in bytes/s a GPU and direction; `flops` of fp32."""
+
+    name: str
+    source: str
+    gpus: int
+    flops: float
+    node_latency: float
+    node_bandwidth: float
+    net_latency: float
+    net_bandwidth: float
+    base_latency: float
+
+    def all_reduce(self, size: float, world: int) -> float:
+        """Seconds to sum `size` bytes over `world` GPUs: scattered within nodes, summed between them, gathered."""
+        inside, nodes = min(world, self.gpus), math.ceil(world / self.gpus)
+        if world == 1:
+            return 0.0
+        seconds = self.base_latency
+        seconds += 2 * (inside - 1) * (self.node_latency + size / inside / self.node_bandwidth)
+        if nodes > 1:
+            share = size / inside  # each GPU has a network card of its own
+            ring = 2 * (nodes - 1) * (self.net_latency + share / nodes / self.net_bandwidth)
+            tree = 2 * math.ceil(math.log2(nodes)) * self.net_latency + 2 * share / self.net_bandwidth
+            seconds += min(ring, tree)
+        return seconds
+
+
+PERLMUTTER_LIKE = Machine(
+    name="nodes of 4 A100 on Slingshot 11",
+    source="A100 data sheet (NVIDIA): 19.5 TFLOP/s in fp32, NVLink 3 at 25 GB/s a link and direction, four links "
+    "between two of four GPUs; one 200 Gb/s Slingshot 11 card a GPU (D. De Sensi et al., SC24, arXiv:2408.14090, on "
+    "such networks); latencies: NCCL's own tuning model (src/graph/tuning.cc, Simple: 8.4 us, 3.4 us a hop on "
+    "NVLink, 14 us on a network)",
+    gpus=4,
+    flops=19.5e12,
+    node_latency=3.4e-6,
+    node_bandwidth=100e9,
+    net_latency=14e-6,
+    net_bandwidth=25e9,
+    base_latency=8.4e-6,
+)
+
+
+@dataclass(frozen=True)
+class Projected:
+    """A projected point: efficiency against one rank, shares of the step's time."""
+
+    kind: str
+    world: int
+    efficiency: float
+    imbalance: float
+    communication: float
+    step_s: float
+
+
+def core_flops(repeats: int = 5, size: int = 1024) -> float:
+    """FLOP/s that a matrix product in fp32 reaches here, with the threads that are set."""
+    a = torch.rand(size, size)
+    best = math.inf
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - begin)
+    return 2 * size**3 / best
+
+
+def project(cost_state: dict[str, Any], parameters: int, speedup: float, machine: Machine) -> list[Projected]:
+    """Strong and weak scaling of events like those that the cost model saw, each event `speedup` times faster."""
+    cost = CostModel(cost_state)
+    cost.learn(1)
+    samples = cost.samples[cost.samples[:, 1] > 0]
+    ratio = samples[:, -1] / cost.seconds(samples[:, :-1])
+    off = np.abs(np.log(ratio / np.median(ratio)))
+    usual = off <= 3 * 1.4826 * max(np.median(off), 1e-9)  # the machine's hiccups are not the events'
+    hits, ratio = samples[usual, 1], ratio[usual]
+    points = []
+    for kind in ("strong", "weak"):
+        for world in WORLDS:
+            batch = STRONG_BATCH if kind == "strong" else PER_RANK * world
+            rng = np.random.default_rng([world, batch])
+            drawn = rng.integers(len(hits), size=(STEPS * batch, 2))
+            sizes = hits[drawn[:, 0]] * rng.lognormal(0, 0.02, STEPS * batch)  # no two events alike
+            terms = event_terms(sizes)
+            terms[:, 0] = 1.0
+            predicted = cost.seconds(terms) / speedup
+            measured = predicted * ratio[drawn[:, 1]]
+            loads = plan_epoch(predicted, world, 0, 0, batch).loads(measured, world)
+            summed = machine.all_reduce(4.0 * parameters, world) + SMALL * machine.all_reduce(8.0 * 16, world)
+            slowest, mean = loads.max(axis=1).mean(), loads.mean()
+            step = slowest + summed
+            points.append(Projected(kind, world, mean / step, (slowest - mean) / step, summed / step, step))
+    return points

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from hpctrack.config import Named, lookup, parse
-from hpctrack.data.store import Dataset
 from hpctrack.graphs.doublets import Doublets
 from hpctrack.graphs.stored import StoredEdges
-from hpctrack.graphs.true import TrueEdges
+from hpctrack.graphs.true_edges import TrueEdges
+from hpctrack.storage.store import Dataset
 
 GRAPHS: dict[str, Any] = {"doublets": Doublets, "stored": StoredEdges, "truth": TrueEdges}
 

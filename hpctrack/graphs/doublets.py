@@ -17,9 +17,9 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from hpctrack.config import Section
-from hpctrack.data.schema import Event
-from hpctrack.data.store import Dataset
-from hpctrack.data.truth import layer_number
+from hpctrack.events.truth import layer_number
+from hpctrack.storage.schema import Event
+from hpctrack.storage.store import Dataset
 
 BARREL = ((8, 2), (8, 4), (8, 6), (8, 8), (13, 2), (13, 4), (13, 6), (13, 8), (17, 2), (17, 4))
 CHUNK = 1 << 20  # candidates at a time: bounds the memory

@@ -1,4 +1,4 @@
-"""Edges that an earlier stage of a pipeline has found: written (data/edges.py), or handed on in memory."""
+"""Edges that an earlier stage of a pipeline has found: written (storage/edges.py), or handed on in memory."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 from pydantic import Field
 
 from hpctrack.config import Section
-from hpctrack.data.edges import Edges, EdgeStore
-from hpctrack.data.schema import Event
-from hpctrack.data.store import Dataset
 from hpctrack.errors import InputError
+from hpctrack.storage.edges import Edges, EdgeStore
+from hpctrack.storage.schema import Event
+from hpctrack.storage.store import Dataset
 
 COLUMNS = ["hits.r", "hits.z"]
 

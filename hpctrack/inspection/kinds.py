@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from hpctrack.data import candidates, edges, store
 from hpctrack.errors import InputError
-from hpctrack.reporting.sources import RESULTS_FORMAT
+from hpctrack.evaluation.results import RESULTS_FORMAT
+from hpctrack.storage import candidates, edges, hdf5, journals, store
 
 DATASET, SHARD, DATASET_INDEX = "dataset", "shard", "dataset index"
 CANDIDATES, CANDIDATES_FILE, CANDIDATES_INDEX = "candidates", "candidates file", "candidates index"
@@ -54,7 +54,7 @@ def _kind_of_folder(path: Path) -> str:
         if shards != candidate_files:  # the index itself may be damaged
             return DATASET if shards else CANDIDATES
         return {DATASET_INDEX: DATASET, CANDIDATES_INDEX: CANDIDATES}.get(_kind_of_h5(path / store.INDEX), DATASET)
-    if candidate_files or (path / candidates.PARTS).is_dir():
+    if candidate_files or (path / journals.PARTS).is_dir():
         return UNFINISHED_CANDIDATES
     if shards:
         return UNFINISHED_DATASET
@@ -66,12 +66,12 @@ def _kind_of_h5(path: Path) -> str:
     reasons = {}
     for kind in (SHARD, DATASET_INDEX):
         try:
-            store.open_h5(path, kind.split()[-1]).close()
+            hdf5.open_h5(path, kind.split()[-1]).close()
             return kind
         except InputError as error:
             reasons[kind] = error
     try:
-        with candidates.open_checked(path) as file, store.damage(path):
+        with candidates.open_checked(path) as file, hdf5.damage(path):
             return CANDIDATES_INDEX if "digests" in file else CANDIDATES_FILE
     except InputError as error:
         reasons[CANDIDATES_FILE] = error

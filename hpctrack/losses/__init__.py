@@ -7,14 +7,13 @@ from typing import Any
 from torch import nn
 
 from hpctrack.config import Named, lookup, parse
+from hpctrack.losses.classification import EdgeLoss, TripletLoss
 from hpctrack.losses.condensation import CondensationLoss
 from hpctrack.losses.contrastive import ContrastiveLoss
-from hpctrack.losses.edges import EdgeLoss
 from hpctrack.losses.hybrid import HybridLoss
 from hpctrack.losses.influencer import InfluencerLoss
-from hpctrack.losses.metric import MetricLoss
+from hpctrack.losses.metric_learning import MetricLoss
 from hpctrack.losses.term import LossTerm
-from hpctrack.losses.triplets import TripletLoss
 
 LOSSES: dict[str, Any] = {
     "condensation": CondensationLoss,

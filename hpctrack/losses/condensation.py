@@ -14,8 +14,7 @@ from torch.nn import functional as F
 from torch_geometric.data import Batch
 
 from hpctrack.config import Section
-from hpctrack.losses.neighbours import neighbours
-from hpctrack.losses.pairs import Points, hinge_sum
+from hpctrack.losses.pairs import Points, hinge_sum, neighbours
 from hpctrack.losses.term import Loss, events, with_track
 
 
@@ -33,7 +32,7 @@ class CondensationLoss(Loss):
     - `repulsion`  (1/n) sum_j q_j q_alpha max(0, 1 - |x_j - x_alpha|) over hits j and all other tracks' alphas (5, 6);
     - `beta`  1 - beta_alpha, mean over tracks (first part of 8);
     - `noise`  beta of hits of no track, mean over them (second part of 8, there weighted by s_B);
-    - `neighbours`  trains the spaces in which a backbone looks for neighbours (losses/neighbours.py; not in the paper).
+    - `neighbours`  trains the spaces in which a backbone looks for neighbours (losses/pairs.py; not in the paper).
     """
 
     class Options(Section):

@@ -12,10 +12,8 @@ from torch import Tensor
 from torch_geometric.data import Batch
 
 from hpctrack.config import Section
-from hpctrack.losses.neighbours import neighbours
-from hpctrack.losses.pairs import Points, hinge_sum
-from hpctrack.losses.term import Loss, events, with_hit, with_track
-from hpctrack.losses.tracks import Tracks, own_groups
+from hpctrack.losses.pairs import Points, hinge_sum, neighbours
+from hpctrack.losses.term import Loss, Tracks, events, own_groups, with_hit, with_track
 
 
 class ContrastiveLoss(Loss):
@@ -26,7 +24,7 @@ class ContrastiveLoss(Loss):
       twice the variance, so it needs O(N) work;
     - `repulsion`  max(0, margin - |x_i - x_j|), or its square, over pairs i != j that are of no common track: all that
       are within the margin, without a cap on neighbours, as in the influencer loss;
-    - `neighbours`  trains the spaces in which a backbone looks for neighbours (losses/neighbours.py).
+    - `neighbours`  trains the spaces in which a backbone looks for neighbours (losses/pairs.py).
     Noise hits belong to no track: they only repel.
     """
 

@@ -18,10 +18,10 @@ from torch_geometric.data import Batch
 
 from hpctrack.config import Section
 from hpctrack.graphs.triplets import CHUNK, per_event, triplet_chunks, true_triplets
-from hpctrack.losses.edges import EdgeLoss, edges_per_event
-from hpctrack.losses.metric import MetricLoss
+from hpctrack.losses.classification import EdgeLoss, edges_per_event
+from hpctrack.losses.metric_learning import MetricLoss
 from hpctrack.losses.term import Loss, needed
-from hpctrack.models.memory import again
+from hpctrack.models.memory_modes import again
 
 
 def true_pairs(batch: Batch, targets: bool) -> tuple[Tensor, Tensor]:

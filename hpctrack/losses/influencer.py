@@ -1,5 +1,9 @@
 """The influencer loss (D. Murnane, "Influencer Loss: End-to-end Geometric Representation Learning for Track
-Reconstruction", CHEP 2023), attraction in closed form.
+Reconstruction", CHEP 2023), attraction in closed form; and the likelihood of track parameters that may go with it.
+
+The attraction L+ has three forms that agree: the closed one, which training uses, and two plain, slow ones for tests
+and the benchmark, averaged over an event's tracks and summed over events. The likelihood is that of the true track
+parameters under the Gaussian that a model gives at each hit (models/embedding.py).
 
 Legend: N hits in the batch, E embedding dimensions, T tracks in the batch, B events, M hits that belong to a track.
 """
@@ -14,12 +18,92 @@ from torch import Tensor
 from torch_geometric.data import Batch
 
 from hpctrack.config import Section
-from hpctrack.losses.influencer_reference import attraction_loop, attraction_scatter
-from hpctrack.losses.neighbours import neighbours
-from hpctrack.losses.pairs import Points, hinge_sum
-from hpctrack.losses.parameters import parameters
-from hpctrack.losses.term import Loss, events, with_hit, with_track
-from hpctrack.losses.tracks import Tracks, own_groups
+from hpctrack.errors import InputError
+from hpctrack.events.perigee import PHI, SCALES
+from hpctrack.losses.pairs import Points, hinge_sum, neighbours
+from hpctrack.losses.term import Loss, Tracks, events, own_groups, with_hit, with_track
+
+OUTLIER_SIGMA = 5.0  # beyond, the loss rises linearly: a Gaussian in five dimensions does so for 1 of 7,000 tracks
+ROWS, COLS = torch.tril_indices(5, 5, -1)
+
+
+def parameters(outputs: dict[str, Tensor], batch: Batch) -> Tensor:
+    """Negative log-likelihood, averaged over each event's tracks and summed over events.
+
+    Half of a track's weight is on its representative, the hit whose influencer is nearest to the track's mean user,
+    since that hit's estimate is what inference takes; half is spread evenly over its hits, so that the estimate is
+    trained at every hit from the beginning, when representatives change from step to step. A choice has no slope: the
+    likelihood does not pull at the embedding. InputError if the model has no output `parameters` [N, 20].
+    """
+    if "parameters" not in outputs:
+        raise InputError("loss.parameters: the model has no output 'parameters'; set model.parameters, or weight 0")
+    tracks = Tracks(batch)
+    user, influencer, estimate = (outputs[name][tracks.hits] for name in ("user", "influencer", "parameters"))
+    nll_M = gaussian(estimate, batch.parameters.to(estimate.dtype)[tracks.track])
+    chosen_T = representatives(user.detach(), influencer.detach(), tracks)
+    return tracks.per_track((tracks.mean(nll_M) + nll_M[chosen_T]) / 2)
+
+
+def representatives(user: Tensor, influencer: Tensor, tracks: Tracks) -> Tensor:
+    """Of each track, which of its M hits has its influencer [M, E] nearest to the mean of its users [M, E]; [T]."""
+    square_M = (influencer - tracks.mean(user)[tracks.track]).square().sum(1)
+    nearest_first = square_M.argsort(stable=True)
+    by_track = nearest_first[tracks.track[nearest_first].argsort(stable=True)]
+    return by_track[tracks.size.cumsum(0) - tracks.size]
+
+
+def gaussian(estimate: Tensor, truth: Tensor) -> Tensor:
+    """Negative log-likelihood [M], up to a constant, of `truth` [M, 5] under `estimate` [M, 20]; phi is wrapped.
+
+    With r the deviation in units of SCALES and z = diag(exp(l)) (1 + A) r: |z|^2 / 2 - sum l, and beyond OUTLIER_SIGMA
+    the straight line that continues it, so that a track from a far decay does not outweigh all others.
+    """
+    deviation = estimate[:, :5] - truth
+    turn = torch.remainder(deviation[:, PHI] + torch.pi, 2 * torch.pi) - torch.pi
+    columns = [turn if i == PHI else column for i, column in enumerate(deviation.unbind(1))]
+    r = torch.stack(columns, dim=1) / deviation.new_tensor(SCALES)
+    log, factor = estimate[:, 5:10], estimate.new_zeros(len(estimate), 5, 5)
+    factor[:, ROWS, COLS] = estimate[:, 10:]
+    square = ((r + (factor @ r.unsqueeze(2)).squeeze(2)) * log.exp()).square().sum(1)
+    size = square.clamp(min=OUTLIER_SIGMA**2).sqrt()
+    return torch.minimum(square, OUTLIER_SIGMA * (2 * size - OUTLIER_SIGMA)) / 2 - log.sum(1)
+
+
+# ------------------------------------------------------------------------------------------- attraction, slow and plain
+
+
+def attraction_loop(user: Tensor, influencer: Tensor, batch: Batch, log_floor: float) -> Tensor:
+    """Track by track: exp((1/N) sum_j ln((1/N) sum_i |U_i - I_j|^2)) as it is written."""
+    total = (user.sum() + influencer.sum()) * 0
+    for event, n_tracks in enumerate(batch.n_tracks.tolist()):
+        for track in range(n_tracks):
+            members = (batch.batch == event) & (batch.track == track)
+            square = (user[members, None] - influencer[None, members]).square().sum(2)
+            total = total + (square.mean(0) + log_floor).log().mean().exp() / n_tracks
+    return total
+
+
+def attraction_scatter(user: Tensor, influencer: Tensor, batch: Batch, log_floor: float) -> Tensor:
+    """The paper's form: all (user, influencer) pairs of a track, then sums by influencer and by track."""
+    tracks = Tracks(batch)
+    i, j = pairs_of_groups(tracks.track)
+    square = (user[tracks.hits[i]] - influencer[tracks.hits[j]]).square().sum(1)
+    mean_square = square.new_zeros(len(tracks.hits)).index_add(0, j, square) / tracks.size[tracks.track]
+    return tracks.per_track(tracks.mean((mean_square + log_floor).log()).exp())
+
+
+def pairs_of_groups(group: Tensor) -> tuple[Tensor, Tensor]:
+    """Index vectors of all ordered pairs (i, j), i = j among them, with group[i] == group[j]."""
+    order = group.argsort(stable=True)
+    _, size = torch.unique_consecutive(group[order], return_counts=True)
+    start = (size.cumsum(0) - size).repeat_interleave(size)  # of the group of each sorted element
+    partners = size.repeat_interleave(size)
+    i = torch.arange(len(group), device=group.device).repeat_interleave(partners)
+    within = torch.arange(len(i), device=group.device) - (partners.cumsum(0) - partners).repeat_interleave(partners)
+    return order[i], order[start[i] + within]
+
+
+# ------------------------------------------------------------------------------------------------ the loss
 
 
 class InfluencerLoss(Loss):
@@ -30,8 +114,8 @@ class InfluencerLoss(Loss):
     - `repulsion_ui`  max(0, 1 - |U_i - I_j|) over pairs of different tracks within radius 1;
     - `repulsion_ii`  max(0, margin - |I_i - I_j|) over pairs i != j within the margin;
     - `compactness`  mean squared distance of a track's users from their mean, mean over tracks (not in the paper);
-    - `neighbours`  trains the spaces in which a backbone looks for neighbours (losses/neighbours.py; not in the paper);
-    - `parameters`  likelihood of the track parameters, mean over tracks (losses/parameters.py; not in the paper).
+    - `neighbours`  trains the spaces in which a backbone looks for neighbours (losses/pairs.py; not in the paper);
+    - `parameters`  likelihood of the track parameters, mean over tracks (losses/influencer.py; not in the paper).
     Noise hits belong to no track: they only repel. Memory is O(N E), however many pairs repel each other.
     """
 

@@ -10,11 +10,10 @@ from torch import nn
 from hpctrack.config import Named, lookup, parse
 from hpctrack.models.attention import AttentionNetwork
 from hpctrack.models.convolution import ConvolutionNetwork
-from hpctrack.models.embedding import CondensationModel, EmbeddingModel
+from hpctrack.models.embedding import CondensationModel, EmbeddingModel, InfluencerModel
 from hpctrack.models.filter import FilterNetwork
-from hpctrack.models.influencer import InfluencerModel
 from hpctrack.models.interaction import InteractionNetwork
-from hpctrack.models.triplets import TripletNetwork
+from hpctrack.models.triplet_network import TripletNetwork
 
 MODELS: dict[str, Any] = {
     "attention": AttentionNetwork,

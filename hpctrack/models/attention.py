@@ -20,10 +20,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from hpctrack.graphs.numerics import without_autocast
 from hpctrack.models.graph_network import GraphNetwork
 from hpctrack.models.perceptron import ACTIVATIONS, Activation, Sizes, SplitPerceptron
 from hpctrack.models.sweeps import OnEdges
+from hpctrack.numerics import without_autocast
 
 
 class AttentionNetwork(GraphNetwork):

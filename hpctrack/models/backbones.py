@@ -16,9 +16,8 @@ from torch_geometric.data import Batch
 
 from hpctrack.config import Named, Section, lookup, parse
 from hpctrack.models.geometry import Geometry, on_circle
-from hpctrack.models.mlp import MlpBackbone
-from hpctrack.models.neighbours import NeighbourBackbone
-from hpctrack.models.perceptron import Exact, two_layers
+from hpctrack.models.neighbour_attention import NeighbourBackbone
+from hpctrack.models.perceptron import Exact, MlpBackbone, two_layers
 from hpctrack.models.transformer import TransformerBackbone
 
 BACKBONES: dict[str, Any] = {"mlp": MlpBackbone, "neighbours": NeighbourBackbone, "transformer": TransformerBackbone}
@@ -68,7 +67,7 @@ class BackboneModel(nn.Module):
 
     @property
     def memory_modes(self) -> tuple[str, ...]:
-        """The backbone's memory modes (models/memory.py)."""
+        """The backbone's memory modes (models/memory_modes.py)."""
         return self.backbone.memory_modes
 
     def set_memory(self, mode: str) -> None:

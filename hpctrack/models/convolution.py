@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from pydantic import Field
 from torch import Tensor, nn
 
-from hpctrack.graphs.numerics import without_autocast
 from hpctrack.models.graph_network import GraphNetwork
 from hpctrack.models.perceptron import ACTIVATIONS, LayerNorm, SplitPerceptron
 from hpctrack.models.sweeps import OnEdges
+from hpctrack.numerics import without_autocast
 
 
 class ConvolutionNetwork(GraphNetwork):

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from hpctrack.errors import InputError
-from hpctrack.graphs.numerics import at_least_fp32
+from hpctrack.numerics import at_least_fp32
 
-NEEDED = ("r", "cos_phi", "sin_phi", "z")  # features, scaled as data/features.py does: r and z in m
+NEEDED = ("r", "cos_phi", "sin_phi", "z")  # features, scaled as events/features.py does: r and z in m
 PAIR_FEATURES = 10
 NEAR_M = 0.01  # slopes over less than this are damped
 

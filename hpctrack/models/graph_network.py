@@ -29,7 +29,7 @@ from torch_geometric.data import Batch
 from hpctrack.config import Section, free_field
 from hpctrack.errors import InputError
 from hpctrack.models.geometry import PAIR_FEATURES, Geometry, pair_features
-from hpctrack.models.memory import MODES, MemoryModes, again, in_chunks
+from hpctrack.models.memory_modes import MODES, MemoryModes, again, in_chunks
 from hpctrack.models.perceptron import Activation, Norm, Sizes, SplitPerceptron
 from hpctrack.models.sweeps import (
     Autocast,

@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from pydantic import Field
 from torch import Tensor, nn
 
-from hpctrack.graphs.numerics import without_autocast
 from hpctrack.models.geometry import PAIR_FEATURES, Geometry
 from hpctrack.models.graph_network import GraphNetwork, PairFeatures
 from hpctrack.models.perceptron import Activation, Sizes, SplitPerceptron
 from hpctrack.models.sweeps import OnEdges
+from hpctrack.numerics import without_autocast
 
 
 class InteractionNetwork(GraphNetwork):

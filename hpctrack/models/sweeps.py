@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from hpctrack.graphs.numerics import at_least_fp32
+from hpctrack.numerics import at_least_fp32
 
 OnEdges = tuple[Tensor | None, Tensor | None, Tensor | None]  # edge output, sum at targets, sum at sources
 

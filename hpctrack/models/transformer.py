@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hpctrack.config import Section
-from hpctrack.models.memory import MemoryModes, in_chunks, run_layers
+from hpctrack.models.memory_modes import MemoryModes, in_chunks, run_layers
 from hpctrack.models.perceptron import Exact, LayerNorm, two_layers
 
 CHUNK_HITS = 4096

@@ -13,8 +13,10 @@ import json
 import os
 import secrets
 import socket
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -23,10 +25,8 @@ from urllib.parse import urlparse
 import torch.distributed as dist
 
 from hpctrack.errors import InputError, MachineError
-from hpctrack.parallel.deadline import WORD_S, deadline
-from hpctrack.parallel.interfaces import ELSEWHERE, address_towards
-from hpctrack.parallel.launchers import INIT_METHOD
-from hpctrack.parallel.orphans import end_with_launcher, say
+from hpctrack.parallel.launchers import ELSEWHERE, INIT_METHOD, address_towards
+from hpctrack.parallel.orphans import end, end_with_launcher, say
 
 TRY_S = 5.0  # one try to connect
 HELD_S = 10.0  # for a port: whoever had it before may be ending
@@ -268,3 +268,56 @@ def spans(numbers: list[int]) -> str:
         else:
             parts.append([number, number])
     return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)
+
+
+# --------------- a time limit on what cannot be interrupted, such as a wait inside a library: a thread ends the process
+
+
+WORD_S = 10.0  # a wait that is longer is said
+
+
+@contextmanager
+def deadline(limit_s: float, rank: int, waits: Callable[[], str] | str, otherwise: str) -> Iterator[None]:
+    """Say `waits` after WORD_S (not if that is empty); after `limit_s` seconds end this process, saying `otherwise`."""
+
+    def word() -> None:
+        if text := waits if isinstance(waits, str) else waits():
+            say(f"hpctrack [rank {rank}]: {text}")
+
+    timers = [threading.Timer(min(limit_s, threading.TIMEOUT_MAX), end, (rank, otherwise))]
+    if limit_s > WORD_S:
+        timers.append(threading.Timer(WORD_S, word))
+    for timer in timers:
+        timer.daemon = True
+        timer.start()
+    try:
+        yield
+    finally:
+        for timer in timers:
+            timer.cancel()
+
+
+# --------------------------------------------------------------------- what becomes of the other ranks when one is lost
+
+
+SIGNS = ("gloo", "Connection closed by peer", "Connection reset by peer", "NCCL", "MPI_")
+
+
+@contextmanager
+def lost_ranks(timeout_s: float, key: str = "parallel.timeout_s") -> Iterator[None]:
+    """Turn what a collective operation raises when a peer has gone, or is silent for too long, into a MachineError.
+
+    `key` is the option that sets the time, if there is one.
+    """
+    try:
+        yield
+    except MachineError:
+        raise
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and not any(sign in str(error) for sign in SIGNS):
+            raise
+        what = str(error).strip().splitlines()[0].rpartition("] ")[2]  # without the place in gloo's source
+        raise MachineError(
+            f"a rank was lost, or did not answer within {f'{key}=' if key else ''}{timeout_s:g} s "
+            f"({what}); the same command goes on from what was saved last"
+        ) from error

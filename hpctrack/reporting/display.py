@@ -1,7 +1,7 @@
 """The event display: an event's hits in x-y and in r-z, coloured by track, with what went wrong marked.
 
 Drawn are the exclusive tracks (one a hit) of at least 3 hits. A track is matched, a particle found or missed, as in
-tracking/metrics.py. Hits and lines become one image a view, so a page with 100k hits stays small.
+evaluation/metrics.py. Hits and lines become one image a view, so a page with 100k hits stays small.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from hpctrack.data.schema import Candidates, Event
-from hpctrack.reporting.style import INK, MUTED, RED, TRACK_COLOURS, png, styled, svg
-from hpctrack.reporting.tally import Cuts
-from hpctrack.tracking.matching import exclusive_lists, match
-from hpctrack.tracking.metrics import counted, matched, particles_of
+from hpctrack.evaluation.matching import exclusive_lists, match
+from hpctrack.evaluation.metrics import counted, matched, particles_of
+from hpctrack.evaluation.tally import Cuts
+from hpctrack.reporting.plots import INK, MUTED, RED, TRACK_COLOURS, png, styled, svg
+from hpctrack.storage.schema import Candidates, Event
 
 TARGETS_ONLY_HITS = 4_000  # from here on only tracks of targets are coloured, unless told otherwise
 NO_OTHERS_HITS = 20_000  # and from here on the other hits are left out altogether

@@ -13,15 +13,14 @@ from pathlib import Path
 import numpy as np
 
 import hpctrack
-from hpctrack import pools
-from hpctrack.data.lock import only_writer_of
-from hpctrack.data.outputs import check_folder
 from hpctrack.errors import InputError, MachineError
+from hpctrack.files.lock import only_writer_of
+from hpctrack.files.outputs import check_folder
+from hpctrack.process import pools
 from hpctrack.simulation import Source, package_versions, source_class, writer
-from hpctrack.simulation.digitization import digitize
+from hpctrack.simulation.digitization import add_noise, digitize
 from hpctrack.simulation.event import Tables, trackml_tables
 from hpctrack.simulation.geometry import Geometry, trackml_geometry
-from hpctrack.simulation.noise import add_noise
 from hpctrack.simulation.settings import MAX_EVENT_ID, Settings
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hpctrack.arguments import SEED_END
 from hpctrack.errors import InputError
+from hpctrack.process.arguments import SEED_END
 from hpctrack.simulation.digitization import METHODS
 
 HARD_PROCESSES = ("none", "ttbar", "dijet", "zmumu")

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from hpctrack.data import files
-from hpctrack.data.files import naming, temporary_name
 from hpctrack.errors import InputError
+from hpctrack.files import atomic
+from hpctrack.files.atomic import naming, temporary_name
 from hpctrack.simulation.event import Tables
 from hpctrack.simulation.geometry import Geometry
 
@@ -102,7 +102,7 @@ def claim(folder: Path, settings: Mapping[str, object], versions: Mapping[str, s
     `decisive` names the versions that must agree as well. Raises InputError that names the first key that differs.
     """
     path = folder / RECORD
-    files.clear_leftovers(folder)  # of killed runs; others may fill the folder beside this one
+    atomic.clear_leftovers(folder)  # of killed runs; others may fill the folder beside this one
     if not path.exists():
         if foreign := sorted(folder.glob("event*-*.csv*")):
             raise InputError(f"{folder}: holds {foreign[0].name}, but no {RECORD}; choose another folder for OUT")

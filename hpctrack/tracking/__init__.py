@@ -1,0 +1,1 @@
+"""Scores or embeddings -> track candidates: builders, and methods that need no training."""

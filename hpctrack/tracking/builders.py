@@ -13,14 +13,13 @@ from typing import Any
 import numpy as np
 
 from hpctrack.config import Named, lookup, parse
-from hpctrack.tracking import metrics
+from hpctrack.evaluation import metrics
+from hpctrack.evaluation.matching import match
 from hpctrack.tracking.builder import Outputs
-from hpctrack.tracking.components import ComponentsBuilder, WalkBuilder
 from hpctrack.tracking.condensing import CondensationBuilder, GreedyBuilder
-from hpctrack.tracking.density import DbscanBuilder, HdbscanBuilder
-from hpctrack.tracking.graphs import EdgesBuilder, RadiusEdgesBuilder, RadiusGraphBuilder
-from hpctrack.tracking.matching import match
-from hpctrack.tracking.radius import RadiusBuilder
+from hpctrack.tracking.edge_clustering import ComponentsBuilder, DbscanBuilder, HdbscanBuilder, WalkBuilder
+from hpctrack.tracking.radius_builder import RadiusBuilder
+from hpctrack.tracking.stage_edges import EdgesBuilder, RadiusEdgesBuilder, RadiusGraphBuilder
 
 BUILDERS: dict[str, Any] = {
     "components": ComponentsBuilder,

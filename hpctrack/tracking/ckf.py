@@ -20,12 +20,12 @@ from acts import examples
 from pydantic import Field, field_validator
 
 from hpctrack.config import Section
-from hpctrack.data.detectors import module_key
-from hpctrack.data.schema import Candidates, Event
 from hpctrack.errors import InputError, MachineError
+from hpctrack.formats.detectors import module_key
 from hpctrack.simulation.acts_detector import ActsDetector
 from hpctrack.simulation.geometry import trackml_geometry
-from hpctrack.tracking.lists import from_lists
+from hpctrack.storage.schema import Candidates, Event
+from hpctrack.tracking.builder import from_lists
 
 PIXELS = (7, 8, 9)  # volumes whose hits make seeds
 SEED_HITS = 3

@@ -11,9 +11,8 @@ import numpy as np
 from pydantic import Field
 from scipy.spatial import cKDTree
 
-from hpctrack.data.schema import Candidates
-from hpctrack.tracking.builder import Builder, Outputs, radii
-from hpctrack.tracking.lists import Lists, joined
+from hpctrack.storage.schema import Candidates
+from hpctrack.tracking.builder import Builder, Lists, Outputs, joined, radii
 
 
 class GreedyBuilder(Builder):

@@ -18,10 +18,9 @@ from scipy.spatial import cKDTree
 from sklearn.cluster import DBSCAN
 
 from hpctrack.config import Section
-from hpctrack.data.schema import Candidates, Event
-from hpctrack.tracking.builder import PAIRS_ALWAYS
-from hpctrack.tracking.lists import from_lists
-from hpctrack.tracking.matching import exclusive_lists
+from hpctrack.evaluation.matching import exclusive_lists
+from hpctrack.storage.schema import Candidates, Event
+from hpctrack.tracking.builder import PAIRS_ALWAYS, from_lists
 
 CHUNK = 1 << 21  # pairs at a time, where there are more than fit
 

@@ -13,10 +13,10 @@ from importlib import metadata
 from typing import Any
 
 from hpctrack.config import Named, Section, Seed, SelectionConfig, lookup, parse
-from hpctrack.data import selection as selecting
-from hpctrack.data.schema import Candidates
-from hpctrack.data.store import Dataset
 from hpctrack.errors import InputError
+from hpctrack.events import selection as selecting
+from hpctrack.storage.schema import Candidates
+from hpctrack.storage.store import Dataset
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The second level: tracks of an event -> collisions, by the same model, loss and builder as hits -> tracks.
 
-Here the inputs are tracks with their parameters (data/perigee.py), the targets collisions; an influencer represents a
+Here the inputs are tracks with their parameters (events/perigee.py), the targets collisions; an influencer represents a
 vertex. What is particular to vertices stands in this file: inputs, truth, a baseline, and how good vertices are.
 
 Legend: T tracks, V collisions, C clusters of tracks.
@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from hpctrack.data.perigee import PHI
-from hpctrack.data.schema import ESTIMATE, PARAMETERS
-from hpctrack.tracking.lists import Lists, joined
-from hpctrack.tracking.matching import exclusive_lists, match
-from hpctrack.tracking.metrics import MIN_CANDIDATE_HITS, counted, double_matched
+from hpctrack.evaluation.matching import exclusive_lists, match
+from hpctrack.evaluation.metrics import MIN_CANDIDATE_HITS, counted, double_matched
+from hpctrack.events.perigee import PHI
+from hpctrack.storage.schema import ESTIMATE, PARAMETERS
+from hpctrack.tracking.builder import Lists, joined
 
 WAVES_MM = (32.0, 8.0, 2.0, 0.5)  # of z0, so that a network sees distances from a beam spot's length to a resolution
 Z0_UNIT_MM = 5.0

@@ -22,10 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from hpctrack.config import RunConfig, load_config
-from hpctrack.data.store import open_dataset
-from hpctrack.errors import EXIT_MACHINE, EXIT_PREEMPTED, InputError, verb
-from hpctrack.reporting.sources import Run, load_results
-from hpctrack.runtime.schema import settings
+from hpctrack.errors import EXIT_MACHINE, EXIT_PREEMPTED, InputError
+from hpctrack.evaluation.results import load_results
+from hpctrack.process.ends import verb
+from hpctrack.storage.store import open_dataset
+from hpctrack.training.run_folder import Run
+from hpctrack.training.run_settings import settings
 from tests.campaigns import halves
 from tests.campaigns.ablation_tables import SHOWN, write
 from tests.campaigns.points import Points

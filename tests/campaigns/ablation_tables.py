@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hpctrack.data.files import write_text
-from hpctrack.tracking.metrics import fraction
+from hpctrack.evaluation.metrics import fraction
+from hpctrack.files.atomic import write_text
 from tests.campaigns import seeds
 from tests.campaigns.points import Points
 from tests.campaigns.readings import READINGS, TITLES, heading

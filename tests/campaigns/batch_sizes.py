@@ -23,7 +23,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from hpctrack.config import RunConfig, load_config, parse
-from hpctrack.data.files import write_text
+from hpctrack.files.atomic import write_text
 from hpctrack.parallel.env import distributed
 from hpctrack.train import train
 

@@ -6,7 +6,7 @@ Ratios to the baseline (contrastive embedding, greedy condensation) in the same 
 peak memory of a training step of one event, and of the loss alone; seconds of candidate building. The influencer loss
 in closed form, as the paper's pair scatter and as a loop over tracks. Memory is that of tensors alive at once, counted
 exactly; of a step most is the backbone's. Models are the default backbone with weights as initialised; what losses and
-builders see has the geometry of a trained model's outputs (benchmarks/embeddings.py). Finished events stand in
+builders see has the geometry of a trained model's outputs (benchmarks/measure.py). Finished events stand in
 FOLDER/costs.jsonl and are not measured again; costs.md and costs.png are made from them.
 """
 
@@ -22,16 +22,15 @@ from typing import Any
 import torch
 from torch_geometric.data import Batch
 
-from hpctrack.benchmarks.embeddings import FEATURES
 from hpctrack.benchmarks.inference import RADIUS
 from hpctrack.benchmarks.loss import FORMS, SYSTEMS, as_trained, step, weighted
-from hpctrack.benchmarks.measure import time_in_turn
+from hpctrack.benchmarks.measure import FEATURES, time_in_turn
 from hpctrack.config import AugmentConfig, Named, SelectionConfig
-from hpctrack.data.loader import EventLoader
-from hpctrack.data.store import Dataset
+from hpctrack.events.loader import EventLoader
 from hpctrack.losses import build_loss
 from hpctrack.models import build_model
-from hpctrack.runtime.meter import MemoryMeter
+from hpctrack.resources.calibration import MemoryMeter
+from hpctrack.storage.store import Dataset
 from hpctrack.tracking.builders import build_builder
 from tests.campaigns.points import Points
 

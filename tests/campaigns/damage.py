@@ -36,11 +36,11 @@ from toys import toy_checkpoint, toy_event, toy_model
 
 from campaigns import mutations
 from hpctrack import inspect
-from hpctrack.data import candidates, schema, store
-from hpctrack.data.schema import Candidates
 from hpctrack.errors import InputError, MachineError
 from hpctrack.inspection import kinds
-from hpctrack.runtime import checkpoint, metadata
+from hpctrack.storage import candidates, journals, schema, shard_writer, store
+from hpctrack.storage.schema import Candidates
+from hpctrack.training import checkpoint, checkpoint_metadata
 
 SECONDS, MEMORY = 60, 4 << 30  # limits of one reading, on top of what the process has already
 SIZES = (4, 6, 5, 3, 7, 2)  # tracks of the events
@@ -66,25 +66,27 @@ def toy_candidates(event: schema.Event, rng: np.random.Generator) -> Candidates:
 def make(root: Path, seed: int) -> None:
     """A dataset, candidates, journals and a checkpoint in `root`, the same sizes for each seed."""
     events = [toy_event(10 + i, n, seed=seed) for i, n in enumerate(SIZES)]
-    names = [store.shard_name(k) for k in range(2)]
+    names = [shard_writer.shard_name(k) for k in range(2)]
     (root / "dataset").mkdir(parents=True)
     for name, part in zip(names, (events[:3], events[3:]), strict=True):
-        with store.ShardWriter(root / "dataset" / name, {"recipe": "toy"}) as writer:
+        with shard_writer.ShardWriter(root / "dataset" / name, {"recipe": "toy"}) as writer:
             for event in part:
                 writer.add(event)
     origin = json.dumps({"kind": "toy"})
-    store.write_index(root / "dataset", names, {"n_source": 6, "n_skipped": 0, "recipe": "toy", "origin": origin})
+    shard_writer.write_index(
+        root / "dataset", names, {"n_source": 6, "n_skipped": 0, "recipe": "toy", "origin": origin}
+    )
     rng = np.random.default_rng(seed)
     found = [toy_candidates(event, rng) for event in events]
     for area in ("candidates", "journal"):
         (root / area).mkdir()
-        journal = candidates.Journal(root / area, "rank-00000")
+        journal = journals.Journal(root / area, "rank-00000")
         for one in found:
             journal.append(one)
         journal.close()
     made_with = {"dataset_fingerprint": store.open_dataset(root / "dataset").fingerprint, "seed": 1}
-    (root / "journal" / candidates.PARTS / "settings.json").write_text(json.dumps(made_with))
-    sources, files = candidates.committed(root / "candidates"), []
+    (root / "journal" / journals.PARTS / "settings.json").write_text(json.dumps(made_with))
+    sources, files = journals.committed(root / "candidates"), []
     for k, part in enumerate((events[:3], events[3:])):
         name, ids = f"candidates-{k:05d}.h5", [event.event_id for event in part]
         files.append((name, ids, candidates.write_shard(root / "candidates", name, ids, sources)))
@@ -112,7 +114,7 @@ def read_dataset(folder: Path, verify: bool) -> Truth:
 
 
 def _bytes(event: Candidates) -> tuple:
-    arrays = [getattr(event, name) for name in candidates.COLUMNS]
+    arrays = [getattr(event, name) for name in journals.COLUMNS]
     return tuple((values.dtype.str, values.shape, values.tobytes()) for values in arrays)
 
 
@@ -126,8 +128,8 @@ def read_candidates(folder: Path, verify: bool) -> Truth:
 def read_journal(folder: Path, verify: bool) -> Truth:
     """The whole records of the journals; an event without one is made again, so it is no wrong read."""
     out: Truth = {}
-    for path in sorted((folder / candidates.PARTS).glob("*.journal")):
-        out |= {event: _bytes(candidates.decode(event, payload)) for event, _, payload in candidates.records(path)}
+    for path in sorted((folder / journals.PARTS).glob("*.journal")):
+        out |= {event: _bytes(journals.decode(event, payload)) for event, _, payload in journals.records(path)}
     return out
 
 
@@ -137,7 +139,10 @@ def read_checkpoint(folder: Path, verify: bool) -> Truth:
     if newest is None:
         return {}
     meta, state = checkpoint.read_meta(newest), checkpoint.read_state(newest)
-    about = {key: json.dumps(meta.get(key)) for key in (*metadata.Meta.model_fields, *metadata.Resumable.model_fields)}
+    about = {
+        key: json.dumps(meta.get(key))
+        for key in (*checkpoint_metadata.Meta.model_fields, *checkpoint_metadata.Resumable.model_fields)
+    }
     return about | {name: tensor.numpy().tobytes() for name, tensor in state["model"].items()}
 
 

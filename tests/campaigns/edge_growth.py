@@ -18,12 +18,13 @@ from pathlib import Path
 import numpy as np
 
 from hpctrack.config import RunConfig, load_config
-from hpctrack.data import selection as selecting
-from hpctrack.data.files import write_text
-from hpctrack.data.loader import columns_read
-from hpctrack.data.store import open_dataset
-from hpctrack.errors import InputError, verb
+from hpctrack.errors import InputError
+from hpctrack.events import selection as selecting
+from hpctrack.events.loader import columns_read
+from hpctrack.files.atomic import write_text
 from hpctrack.graphs import build_graph, graph_columns
+from hpctrack.process.ends import verb
+from hpctrack.storage.store import open_dataset
 from tests.campaigns.points import Points
 
 

@@ -34,10 +34,11 @@ if __name__ == "__main__":
 import numpy as np
 from toys import toy_config, toy_dataset
 
-from hpctrack import bench, convert, errors, evaluate, export, infer, inspect, report, simulate, train
+from hpctrack import bench, benchmarks, convert, evaluate, export, infer, inspect, report, simulate, train
 from hpctrack.benchmarks.measure import Figure
 from hpctrack.config import dump_yaml
-from hpctrack.parallel.env import INIT_METHOD
+from hpctrack.parallel.launchers import INIT_METHOD
+from hpctrack.process import ends
 
 PAGE = Path(__file__).parents[2] / "docs/explanation/errors.md"
 BEGIN, END = "<!-- made by tests/campaigns/ends.py -->", "<!-- end -->"
@@ -70,16 +71,16 @@ VERBS = {
         ("hpctrack.simulation.writer", "write_event", 2),
     ),
     "convert": Verb(
-        convert.main, "{root}/csv {out} --jobs 1 --events-per-shard 2", ("hpctrack.data.conversion", "read_event", 2)
+        convert.main, "{root}/csv {out} --jobs 1 --events-per-shard 2", ("hpctrack.formats.conversion", "read_event", 2)
     ),
-    "train": Verb(train.main, "{root}/recipe.yaml run={out}", ("hpctrack.data.loader", "EventLoader.__call__", 6)),
+    "train": Verb(train.main, "{root}/recipe.yaml run={out}", ("hpctrack.events.loader", "EventLoader.__call__", 6)),
     "train on 2 ranks": Verb(
-        train.main, "{root}/recipe.yaml run={out}", ("hpctrack.data.loader", "EventLoader.__call__", 2), ranks=2
+        train.main, "{root}/recipe.yaml run={out}", ("hpctrack.events.loader", "EventLoader.__call__", 2), ranks=2
     ),
     "infer": Verb(
         infer.main,
         "--checkpoint {root}/run --data {root}/data --out {out}",
-        ("hpctrack.data.loader", "EventLoader.__call__", 2),
+        ("hpctrack.events.loader", "EventLoader.__call__", 2),
     ),
     "evaluate": Verb(
         evaluate.main,
@@ -89,18 +90,18 @@ VERBS = {
     "evaluate --jobs 2": Verb(
         evaluate.main,
         "{root}/candidates --data {root}/data --out {out}.json --jobs 2",
-        ("hpctrack.pools", "Worker.take", 2),
+        ("hpctrack.process.pools", "Worker.take", 2),
     ),
     "report": Verb(
         report.main, "--results {root}/results.json --out {out}.html", ("hpctrack.reporting.page", "page", 1)
     ),
     "inspect": Verb(
-        inspect.main, "{root}/data --json {out}.json", ("hpctrack.inspection.datasets", "describe_dataset", 1)
+        inspect.main, "{root}/data --json {out}.json", ("hpctrack.inspection.describe_datasets", "describe_dataset", 1)
     ),
     "inspect --verify": Verb(
-        inspect.main, "{root}/data --verify --json {out}.json", ("hpctrack.pools", "Worker.take", 1)
+        inspect.main, "{root}/data --verify --json {out}.json", ("hpctrack.process.pools", "Worker.take", 1)
     ),
-    "export": Verb(export.main, "{root}/run {out}", ("hpctrack.runtime.checkpoint", "write", 1)),
+    "export": Verb(export.main, "{root}/run {out}", ("hpctrack.training.checkpoint", "write", 1)),
     "bench": Verb(bench.main, "io --quick --json {out}.json", ("hpctrack.bench", "commit", 1)),
 }
 
@@ -310,10 +311,10 @@ def _begin(verb: Verb, name: str, what: Any, words: list[str], folder: Path, ran
         sys.stdout = text_file(1, process.encoding)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
-    bench.benchmark = lambda _: lambda quick: [Figure("speed", [1.0, 2.0], "x", "of nothing, ± as it is")]
+    benchmarks.benchmark = lambda _: lambda quick: [Figure("speed", [1.0, 2.0], "x", "of nothing, ± as it is")]
     if process.at_point:
         _interfere(*verb.point, process.at_point)
-    errors.begin(name.split()[0])
+    ends.begin(name.split()[0])
     raise SystemExit(verb.main(words))
 
 

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hpctrack.config import DataConfig
-from hpctrack.data.store import INDEX, Dataset, ShardWriter, write_index
-from hpctrack.data.subevents import SubEventReader
 from hpctrack.errors import InputError
+from hpctrack.events.subevents import SubEventReader
+from hpctrack.storage.shard_writer import ShardWriter, write_index
+from hpctrack.storage.store import INDEX, Dataset
 
 SHARD = "events-00000.h5"
 

@@ -36,8 +36,8 @@ from campaigns.works import WORKS, Inputs, Work
 from hpctrack import inspect
 from hpctrack.errors import EXIT_MACHINE
 from hpctrack.inspection import kinds
-from hpctrack.runtime import checkpoint
-from hpctrack.versions import versions
+from hpctrack.process.versions import versions
+from hpctrack.training import checkpoint
 
 IGNORED = ("tensorboard",)  # written by a thread of its own at its own times
 CLOCK = ("_s", "_per_s", "_gib")  # ends of the names of values that a clock or the machine decides

@@ -30,8 +30,9 @@ if __name__ == "__main__":
 from helpers import make_trackml
 
 from hpctrack import convert
-from hpctrack.data import store
-from hpctrack.data.candidates import PARTS, CandidateStore
+from hpctrack.storage import store
+from hpctrack.storage.candidates import CandidateStore
+from hpctrack.storage.journals import PARTS
 
 GOES_ON = 0.75  # chance that the run after a kill is killed, too
 N_EVENTS = 9

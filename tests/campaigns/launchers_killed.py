@@ -25,7 +25,7 @@ if __name__ == "__main__":
 from toys import losses, toy_config, toy_dataset
 
 from hpctrack.config import dump_yaml
-from hpctrack.runtime.ledger import problems
+from hpctrack.training.ledger import problems
 
 LATEST_S = 8.0  # of a kill: from before the ranks' first line to their first steps
 LEFT_S = 10.0  # for ranks to end after their launcher

@@ -23,16 +23,25 @@ import numpy as np
 import torch
 
 from hpctrack.config import Named, RunConfig, parse
-from hpctrack.data.files import write_text
-from hpctrack.data.store import Dataset
-from hpctrack.errors import InputError, verb
+from hpctrack.errors import InputError
+from hpctrack.evaluation.edge_metrics import (
+    BINS,
+    COLUMNS,
+    EdgeTally,
+    at_cut,
+    auc,
+    cut_that_keeps,
+    tally_event,
+    with_error,
+)
+from hpctrack.evaluation.tally import Cuts
+from hpctrack.files.atomic import write_text
 from hpctrack.infer import stages
-from hpctrack.reporting.edges import COLUMNS, tally_event, with_error
-from hpctrack.reporting.tally import Cuts
-from hpctrack.runtime import checkpoint
-from hpctrack.runtime.inference import Chain
+from hpctrack.inference.work import Chain
+from hpctrack.process.ends import verb
+from hpctrack.storage.store import Dataset
 from hpctrack.tracking.builders import OF_EDGES
-from hpctrack.tracking.edge_metrics import BINS, EdgeTally, at_cut, auc, cut_that_keeps
+from hpctrack.training import checkpoint
 from tests.campaigns.points import Points
 from tests.campaigns.tracks import text
 

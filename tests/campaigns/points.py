@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hpctrack.data.jsonlines import Lines, read_lines
+from hpctrack.files.jsonlines import Lines, read_lines
 
 
 class Points:

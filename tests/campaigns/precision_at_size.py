@@ -25,18 +25,18 @@ import torch
 from torch_geometric.data import Batch
 
 from hpctrack.config import AugmentConfig, Named, RunConfig, load_config
-from hpctrack.data.files import write_text
-from hpctrack.data.loader import EventLoader
-from hpctrack.data.store import Dataset
+from hpctrack.events.loader import EventLoader
+from hpctrack.files.atomic import write_text
 from hpctrack.graphs import build_graph
 from hpctrack.losses import build_loss
 from hpctrack.models import build_model
-from hpctrack.parallel.ddp import DDPEngine
 from hpctrack.parallel.env import Env
 from hpctrack.parallel.precision import Precision
-from hpctrack.runtime import checkpoint
-from hpctrack.runtime.step import train_step
-from hpctrack.versions import versions
+from hpctrack.parallel.strategies import DDPEngine
+from hpctrack.process.versions import versions
+from hpctrack.storage.store import Dataset
+from hpctrack.training import checkpoint
+from hpctrack.training.step import train_step
 
 ROOT = Path(__file__).parents[2]
 PRECISIONS = ("fp32", "bf16", "fp16")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 from unittest.mock import patch
 
-from hpctrack.runtime.preempt import Preemption
+from hpctrack.parallel.preemption import Preemption
 
 T = TypeVar("T")
 VERBS = ("train", "infer", "evaluate")  # what is imported once

@@ -32,8 +32,8 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from toys import toy_config, toy_dataset
 
 from hpctrack.config import RunConfig, dump_yaml
-from hpctrack.runtime.ledger import problems
 from hpctrack.train import main as train_verb
+from hpctrack.training.ledger import problems
 
 RANKS, STEPS, KILLS_A_RUN = 2, 100, 10
 TIMEOUT_S = 20.0  # parallel.timeout_s of the runs

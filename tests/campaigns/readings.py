@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hpctrack.tracking.matching import match_candidates, match_exclusive
+from hpctrack.evaluation.matching import match_candidates, match_exclusive
 
 READINGS = {"candidates": match_candidates, "exclusive": match_exclusive}
 TITLES = {"candidates": "by radius or seeds alone, as in the paper", "exclusive": "after duplicate removal"}

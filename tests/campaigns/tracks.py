@@ -20,12 +20,12 @@ import numpy as np
 import torch
 
 from hpctrack.config import RunConfig, SelectionConfig, parse
-from hpctrack.data import selection as selecting
-from hpctrack.data.store import Dataset
+from hpctrack.evaluation.metrics import METRICS, fraction
+from hpctrack.events import selection as selecting
 from hpctrack.infer import infer_config
-from hpctrack.runtime import checkpoint
-from hpctrack.runtime.inference import INFER, ByModel
-from hpctrack.tracking.metrics import METRICS, fraction
+from hpctrack.inference.work import INFER, ByModel
+from hpctrack.storage.store import Dataset
+from hpctrack.training import checkpoint
 from tests.campaigns.points import Points
 from tests.campaigns.readings import READINGS, heading
 

@@ -10,7 +10,7 @@ from typing import Any
 from hpctrack.config import RunConfig, parse
 from hpctrack.errors import InputError
 from hpctrack.losses.influencer import InfluencerLoss
-from hpctrack.models.influencer import InfluencerModel
+from hpctrack.models.embedding import InfluencerModel
 
 BASE = "base"
 TERMS = ("attraction", "repulsion_ui", "repulsion_ii", "compactness")

@@ -23,18 +23,18 @@ import torch
 from torch_geometric.data import Batch, Data
 
 from hpctrack.config import Named
-from hpctrack.data import perigee
-from hpctrack.data.candidates import CandidateStore
-from hpctrack.data.schema import ESTIMATE, Event
-from hpctrack.data.selection import target_particles
-from hpctrack.data.store import Dataset
 from hpctrack.errors import InputError
+from hpctrack.evaluation.matching import match_candidates
+from hpctrack.evaluation.metrics import double_matched, fraction
+from hpctrack.events import perigee
+from hpctrack.events.selection import target_particles
 from hpctrack.losses import build_loss
-from hpctrack.models.influencer import InfluencerModel
+from hpctrack.models.embedding import InfluencerModel
+from hpctrack.storage.candidates import CandidateStore
+from hpctrack.storage.schema import ESTIMATE, Event
+from hpctrack.storage.store import Dataset
 from hpctrack.tracking import vertices
 from hpctrack.tracking.builders import build_builder, choose, tuning_counts
-from hpctrack.tracking.matching import match_candidates
-from hpctrack.tracking.metrics import double_matched, fraction
 from tests.campaigns.points import Points
 
 MODEL = InfluencerModel.Options(embedding=4, backbone={"name": "transformer", "width": 64, "layers": 3, "heads": 4})

@@ -22,9 +22,10 @@ from toys import FEATURES, toy_config, toy_dataset
 
 from hpctrack import convert, evaluate, export, infer, inspect, report, simulate, train
 from hpctrack.config import dump_yaml
-from hpctrack.data import candidates, replacement, store
 from hpctrack.errors import EXIT_PREEMPTED
-from hpctrack.runtime import checkpoint
+from hpctrack.formats import replacement
+from hpctrack.storage import candidates, journals, store
+from hpctrack.training import checkpoint
 
 
 class Inputs:
@@ -304,7 +305,7 @@ class Infer(Work):
     def progress(self, out: Path) -> int:
         """Events that are committed."""
         whole = (out / "found" / candidates.INDEX).exists()
-        return len(store.open_dataset(self.inputs.data)) if whole else len(candidates.committed(out / "found"))
+        return len(store.open_dataset(self.inputs.data)) if whole else len(journals.committed(out / "found"))
 
 
 class Parts(Infer):

@@ -10,7 +10,7 @@ from campaigns.batch_sizes import Point, campaign
 from toys import toy_config, toy_dataset
 
 from hpctrack.config import OptimConfig, PlanConfig
-from hpctrack.runtime.optim import learning_rate, peak_rate
+from hpctrack.training.optimizers import learning_rate, peak_rate
 
 
 def test_learning_rates_follow_the_batch():

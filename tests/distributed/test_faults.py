@@ -22,14 +22,14 @@ from toys import toy_config, toy_dataset
 
 from hpctrack import infer
 from hpctrack.config import RunConfig, dump_yaml
-from hpctrack.data.candidates import CandidateStore
-from hpctrack.data.loader import EventLoader
 from hpctrack.errors import EXIT_PREEMPTED
+from hpctrack.events.loader import EventLoader
 from hpctrack.parallel.env import distributed
-from hpctrack.runtime import checkpoint
-from hpctrack.runtime.ledger import problems
+from hpctrack.storage.candidates import CandidateStore
 from hpctrack.train import main as train_verb
 from hpctrack.train import train
+from hpctrack.training import checkpoint
+from hpctrack.training.ledger import problems
 
 ROOT = Path(__file__).parents[2]
 SIZES = (4, 6, 5, 7, 3)

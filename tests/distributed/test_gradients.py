@@ -20,10 +20,10 @@ from hpctrack.models import build_model
 from hpctrack.parallel.engine import Engine, units, whole
 from hpctrack.parallel.env import distributed
 from hpctrack.parallel.precision import Precision
-from hpctrack.parallel.strategy import STRATEGIES
+from hpctrack.parallel.strategies import STRATEGIES
 from hpctrack.parallel.zero import ZeroEngine
-from hpctrack.runtime.step import train_step
-from hpctrack.runtime.trainer import Trainer
+from hpctrack.training.step import train_step
+from hpctrack.training.trainer import Trainer
 
 VARIANTS = {"influencer": [{"compactness": 1.0, "parameters": 0.1}, {"per": "hit", "squared_hinge_ui": True}]}
 TRANSFORMER = {"name": "transformer", "width": 8, "layers": 1, "heads": 2}

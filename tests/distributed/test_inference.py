@@ -17,11 +17,12 @@ from ranks import run_ranks, start_ranks
 from toys import toy_config, toy_dataset
 
 from hpctrack import infer
-from hpctrack.data.candidates import CandidateStore, committed
-from hpctrack.data.files import sealed
-from hpctrack.data.lock import only_writer
-from hpctrack.data.store import Dataset
+from hpctrack.files.atomic import sealed
+from hpctrack.files.lock import only_writer
 from hpctrack.parallel.env import distributed
+from hpctrack.storage.candidates import CandidateStore
+from hpctrack.storage.journals import committed
+from hpctrack.storage.store import Dataset
 from hpctrack.train import train
 
 

@@ -11,9 +11,9 @@ from toys import toy_config, toy_dataset
 
 from hpctrack.config import RunConfig
 from hpctrack.parallel.env import distributed
-from hpctrack.runtime import checkpoint
-from hpctrack.runtime.trainer import Trainer
 from hpctrack.train import train
+from hpctrack.training import checkpoint
+from hpctrack.training.trainer import Trainer
 
 MIB = 1 << 20
 RANKS = 4

@@ -15,9 +15,9 @@ from toys import losses, toy_config, toy_dataset
 
 from hpctrack import convert, infer
 from hpctrack.config import dump_yaml
-from hpctrack.data import store
-from hpctrack.data.candidates import CandidateStore, has_parallel_hdf5
 from hpctrack.parallel.env import distributed
+from hpctrack.storage import store
+from hpctrack.storage.candidates import CandidateStore, has_parallel_hdf5
 from hpctrack.train import train
 
 ROOT = Path(__file__).parents[2]

@@ -14,7 +14,7 @@ import pytest
 from toys import toy_config, toy_dataset
 
 from hpctrack.config import dump_yaml
-from hpctrack.runtime.ledger import problems
+from hpctrack.training.ledger import problems
 
 ADDRESS = ("10.211.7.1", "10.211.7.2")
 

@@ -10,10 +10,10 @@ from ranks import run_ranks
 from toys import toy_config, toy_dataset
 
 from hpctrack import infer
-from hpctrack.data.candidates import committed
-from hpctrack.data.store import Dataset
 from hpctrack.errors import MachineError
 from hpctrack.parallel.env import distributed
+from hpctrack.storage.journals import committed
+from hpctrack.storage.store import Dataset
 from hpctrack.train import train
 
 BACKBONES = {

@@ -14,11 +14,11 @@ from toys import toy_config, toy_dataset
 
 from hpctrack.errors import MachineError
 from hpctrack.parallel.env import distributed
-from hpctrack.runtime import checkpoint
-from hpctrack.runtime.memory import Memory
-from hpctrack.runtime.step import train_step
-from hpctrack.runtime.trainer import Trainer
+from hpctrack.resources.peak_memory import Memory
 from hpctrack.train import train
+from hpctrack.training import checkpoint
+from hpctrack.training.step import train_step
+from hpctrack.training.trainer import Trainer
 
 MODEL = {"backbone": {"name": "transformer", "width": 64, "layers": 12, "heads": 2}}
 LOSS = {"repulsion_ui": 0.0, "repulsion_ii": 0.0}

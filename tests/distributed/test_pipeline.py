@@ -11,12 +11,13 @@ from ranks import run_ranks
 
 from hpctrack import convert, evaluate, infer, inspect, simulate
 from hpctrack.config import load_config
-from hpctrack.data import candidates, edges, truth
-from hpctrack.data.store import Dataset
 from hpctrack.errors import InputError
+from hpctrack.events import truth
 from hpctrack.graphs import GRAPHS, build_graph
 from hpctrack.inspection import kinds
 from hpctrack.parallel.env import distributed
+from hpctrack.storage import candidates, edges, journals
+from hpctrack.storage.store import Dataset
 from hpctrack.train import train
 from tests.campaigns import pipeline_table
 
@@ -108,7 +109,7 @@ def test_stages_that_do_not_fit_together_are_refused(dataset, tmp_path, capsys):
 
 def store_edges(folder: Path, data: Dataset, known: dict[int, edges.Edges]) -> list[int]:
     """Write a folder of edges as a stage would; its events."""
-    journal = candidates.Journal(folder, "rank-00000")
+    journal = journals.Journal(folder, "rank-00000")
     sources = {event: journal.append_payload(event, edges.encode(one)) for event, one in known.items()}
     journal.close()
     ids = data.event_ids.tolist()

@@ -16,8 +16,8 @@ from test_faults import quietly, run, saved_step, wait_for_steps
 from toys import toy_config, toy_dataset
 
 from hpctrack.config import dump_yaml
-from hpctrack.runtime.ledger import problems
 from hpctrack.train import main as train_verb
+from hpctrack.training.ledger import problems
 
 NO_ROOM = "unable to write to file </torch_1_2_3>: No space left on device (28)"
 NO_FILE = "unable to open shared memory object </torch_1_2_3> in read-write mode: Too many open files (24)"

@@ -20,11 +20,11 @@ from toys import toy_config, toy_dataset
 
 from hpctrack import infer
 from hpctrack.config import RunConfig, dump_yaml
-from hpctrack.data.candidates import CandidateStore
 from hpctrack.parallel import rendezvous
-from hpctrack.runtime import checkpoint
-from hpctrack.runtime.ledger import problems
+from hpctrack.storage.candidates import CandidateStore
 from hpctrack.train import main as train_verb
+from hpctrack.training import checkpoint
+from hpctrack.training.ledger import problems
 
 ROOT = Path(__file__).parents[2]
 

@@ -16,15 +16,16 @@ from toys import losses, toy_config, toy_dataset
 
 from hpctrack import export, infer, inspect
 from hpctrack.config import dump_yaml
-from hpctrack.data.candidates import PARTS, CandidateStore
-from hpctrack.data.files import sealed
-from hpctrack.data.lock import LOCK, only_writer
 from hpctrack.errors import MachineError
+from hpctrack.files.atomic import sealed
+from hpctrack.files.lock import LOCK, only_writer
 from hpctrack.parallel.env import distributed
-from hpctrack.runtime import checkpoint, ledger
-from hpctrack.runtime.trainer import Trainer
+from hpctrack.storage.candidates import CandidateStore
+from hpctrack.storage.journals import PARTS
 from hpctrack.train import main as train_verb
 from hpctrack.train import train
+from hpctrack.training import checkpoint, ledger
+from hpctrack.training.trainer import Trainer
 
 STEPS = {"steps": 6, "checkpoint_every": 2, "valid_every": 3}
 

@@ -14,11 +14,11 @@ from unit import synthetic_run as make
 
 from hpctrack import infer
 from hpctrack.config import RunConfig
-from hpctrack.data import store
-from hpctrack.data.schema import Event
 from hpctrack.parallel.env import distributed
-from hpctrack.runtime.trainer import Trainer
+from hpctrack.storage import shard_writer
+from hpctrack.storage.schema import Event
 from hpctrack.train import train
+from hpctrack.training.trainer import Trainer
 
 HARD = {"pt_min_gev": 1.5, "noise": False, "other_hits": False}
 
@@ -151,6 +151,6 @@ def test_one_rank_looks_for_the_shards_and_tells_the_others(tmp_path):
     assert max(first[1:]) <= 2 * len(sizes) / 3
     assert run_ranks(3, looked_at, config) == [2 * len(sizes), 0, 0]
     assert run_ranks(1, looked_at, config) == [2 * len(sizes)]
-    (valid / store.shard_name(7)).unlink()
+    (valid / shard_writer.shard_name(7)).unlink()
     with pytest.raises(AssertionError, match=r"events-00007.h5: missing, but index.h5 names it"):
         run_ranks(2, looked_at, config)

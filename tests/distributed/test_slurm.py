@@ -18,12 +18,12 @@ from toys import toy_config, toy_dataset
 
 from hpctrack import infer
 from hpctrack.config import RunConfig, dump_yaml
-from hpctrack.data.candidates import CandidateStore
-from hpctrack.data.store import open_dataset
 from hpctrack.parallel.env import distributed
-from hpctrack.runtime import checkpoint
-from hpctrack.runtime.ledger import problems
+from hpctrack.storage.candidates import CandidateStore
+from hpctrack.storage.store import open_dataset
 from hpctrack.train import train
+from hpctrack.training import checkpoint
+from hpctrack.training.ledger import problems
 
 ROOT = Path(__file__).parents[2]
 needs_slurm = pytest.mark.skipif(
@@ -34,7 +34,7 @@ pytestmark = needs_slurm
 PACED = """
 import os, time
 if "RANK" in os.environ and "PACE" in os.environ:
-    from hpctrack.data.loader import EventLoader
+    from hpctrack.events.loader import EventLoader
     read = EventLoader.__call__
     def slowly(*args):
         time.sleep(float(open(os.environ["PACE"]).read()))

@@ -15,10 +15,10 @@ from toys import toy_config, toy_dataset
 from hpctrack.config import ParallelConfig, parse
 from hpctrack.errors import InputError, MachineError
 from hpctrack.parallel.env import distributed
-from hpctrack.parallel.strategy import STRATEGIES
-from hpctrack.runtime import checkpoint
-from hpctrack.runtime.trainer import Trainer
+from hpctrack.parallel.strategies import STRATEGIES
 from hpctrack.train import train
+from hpctrack.training import checkpoint
+from hpctrack.training.trainer import Trainer
 
 SIZES = (4, 6, 5, 7, 3, 6, 9, 2, 5, 5)
 TRAIN = {"steps": 20, "valid_every": 10, "checkpoint_every": 5, "probe_every": 6}

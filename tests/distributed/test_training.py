@@ -21,11 +21,11 @@ from hpctrack import export
 from hpctrack.config import dump_yaml
 from hpctrack.errors import InputError, MachineError
 from hpctrack.parallel.env import distributed
-from hpctrack.runtime import checkpoint
-from hpctrack.runtime.ledger import problems
-from hpctrack.runtime.trainer import Trainer
 from hpctrack.train import main as train_verb
 from hpctrack.train import train
+from hpctrack.training import checkpoint
+from hpctrack.training.ledger import problems
+from hpctrack.training.trainer import Trainer
 
 
 def run(config) -> None:

@@ -61,7 +61,7 @@ def test_the_whole_chain_on_two_ranks(dataset, tmp_path):
 
 
 def digest_of(folder: Path) -> str:
-    from hpctrack.data.candidates import CandidateStore
+    from hpctrack.storage.candidates import CandidateStore
 
     return CandidateStore(folder).digest
 

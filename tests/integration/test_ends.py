@@ -19,7 +19,7 @@ from campaigns.ranks_killed import children
 from toys import toy_config, toy_dataset
 
 from hpctrack.config import dump_yaml
-from hpctrack.runtime import checkpoint
+from hpctrack.training import checkpoint
 
 ROOT = Path(__file__).parents[2]
 OF_ALL = "Ctrl-C"  # tried on every verb, the others on two: `python tests/campaigns/ends.py` tries all on all
@@ -138,7 +138,7 @@ def slowly(folder: Path, seconds: float) -> dict[str, str]:
     (folder / "sitecustomize.py").write_text(
         "import os, time\n"
         "if os.environ.get('SLOW') and ('RANK' in os.environ or 'SLOW_ALONE' in os.environ):\n"
-        "    from hpctrack.data.loader import EventLoader\n"
+        "    from hpctrack.events.loader import EventLoader\n"
         "    read = EventLoader.__call__\n"
         "    def slow(*words):\n"
         "        time.sleep(float(os.environ['SLOW']))\n"

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from hpctrack import convert, evaluate, infer, simulate
-from hpctrack.inspection.checkpoints import check_checkpoint
-from hpctrack.runtime import checkpoint
+from hpctrack.inspection.describe_checkpoints import check_checkpoint
+from hpctrack.training import checkpoint
 
 SHIPPED = sorted(path.parent.name for path in checkpoint.SHIPPED.glob(f"*/{checkpoint.STATE}"))
 

@@ -10,13 +10,13 @@ import pytest
 from toys import toy_config
 
 from hpctrack import convert, evaluate, infer, report
-from hpctrack.data import candidates
-from hpctrack.data.schema import Candidates
-from hpctrack.data.store import Dataset
-from hpctrack.data.trackml import write_submission
+from hpctrack.evaluation.matching import exclusive_lists
+from hpctrack.evaluation.metrics import trackml_score
+from hpctrack.formats.trackml import write_submission
 from hpctrack.parallel.env import distributed
-from hpctrack.tracking.matching import exclusive_lists
-from hpctrack.tracking.metrics import trackml_score
+from hpctrack.storage import candidates, journals
+from hpctrack.storage.schema import Candidates
+from hpctrack.storage.store import Dataset
 from hpctrack.train import train
 
 COUNTS = {"n_hits": 5527, "n_noise": 829, "n_particles": 548}
@@ -65,10 +65,10 @@ def test_score_of_an_exported_submission(dataset, tmp_path, label, score):
     track_ids = (row + 1 if label == "truth" else np.ones_like(row)).astype(np.int32)
     offsets, rows = exclusive_lists(track_ids)
     found = Candidates(event.event_id, offsets, rows, np.ones(len(offsets) - 1, dtype=np.float32), track_ids)
-    journal = candidates.Journal(tmp_path, "labels")
+    journal = journals.Journal(tmp_path, "labels")
     journal.append(found)
     journal.close()
-    digest = candidates.write_shard(tmp_path, "c.h5", [event.event_id], candidates.committed(tmp_path))
+    digest = candidates.write_shard(tmp_path, "c.h5", [event.event_id], journals.committed(tmp_path))
     candidates.write_index(tmp_path, [("c.h5", [event.event_id], digest)], {})
     stored = candidates.CandidateStore(tmp_path).read(0)
     write_submission(tmp_path / "s.csv", [(event.event_id, event.column("hits.hit_id"), stored.track_ids)])

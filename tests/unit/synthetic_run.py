@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from hpctrack.data import candidates as candidate_files
-from hpctrack.data import schema
-from hpctrack.data.schema import Candidates, Event
-from hpctrack.data.store import Dataset, ShardWriter, write_index
+from hpctrack.storage import candidates as candidate_files
+from hpctrack.storage import journals, schema
+from hpctrack.storage.schema import Candidates, Event
+from hpctrack.storage.shard_writer import ShardWriter, write_index
+from hpctrack.storage.store import Dataset
 
 LAYERS_MM = (32, 72, 116, 172, 260, 360, 500, 660, 820, 1020)
 
@@ -113,13 +114,13 @@ def write_dataset(folder: Path, events: list[Event]) -> Dataset:
 
 def write_candidates(folder: Path, dataset: Dataset, found: list[Candidates], **attributes: object) -> Path:
     """A candidates folder of one file, with timings."""
-    journal = candidate_files.Journal(folder, "rank-0")
+    journal = journals.Journal(folder, "rank-0")
     for candidates in found:
         journal.append(candidates)
     journal.close()
     ids = [candidates.event_id for candidates in found]
     name = "candidates-00000.h5"
-    digest = candidate_files.write_shard(folder, name, ids, candidate_files.committed(folder))
+    digest = candidate_files.write_shard(folder, name, ids, journals.committed(folder))
     attributes = {"dataset": str(dataset.folder), "dataset_fingerprint": dataset.fingerprint} | attributes
     candidate_files.write_index(folder, [(name, ids, digest)], attributes)
     with open(folder / "timings.jsonl", "w") as file:

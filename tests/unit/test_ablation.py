@@ -16,8 +16,8 @@ from hpctrack.config import dump_yaml, load_config
 from hpctrack.errors import InputError
 from hpctrack.losses import build_loss
 from hpctrack.models import build_model
+from hpctrack.parallel.preemption import SIGNALS
 from hpctrack.reporting import studies
-from hpctrack.runtime.preempt import SIGNALS
 from tests.campaigns import ablation, halves, seeds
 from tests.campaigns.points import Points
 from tests.campaigns.processes import Processes, VerbError

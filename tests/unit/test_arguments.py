@@ -6,7 +6,7 @@ import importlib
 
 import pytest
 
-from hpctrack import arguments
+from hpctrack.process import arguments
 
 NONE = ["0", "-1", "nan", "inf", "1.5", "two", "", "9" * 5000, "1e400"]
 OPTIONS = {  # every numeric option; what else the call needs

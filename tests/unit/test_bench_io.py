@@ -8,7 +8,7 @@ from helpers import random_event
 from test_store import write
 
 from hpctrack.benchmarks import io, layout
-from hpctrack.data import schema, store
+from hpctrack.storage import hdf5, schema, store
 
 ASKED = {"shuffled_over_sequential", "store_over_pt_files", "store_over_pt_all", "store_over_csv"}
 
@@ -46,7 +46,7 @@ def test_layouts_hold_the_same(tmp_path):
     figures = {}
     for way in layout.layouts():
         written = layout.Written(tmp_path / f"{way.name}.h5", way, events)
-        with store.open_h5(written.path, "shard") as file:
+        with hdf5.open_h5(written.path, "shard") as file:
             for name in schema.all_columns():
                 stored = file[name.replace(".", "/")][:]
                 assert np.array_equal(stored, np.concatenate([event.column(name) for event in events])), (way, name)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from hpctrack.benchmarks import embeddings, inference, loss, searches
-from hpctrack.graphs.radius import radius_pairs
+from hpctrack.benchmarks import inference, loss, measure
+from hpctrack.graphs.neighbours import radius_pairs
 
 
 def values(figures):
@@ -35,16 +35,16 @@ def test_loss_gives_its_figures(monkeypatch):
 
 
 def test_synthetic_embeddings_are_as_their_state_says():
-    track = embeddings.tracks(2400)
-    user, influencer = embeddings.embeddings(track, 8, copies=2)
+    track = measure.tracks(2400)
+    user, influencer = measure.embeddings(track, 8, copies=2)
     u, v = torch.from_numpy(user), torch.from_numpy(influencer)
     i, j = (torch.cat(part).numpy() for part in zip(*radius_pairs(u, v, 0.6), strict=True))
     own = (track[i] == track[j]) & (track[i] >= 0)
     assert own.sum() > 0.9 * 170 * 12**2 and own.mean() > 0.5
-    collapsed = embeddings.embeddings(track, 8, scale=loss.STATES["collapsed"])[0]
+    collapsed = measure.embeddings(track, 8, scale=loss.STATES["collapsed"])[0]
     assert np.linalg.norm(collapsed - collapsed[0], axis=1).max() < 1
 
 
 @pytest.mark.parametrize("state", ["trained", "collapsed"])
 def test_searches_are_timed(state):
-    assert searches.measure(200, state)["this project"] > 0
+    assert loss.measure(200, state)["this project"] > 0

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 
 from hpctrack import bench
-from hpctrack.benchmarks import plan as bench_plan
-from hpctrack.benchmarks import plan_tables
+from hpctrack.benchmarks import plan
 from hpctrack.benchmarks.plan import CONFIG, Events, agreed, measure, resample
 from hpctrack.config import load_config
-from hpctrack.data.store import Dataset
-from hpctrack.runtime.cost import CostModel
+from hpctrack.resources.cost_model import CostModel
+from hpctrack.storage.store import Dataset
 from tests.toys import toy_dataset
 
 
@@ -50,15 +49,14 @@ def test_curve_and_page(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     hits = rng.lognormal(10, 0.2, 1024)
     events = Events(hits, hits**2, hits**2)
-    monkeypatch.setattr(plan_tables, "CURVES", ((16, 1), (16, 4)))
-    monkeypatch.setattr(bench_plan, "CURVES", ((16, 1), (16, 4)))
-    points = plan_tables.curves(events.predicted, events.measured)
+    monkeypatch.setattr(plan, "CURVES", ((16, 1), (16, 4)))
+    points = plan.curves(events.predicted, events.measured)
     one_each = [p.balance for p in points if (p.per_rank, p.fixed) == (1, "count")]
     assert one_each == sorted(one_each)
-    text = plan_tables.curve_page(points, points, "toys", ["cost: known"], bench_plan.peers_table(events))
+    text = plan.curve_page(points, points, "toys", ["cost: known"], plan.peers_table(events))
     assert "| 16 x 1 | count | epoch |" in text
     assert "DynamicBatchSampler (PyG)" in text
-    plan_tables.plot(points, tmp_path / "plan.png")
+    plan.plot(points, tmp_path / "plan.png")
     assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from hpctrack.benchmarks import projection, scaling
+from hpctrack.benchmarks import scaling
 from hpctrack.errors import InputError
-from hpctrack.runtime import checkpoint
+from hpctrack.training import checkpoint
 
-MACHINE = projection.PERLMUTTER_LIKE
+MACHINE = scaling.PERLMUTTER_LIKE
 
 
 def made_up_run(folder: Path, ranks: int, batch: int, waiting: float = 0.02) -> None:
@@ -63,13 +63,13 @@ def test_all_reduce_within_a_node_between_nodes_and_never_faster_on_more():
     tree = 2 * 14e-6 + 2 * 0.25e6 / 25e9
     ring = 2 * (14e-6 + 0.125e6 / 25e9)
     assert MACHINE.all_reduce(1e6, 8) == pytest.approx(inside + min(tree, ring))
-    seconds = [MACHINE.all_reduce(1e6, world) for world in projection.WORLDS]
+    seconds = [MACHINE.all_reduce(1e6, world) for world in scaling.WORLDS]
     assert seconds == sorted(seconds)
 
 
 def test_faster_ranks_scale_worse():
     samples = [[1.0, h, 0.0, h * h, h * h * 1e-4] for h in np.linspace(80, 120, 40)]
-    slow, fast = (projection.project({"samples": samples}, 200_000, speedup, MACHINE) for speedup in (1.0, 1e4))
+    slow, fast = (scaling.project({"samples": samples}, 200_000, speedup, MACHINE) for speedup in (1.0, 1e4))
     for a, b in zip(slow, fast, strict=True):
         assert a.efficiency >= b.efficiency and b.efficiency + b.imbalance + b.communication == pytest.approx(1)
     assert slow[0].efficiency == pytest.approx(1) and slow[-1].communication < 1e-3

@@ -12,7 +12,7 @@ from sklearn.cluster import DBSCAN
 
 from hpctrack.config import Named
 from hpctrack.errors import MachineError
-from hpctrack.tracking import builder, dbscan, radius
+from hpctrack.tracking import builder, dbscan, radius_builder
 from hpctrack.tracking.builders import build_builder, choose, settings, tuning_counts
 
 ROOM = 1_200_000_000  # bytes that a search may take beyond what the process has; all pairs would take ten times that
@@ -62,14 +62,14 @@ def test_a_result_that_cannot_be_held_is_one_line(name, little_memory):
 def test_pairs_that_are_few_are_not_counted_first():
     """A count takes as long as the search; where a sample leaves doubt, it is made."""
     rng = np.random.default_rng(2)
-    apart = rng.normal(size=(2 * radius.SAMPLE, 4)).astype(np.float32)
+    apart = rng.normal(size=(2 * radius_builder.SAMPLE, 4)).astype(np.float32)
     crowd = apart.copy()
     crowd[np.arange(len(crowd)) % 8 < 3] = 3.0  # at one place
     for points, counted in ((apart, False), (crowd, True)):
         trees = [CountedTree(points), CountedTree(points)]
-        radius.check_radius(trees, 0.05)
+        radius_builder.check_radius(trees, 0.05)
         assert bool(trees[0].counts) is counted
-        near = radius.search(trees, 0.05)
+        near = radius_builder.search(trees, 0.05)
         assert near.nnz == trees[0].count_neighbors(trees[1], 0.05)
 
 

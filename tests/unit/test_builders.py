@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpctrack.config import Named
+from hpctrack.evaluation.matching import check_candidates
+from hpctrack.tracking.builder import exclusive, joined
 from hpctrack.tracking.builders import BUILDERS, build_builder, choose, settings, tuning_counts
-from hpctrack.tracking.lists import exclusive, joined
-from hpctrack.tracking.matching import check_candidates
-from hpctrack.tracking.radius import nearest_track
+from hpctrack.tracking.radius_builder import nearest_track
 
 CONFIGS = {  # of the builders on embeddings
     "condensation": Named(name="condensation", radius=0.5, beta_min=0.1),

@@ -14,10 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpctrack.data import candidates, edges
-from hpctrack.data.candidates import CandidateStore, Journal, committed, write_index, write_shard
-from hpctrack.data.schema import Candidates
 from hpctrack.errors import InputError
+from hpctrack.storage import candidates, edges, journals
+from hpctrack.storage.candidates import CandidateStore, write_index, write_shard
+from hpctrack.storage.journals import Journal, committed
+from hpctrack.storage.schema import Candidates
 
 
 def random_candidates(event_id: int, seed: int = 0) -> Candidates:
@@ -35,7 +36,7 @@ def random_candidates(event_id: int, seed: int = 0) -> Candidates:
 
 
 def same(a: Candidates, b: Candidates) -> bool:
-    return a.event_id == b.event_id and all(np.array_equal(getattr(a, c), getattr(b, c)) for c in candidates.COLUMNS)
+    return a.event_id == b.event_id and all(np.array_equal(getattr(a, c), getattr(b, c)) for c in journals.COLUMNS)
 
 
 def write(folder, events, writers=1, shards=2):
@@ -72,7 +73,7 @@ def test_a_journal_cut_anywhere_keeps_its_whole_records_and_goes_on(tmp_path_fac
         journal.append(random_candidates(event))
         ends.append(journal.file.tell())
     journal.close()
-    path = folder / candidates.PARTS / "w.journal"
+    path = folder / journals.PARTS / "w.journal"
     cut = data.draw(st.integers(0, ends[-1]))
     path.write_bytes(path.read_bytes()[:cut])
     whole = sum(end <= cut for end in ends)
@@ -91,9 +92,9 @@ def test_a_flipped_bit_ends_the_journal(tmp_path):
         journal.append(random_candidates(event, seed=5))
         end = journal.file.tell()
         if event == 1:
-            middle = end + candidates.HEADER.size + 3
+            middle = end + journals.HEADER.size + 3
     journal.close()
-    path = tmp_path / candidates.PARTS / "w.journal"
+    path = tmp_path / journals.PARTS / "w.journal"
     content = bytearray(path.read_bytes())
     content[middle] ^= 1
     path.write_bytes(content)

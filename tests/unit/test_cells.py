@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpctrack.data import schema
-from hpctrack.data.cells import ETA_MAX, cell_features, direction_angles
+from hpctrack.formats.detectors import ETA_MAX, cell_features, direction_angles
+from hpctrack.storage import schema
 
 
 def rotation(angle: float) -> np.ndarray:

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import ks_2samp
 
-from hpctrack.data.certificate import balances, certify, randomness
-from hpctrack.data.plan import plan_epoch
+from hpctrack.planning.certificate import balances, certify, randomness
+from hpctrack.planning.plan import plan_epoch
 
 
 def test_balance_is_averaged_over_steps_or_over_time():

@@ -11,7 +11,8 @@ from faults import KILL, faults, operations, strike
 from toys import toy_checkpoint
 
 from hpctrack.errors import InputError
-from hpctrack.runtime import checkpoint
+from hpctrack.files import atomic
+from hpctrack.training import checkpoint
 
 META = {"config": {}, "data": "", "tuned": {}, "window": {}}
 
@@ -60,7 +61,7 @@ def test_saving_that_goes_wrong_anywhere_loses_nothing(tmp_path, case):
     folder = tmp_path / "run" / "checkpoints"
 
     def prepare():
-        checkpoint.remove(tmp_path / "run")
+        atomic.remove(tmp_path / "run")
         for one in before or ():
             save(folder, one, one, keep=9)
         if before is None:

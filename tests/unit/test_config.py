@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from hpctrack.config import Section, dump_yaml, load_config, parse_yaml
+from hpctrack.config import Section, dump_yaml, load_config
 from hpctrack.errors import InputError
+from hpctrack.recipes import parse_yaml
 
 RECIPES = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
 

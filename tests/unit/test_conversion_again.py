@@ -13,9 +13,10 @@ import pytest
 from helpers import make_detectors_csv, make_event_csv, make_trackml
 
 from hpctrack import convert, inspect
-from hpctrack.data import conversion, store
-from hpctrack.data.conversion import plan_tasks
-from hpctrack.data.subevents import SubEventReader
+from hpctrack.events.subevents import SubEventReader
+from hpctrack.formats import conversion, trackml
+from hpctrack.formats.conversion import plan_tasks
+from hpctrack.storage import store
 
 
 def run(*args: object) -> int:
@@ -108,15 +109,15 @@ def disk_that_fails(*_: object, **__: object) -> None:
 @pytest.mark.parametrize(
     ("where", "fault", "said"),
     [
-        ("hpctrack.data.csvtable.pd.read_csv", out_of_memory_in_pandas, "event 3: out of memory"),
-        ("hpctrack.data.trackml.cell_features", lack_of_memory, "event 3: out of memory"),
-        ("hpctrack.data.trackml_source.unpack", disk_that_fails, "Input/output error"),
+        ("hpctrack.formats.csvtable.pd.read_csv", out_of_memory_in_pandas, "event 3: out of memory"),
+        ("hpctrack.formats.trackml.cell_features", lack_of_memory, "event 3: out of memory"),
+        ("hpctrack.formats.trackml_files.unpack", disk_that_fails, "Input/output error"),
     ],
 )
 def test_faults_of_the_machine_are_none_of_the_events(tmp_path, capsys, monkeypatch, where, fault, said):
     source, out = make_trackml(tmp_path / "csv", range(4)), tmp_path / "out"
     options = ["--skip-bad", "--events-per-shard", 1]
-    read = conversion.read_event
+    read = trackml.read_event
 
     def read_event(source, event_id, *args):
         with monkeypatch.context() as patch:
@@ -189,7 +190,7 @@ def test_only_datasets_are_replaced(tmp_path, capsys):
 @pytest.mark.parametrize("how", [faults.KILL, faults.FAIL])
 def test_moving_a_new_dataset_survives_a_fault_at_every_step(tmp_path, how, monkeypatch):
     """The old one or the new one, or neither said to be whole; whoever comes next finishes what has begun."""
-    from hpctrack.data import replacement
+    from hpctrack.formats import replacement
 
     old, new = make_trackml(tmp_path / "old", [0, 1]), make_trackml(tmp_path / "new", [5])
     was, is_now = (tmp_path / name for name in ("was", "is"))

@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpctrack import convert
-from hpctrack.data import schema, store
-from hpctrack.data.lock import only_writer
-from hpctrack.data.selection import target_particles
-from hpctrack.data.subevents import SubEventReader
+from hpctrack.events.selection import target_particles
+from hpctrack.events.subevents import SubEventReader
+from hpctrack.files.lock import only_writer
+from hpctrack.storage import hdf5, schema, store
 
 ROOT = Path(__file__).parents[2]
 
@@ -204,7 +204,7 @@ def test_full_disk(whole, small_disk, tmp_path):
         assert "No space left on device" in lines[-1] and "events-0000" in lines[-1]
         assert not (out / "index.h5").exists() and not list(out.glob(".*"))
         for path in out.glob("events-*.h5"):
-            store.open_h5(path, "shard").close()
+            hdf5.open_h5(path, "shard").close()
 
 
 @pytest.mark.parametrize("option", ["--jobs=0", "--limit=x", "--seed=-1", "--pt-min-gev=nan", "--events-per-shard=1.5"])

@@ -7,7 +7,7 @@ import json
 import numpy as np
 from toys import toy_batch
 
-from hpctrack.runtime.cost import KEEP, CostModel, batch_terms, event_terms, fit
+from hpctrack.resources.cost_model import KEEP, CostModel, batch_terms, event_terms, fit
 
 
 def samples(n: int = 200, noise: float = 0.05, hiccups: int = 0, seed: int = 0):

@@ -19,9 +19,9 @@ import pytest
 import torch
 
 from hpctrack.errors import InputError
-from hpctrack.runtime import checkpoint, metadata
-from hpctrack.runtime.cost import CostModel
-from hpctrack.runtime.memory import PeakFit
+from hpctrack.resources.cost_model import CostModel
+from hpctrack.resources.peak_memory import PeakFit
+from hpctrack.training import checkpoint, checkpoint_metadata
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "v0_1_0"
 STEP = Path("checkpoints/step-00000002")
@@ -30,7 +30,10 @@ TURN = itertools.count()
 
 
 def test_fits_have_the_terms_that_meta_data_are_asked_for():
-    assert (metadata.CostState.terms, metadata.PeakState.terms) == (len(CostModel.terms), len(PeakFit.terms))
+    assert (checkpoint_metadata.CostState.terms, checkpoint_metadata.PeakState.terms) == (
+        len(CostModel.terms),
+        len(PeakFit.terms),
+    )
 
 
 @pytest.fixture

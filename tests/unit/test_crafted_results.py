@@ -11,8 +11,8 @@ import synthetic_run as make
 
 from hpctrack import evaluate, inspect, report
 from hpctrack.errors import InputError
-from hpctrack.inspection.runs import check_results
-from hpctrack.reporting.sources import load_results
+from hpctrack.evaluation.results import load_results
+from hpctrack.inspection.describe_runs import check_results
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from campaigns import damage, mutations
 
-from hpctrack.data import candidates, store
 from hpctrack.errors import InputError
-from hpctrack.runtime import checkpoint
+from hpctrack.storage import candidates, journals, store
+from hpctrack.training import checkpoint
 
 
 def test_sixty_damaged_inputs(tmp_path):
@@ -89,7 +89,7 @@ def test_a_record_under_another_event_id_is_none(good):
     content = bytearray(path.read_bytes())
     content[8] ^= 1  # of the first record's event id
     path.write_bytes(content)
-    assert list(candidates.records(path)) == []
+    assert list(journals.records(path)) == []
 
 
 @pytest.mark.parametrize("length", [2**62, 2**40, -1, 0])
@@ -98,7 +98,7 @@ def test_a_record_of_a_lying_length_ends_the_journal(good, length):
     content = bytearray(path.read_bytes())
     content[16:24] = length.to_bytes(8, "little", signed=True)
     path.write_bytes(content)
-    assert list(candidates.records(path)) == []
+    assert list(journals.records(path)) == []
 
 
 @pytest.mark.parametrize("name", ["event_id", "scores", "offsets/hits"])

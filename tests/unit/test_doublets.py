@@ -10,12 +10,12 @@ from torch_geometric.data import Batch
 from toys import FEATURES, toy_dataset
 
 from hpctrack.config import AugmentConfig, Named, SelectionConfig, parse
-from hpctrack.data import schema
-from hpctrack.data.loader import EventLoader
-from hpctrack.data.store import Dataset
 from hpctrack.errors import InputError
+from hpctrack.events.loader import EventLoader
 from hpctrack.graphs import build_graph, doublets
 from hpctrack.graphs.doublets import BARREL, Doublets
+from hpctrack.storage import schema
+from hpctrack.storage.store import Dataset
 
 RADII = dict(zip(BARREL, (32, 72, 116, 172, 260, 360, 500, 660, 820, 1020), strict=True))
 

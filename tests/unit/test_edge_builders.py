@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from hpctrack.config import Named
 from hpctrack.errors import InputError
+from hpctrack.evaluation.matching import check_candidates
 from hpctrack.tracking.builders import build_builder, choose, tuning_counts
-from hpctrack.tracking.components import beside
-from hpctrack.tracking.matching import check_candidates
+from hpctrack.tracking.edge_clustering import beside
 
 NAMES = ["components", "dbscan", "hdbscan", "walk"]
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from hpctrack.tracking.edge_metrics import CUTS, at_cut, auc, cut_that_keeps, tally_edges
+from hpctrack.evaluation.edge_metrics import CUTS, at_cut, auc, cut_that_keeps, tally_edges
 
 
 def make(seed, n_hits=30, n_edges=80):

@@ -8,8 +8,8 @@ from helpers import make_event_tables, make_trackml, write_event_csv
 from toys import losses, toy_config
 
 from hpctrack import convert, evaluate, infer, inspect, report
-from hpctrack.data import store
 from hpctrack.parallel.env import distributed
+from hpctrack.storage import store
 from hpctrack.train import train
 
 

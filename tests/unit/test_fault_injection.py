@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from faults import AFTER, BEFORE, FAIL, HALF, KILL, Fault, faults, operations, strike
 
-from hpctrack.data.files import write_text
-from hpctrack.data.store import atomic_h5
+from hpctrack.files.atomic import write_text
+from hpctrack.storage.hdf5 import atomic_h5
 
 
 def test_operations_are_counted_by_kind_and_only_below_the_folder(tmp_path):

@@ -7,10 +7,10 @@ import pytest
 from toys import toy_event
 
 from hpctrack.config import AugmentConfig, SelectionConfig
-from hpctrack.data.features import FEATURES, compute_features, feature_columns
-from hpctrack.data.selection import select, target_particles
-from hpctrack.data.symmetries import augment
 from hpctrack.errors import InputError
+from hpctrack.events.features import FEATURES, compute_features, feature_columns
+from hpctrack.events.selection import select, target_particles
+from hpctrack.events.symmetries import augment
 
 
 def columns_of(event):

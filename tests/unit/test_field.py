@@ -13,12 +13,13 @@ from helpers import make_trackml
 
 from hpctrack import convert, inspect, simulate
 from hpctrack.config import AugmentConfig, Named, SelectionConfig
-from hpctrack.data import perigee, schema
-from hpctrack.data.loader import EventLoader
-from hpctrack.data.store import Dataset
-from hpctrack.reporting import resolutions
-from hpctrack.reporting.tally import Cuts
-from hpctrack.tracking.lists import from_lists
+from hpctrack.evaluation import resolutions
+from hpctrack.evaluation.tally import Cuts
+from hpctrack.events import perigee
+from hpctrack.events.loader import EventLoader
+from hpctrack.storage import schema
+from hpctrack.storage.store import Dataset
+from hpctrack.tracking.builder import from_lists
 
 OPTIONS = ["--source", "helix", "--particles", "150", "--events", "1", "--seed", "5", "--noise", "0"]
 

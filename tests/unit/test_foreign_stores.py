@@ -9,10 +9,10 @@ import pytest
 from toys import toy_dataset, toy_event
 
 from hpctrack import convert, evaluate, infer, inspect
-from hpctrack.data import schema, store
-from hpctrack.data.checksums import table_checksum
-from hpctrack.data.verify import check_dataset
 from hpctrack.errors import InputError
+from hpctrack.storage import columns, schema, shard_writer, store
+from hpctrack.storage.columns import table_checksum
+from hpctrack.storage.verify import check_dataset
 
 
 def problems(folder) -> list[str]:
@@ -39,7 +39,7 @@ def test_changed_attributes_are_found(tmp_path, name):
 
 
 def test_the_attributes_digest_covers_every_kind_of_value(tmp_path):
-    from hpctrack.data import hdf5
+    from hpctrack.storage import hdf5
 
     def digest(texts, **attributes):
         with h5py.File(tmp_path / "file.h5", "w") as file:
@@ -136,14 +136,14 @@ def claiming(folder, rows: int, chunk: int, **options) -> None:
         )
         for name in schema.all_columns():
             path, size = name.replace(".", "/"), 0 if name.startswith("particles") else rows
-            dtype = store.stored_type(name)
+            dtype = columns.stored_type(name)
             if size:
                 file.create_dataset(path, (size,), dtype, chunks=(chunk,), maxshape=(None,), **options)
                 file[path][:1] = 1
             else:
                 file.create_dataset(path, (0,), dtype)
             file[f"checksums/{path}"] = np.array([0], np.uint64)
-    store.write_index(folder, [shard.name])
+    shard_writer.write_index(folder, [shard.name])
 
 
 @pytest.mark.parametrize(
@@ -178,13 +178,13 @@ def test_numbers_that_cannot_be_name_file_and_event(tmp_path, capsys, column, va
     """Under right checksums; by verification and by every verb that reads them."""
     folder, sound = tmp_path / "data", toy_dataset(tmp_path / "sound", sizes=(4, 5))
     folder.mkdir()
-    with store.ShardWriter(folder / "events-00000.h5") as writer:
+    with shard_writer.ShardWriter(folder / "events-00000.h5") as writer:
         for event_id, size in enumerate((4, 5)):
             event = toy_event(event_id, size)
             if event_id == 1:
                 event.column(column)[2] = value
             writer.add(event)
-    store.write_index(folder, ["events-00000.h5"])
+    shard_writer.write_index(folder, ["events-00000.h5"])
     assert any(said in one and "events-00000.h5" in one for one in problems(folder))
     with pytest.raises(InputError, match="events-00000.h5: event 1: "):
         store.open_dataset(folder).read(1, verify=True)

@@ -12,7 +12,7 @@ from hpctrack.config import Named
 from hpctrack.errors import InputError
 from hpctrack.models import build_model
 from hpctrack.models.geometry import pair_features
-from hpctrack.models.memory import MODES
+from hpctrack.models.memory_modes import MODES
 
 NETWORKS = {
     "interaction": {},

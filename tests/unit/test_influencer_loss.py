@@ -11,8 +11,7 @@ from toys import toy_batch
 from hpctrack.config import Named
 from hpctrack.errors import InputError
 from hpctrack.losses import build_loss
-from hpctrack.losses.influencer import attraction
-from hpctrack.losses.influencer_reference import attraction_loop, attraction_scatter
+from hpctrack.losses.influencer import attraction, attraction_loop, attraction_scatter
 
 
 def embeddings(n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

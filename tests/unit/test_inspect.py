@@ -20,18 +20,18 @@ from toys import toy_checkpoint, toy_config, toy_dataset, toy_event, toy_model
 
 from hpctrack import evaluate, inspect
 from hpctrack.config import dump_yaml
-from hpctrack.data import candidates, schema, store
-from hpctrack.data.checksums import combined_digest, table_checksum
-from hpctrack.data.schema import Candidates
-from hpctrack.data.verify import check_dataset, run_checks
 from hpctrack.inspection import kinds, text
-from hpctrack.runtime import checkpoint
+from hpctrack.storage import candidates, journals, schema, shard_writer, store
+from hpctrack.storage.columns import combined_digest, table_checksum
+from hpctrack.storage.schema import Candidates
+from hpctrack.storage.verify import check_dataset, run_checks
+from hpctrack.training import checkpoint
 
 
 def write_candidates(folder, dataset_folder, change=lambda one: one, attributes=None, finish=True):
     """Random candidates of a toy dataset, in a file for each of its shards."""
     dataset, rng = store.open_dataset(dataset_folder), np.random.default_rng(5)
-    journal = candidates.Journal(folder, "rank-00000")
+    journal = journals.Journal(folder, "rank-00000")
     for i in range(len(dataset)):
         journal.append(change(toy_candidates(dataset.read(i), rng)))
     journal.close()
@@ -40,7 +40,7 @@ def write_candidates(folder, dataset_folder, change=lambda one: one, attributes=
         for k in range(len(dataset.shards)):
             ids = [int(event) for event in dataset.event_ids[dataset.shard == k]]
             name = f"candidates-{k:05d}.h5"
-            files.append((name, ids, candidates.write_shard(folder, name, ids, candidates.committed(folder))))
+            files.append((name, ids, candidates.write_shard(folder, name, ids, journals.committed(folder))))
         candidates.write_index(folder, files, {"dataset_fingerprint": dataset.fingerprint} | (attributes or {}))
         candidates.clean(folder)
     return folder
@@ -121,7 +121,7 @@ def test_what_candidates_hold(house):
     assert facts["histograms"]["hits per candidate"]["mean"] == pytest.approx(sizes.mean())
     assert facts["hits"] == sum(len(event.track_ids) for event in events)
     assert facts["columns"]["hit_offsets"] == {"dtype": "int64", "bytes": 8 * (len(sizes) + len(events))}
-    assert facts["columns"].keys() == candidates.COLUMNS.keys()
+    assert facts["columns"].keys() == journals.COLUMNS.keys()
     unfinished = inspect.describe(house / "unfinished", kinds.UNFINISHED_CANDIDATES)
     assert unfinished["candidates"] == facts["candidates"] and unfinished["histograms"] == facts["histograms"]
 
@@ -233,10 +233,10 @@ PLANTED = {
 @pytest.mark.parametrize("name", PLANTED)
 def test_a_planted_reference_error_is_found(tmp_path, name):
     make, what = PLANTED[name]
-    with store.ShardWriter(tmp_path / "events-00000.h5") as writer:
+    with shard_writer.ShardWriter(tmp_path / "events-00000.h5") as writer:
         writer.add(make())
         writer.add(toy_event(1, 3))
-    store.write_index(tmp_path, ["events-00000.h5"])
+    shard_writer.write_index(tmp_path, ["events-00000.h5"])
     problems = list(map(str, check_dataset(tmp_path, jobs=0)))
     assert problems and all("events-00000.h5: event 0: " in problem for problem in problems)
     assert any(what in problem for problem in problems), problems
@@ -306,7 +306,7 @@ def changed(**columns):
     """A change of the first event's candidates."""
 
     def change(one):
-        values = {name: getattr(one, name).copy() for name in candidates.COLUMNS}
+        values = {name: getattr(one, name).copy() for name in journals.COLUMNS}
         if one.event_id == 0:
             for name, (place, value) in columns.items():
                 values[name][place] = value
@@ -407,14 +407,14 @@ def test_histograms_count_every_value():
 
 def test_random_bits_pass_where_only_checksums_speak(tmp_path):
     """Events without order or references fail those checks, but no checksum."""
-    with store.ShardWriter(tmp_path / "events-00000.h5") as writer:
+    with shard_writer.ShardWriter(tmp_path / "events-00000.h5") as writer:
         writer.add(random_event(1, 20, 3))
-    store.write_index(tmp_path, ["events-00000.h5"])
+    shard_writer.write_index(tmp_path, ["events-00000.h5"])
     assert not any("checksum" in str(problem) for problem in check_dataset(tmp_path, jobs=0))
 
 
 def test_the_synthetic_event_of_other_tests_is_whole(tmp_path):
-    with store.ShardWriter(tmp_path / "events-00000.h5") as writer:
+    with shard_writer.ShardWriter(tmp_path / "events-00000.h5") as writer:
         writer.add(make_event(3, 40))
-    store.write_index(tmp_path, ["events-00000.h5"])
+    shard_writer.write_index(tmp_path, ["events-00000.h5"])
     assert check_dataset(tmp_path, jobs=1) == []

@@ -12,9 +12,17 @@ import torch
 from hpctrack.config import ParallelConfig
 from hpctrack.errors import InputError
 from hpctrack.parallel import env as env_module
-from hpctrack.parallel import interfaces, launchers
-from hpctrack.parallel.binding import allowed_cores, binding_text, bound, shares
-from hpctrack.parallel.env import Env, choose_device, ranks_line, with_meeting
+from hpctrack.parallel import launchers, mpi
+from hpctrack.parallel.env import (
+    Env,
+    allowed_cores,
+    binding_text,
+    bound,
+    choose_device,
+    ranks_line,
+    shares,
+    with_meeting,
+)
 from hpctrack.parallel.launchers import Place, find_place, first_node, slurm_meeting
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "n1", "MASTER_PORT": "29500"}
@@ -141,20 +149,20 @@ def test_mpi_ranks_that_know_an_address_need_no_mpi4py(monkeypatch):
     monkeypatch.delitem(sys.modules, "mpi4py.MPI", raising=False)
     place = with_meeting(find_place(env_module.os.environ))
     assert (place.address, place.port, place.local_rank) == ("n1", 1234, 1)
-    env_module.mpi_end()
+    mpi.mpi_end()
 
 
 def test_the_interface_that_leads_to_the_others(monkeypatch):
-    assert interfaces.address_towards("127.0.0.1") == "127.0.0.1" and interfaces.is_loopback("127.0.1.1")
-    assert interfaces.address_towards("no.such.host.invalid") is None and interfaces.is_loopback(None)
-    assert interfaces.interface_of("127.0.0.1") == "lo" and interfaces.interface_of("192.0.2.7") is None
-    monkeypatch.setattr(interfaces, "interface_of", lambda address: f"of-{address}")
-    assert interfaces.interface_for(1, ["a", "a"], ["127.0.0.1"] * 2) is None  # one machine
-    assert interfaces.interface_for(1, ["a", "b"], ["10.0.0.1", "10.0.0.2"]) == "of-10.0.0.2"
-    assert interfaces.interface_for(1, ["a", "a"], ["10.0.0.1", "10.0.0.2"]) == "of-10.0.0.2"  # two of one name
-    monkeypatch.setattr(interfaces, "address_towards", {"10.0.0.2": "10.0.0.1"}.get)
-    assert interfaces.interface_for(0, ["a", "b"], ["127.0.1.1", "10.0.0.2"]) == "of-10.0.0.1"  # it served the store
-    assert interfaces.interface_for(0, ["a", "b"], [None, None]) is None
+    assert launchers.address_towards("127.0.0.1") == "127.0.0.1" and launchers.is_loopback("127.0.1.1")
+    assert launchers.address_towards("no.such.host.invalid") is None and launchers.is_loopback(None)
+    assert launchers.interface_of("127.0.0.1") == "lo" and launchers.interface_of("192.0.2.7") is None
+    monkeypatch.setattr(launchers, "interface_of", lambda address: f"of-{address}")
+    assert launchers.interface_for(1, ["a", "a"], ["127.0.0.1"] * 2) is None  # one machine
+    assert launchers.interface_for(1, ["a", "b"], ["10.0.0.1", "10.0.0.2"]) == "of-10.0.0.2"
+    assert launchers.interface_for(1, ["a", "a"], ["10.0.0.1", "10.0.0.2"]) == "of-10.0.0.2"  # two of one name
+    monkeypatch.setattr(launchers, "address_towards", {"10.0.0.2": "10.0.0.1"}.get)
+    assert launchers.interface_for(0, ["a", "b"], ["127.0.1.1", "10.0.0.2"]) == "of-10.0.0.1"  # it served the store
+    assert launchers.interface_for(0, ["a", "b"], [None, None]) is None
 
 
 def test_devices(monkeypatch):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hpctrack.errors import InputError
-from hpctrack.runtime.ledger import NAME, Ledger, problems, read, summary
+from hpctrack.training.ledger import NAME, Ledger, problems, read, summary
 
 
 def write(run, steps, resumed=0, n_events=4):

@@ -15,10 +15,10 @@ import pytest
 from faults import faults as all_faults
 from faults import operations, strike
 
-from hpctrack.data import lock
-from hpctrack.data.files import clear_leftovers, machine, temporary_name, write_text
-from hpctrack.data.lock import LOCK, only_writer, only_writer_of, owner_of
 from hpctrack.errors import InputError, MachineError
+from hpctrack.files import lock
+from hpctrack.files.atomic import clear_leftovers, machine, temporary_name, write_text
+from hpctrack.files.lock import LOCK, only_writer, only_writer_of, owner_of
 
 
 @pytest.fixture(params=["flock", "no flock"])

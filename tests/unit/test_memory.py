@@ -14,12 +14,11 @@ from hpctrack.config import MemoryConfig, Named, parse
 from hpctrack.errors import InputError
 from hpctrack.losses import build_loss
 from hpctrack.models import build_model
-from hpctrack.parallel.ddp import DDPEngine
 from hpctrack.parallel.env import Env
 from hpctrack.parallel.precision import Precision
-from hpctrack.runtime.calibrate import calibrate, cut_down, measure
-from hpctrack.runtime.memory import GIB, SAFETY, Memory
-from hpctrack.runtime.meter import MemoryMeter
+from hpctrack.parallel.strategies import DDPEngine
+from hpctrack.resources.calibration import MemoryMeter, calibrate, cut_down, measure
+from hpctrack.resources.peak_memory import GIB, SAFETY, Memory
 
 CPU = torch.device("cpu")
 KIB = 1024 / GIB

@@ -10,12 +10,12 @@ import pytest
 
 from hpctrack import convert, evaluate, infer, simulate
 from hpctrack.config import Named
-from hpctrack.data.candidates import CandidateStore
-from hpctrack.data.schema import Event
-from hpctrack.data.store import Dataset
 from hpctrack.errors import InputError
+from hpctrack.evaluation.matching import check_candidates
+from hpctrack.storage.candidates import CandidateStore
+from hpctrack.storage.schema import Event
+from hpctrack.storage.store import Dataset
 from hpctrack.tracking import methods
-from hpctrack.tracking.matching import check_candidates
 from hpctrack.tracking.methods import METHODS, ByMethod, Entry, MethodConfig
 
 HARD = ("selection.pt_min_gev=1", "selection.noise=false", "selection.other_hits=false")

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpctrack.data.schema import Candidates
 from hpctrack.errors import InputError
-from hpctrack.tracking import metrics
-from hpctrack.tracking.matching import Match, exclusive_lists, match_candidates, match_exclusive
-from hpctrack.tracking.metrics import METRICS, census, fraction, mean_score, trackml_score, wilson
+from hpctrack.evaluation import metrics
+from hpctrack.evaluation.matching import Match, exclusive_lists, match_candidates, match_exclusive
+from hpctrack.evaluation.metrics import METRICS, census, fraction, mean_score, trackml_score, wilson
+from hpctrack.storage.schema import Candidates
 
 
 def candidates(lists: list[list[int]], n_hits: int, track_ids: np.ndarray | None = None) -> Candidates:

@@ -10,10 +10,10 @@ from toys import FEATURES, reordered, rows_of, toy_batch
 from hpctrack.config import Named, ParallelConfig
 from hpctrack.errors import InputError
 from hpctrack.losses import build_loss
-from hpctrack.models import MODELS, build_model, neighbours
-from hpctrack.parallel.ddp import DDPEngine
+from hpctrack.models import MODELS, build_model, neighbour_attention
 from hpctrack.parallel.env import Env
 from hpctrack.parallel.precision import Precision
+from hpctrack.parallel.strategies import DDPEngine
 
 NEIGHBOURS = {"name": "neighbours", "width": 8, "stages": 2, "steps": 2, "neighbours": 4, "space": 2, "heads": 2}
 TRANSFORMER = {"name": "transformer", "width": 8, "layers": 2, "heads": 2}
@@ -97,7 +97,7 @@ def test_save_and_load(config, tmp_path):
 
 def test_memory_modes_give_the_same_gradient(config, monkeypatch):
     monkeypatch.setattr("hpctrack.models.transformer.CHUNK_HITS", 5)
-    monkeypatch.setitem(neighbours.CHUNK, "cpu", 5)
+    monkeypatch.setitem(neighbour_attention.CHUNK, "cpu", 5)
     gradients = []
     for mode in make(config).memory_modes:
         model = make(config, mode)
@@ -109,10 +109,10 @@ def test_memory_modes_give_the_same_gradient(config, monkeypatch):
 
 
 def test_steps_in_chunks_are_those_of_autograd(monkeypatch):
-    monkeypatch.setitem(neighbours.CHUNK, "cpu", 5)
+    monkeypatch.setitem(neighbour_attention.CHUNK, "cpu", 5)
     config, gradients = Named(name="influencer", backbone={"name": "neighbours", "width": 8, "neighbours": 3}), []
-    for listen in (neighbours.Listen.apply, lambda step, near, h_NH, *_: step(h_NH, near)):
-        monkeypatch.setattr(neighbours.Listen, "apply", listen)
+    for listen in (neighbour_attention.Listen.apply, lambda step, near, h_NH, *_: step(h_NH, near)):
+        monkeypatch.setattr(neighbour_attention.Listen, "apply", listen)
         model = make(config)
         batch = toy_batch(sizes=(5, 2, 0))
         batch.x.requires_grad_()

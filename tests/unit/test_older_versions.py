@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hpctrack.data.candidates import CandidateStore
-from hpctrack.data.edges import EdgeStore
-from hpctrack.data.store import Dataset, digest
-from hpctrack.runtime.ledger import problems, read
+from hpctrack.storage.candidates import CandidateStore
+from hpctrack.storage.edges import EdgeStore
+from hpctrack.storage.store import Dataset, digest
+from hpctrack.training.ledger import problems, read
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "v0_1_0"
 DIGESTS = {line.split()[0]: line.split()[2] for line in (FIXTURES / "digests.txt").read_text().splitlines()[::-1]}

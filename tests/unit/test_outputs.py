@@ -16,7 +16,7 @@ from helpers import make_trackml
 from toys import toy_dataset
 
 from hpctrack import bench, convert, evaluate, export, infer, inspect, report, simulate
-from hpctrack.data.trackml import write_submission
+from hpctrack.formats.trackml import write_submission
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,25 +13,27 @@ import torch
 from toys import toy_batch, toy_config, toy_dataset, toy_event
 
 from hpctrack.config import AugmentConfig, Named, SelectionConfig
-from hpctrack.data import perigee
-from hpctrack.data.candidates import CandidateStore, Journal, committed, write_index, write_shard
-from hpctrack.data.loader import EventLoader
-from hpctrack.data.schema import ESTIMATE, Candidates
-from hpctrack.data.store import Dataset
-from hpctrack.data.symmetries import augment
-from hpctrack.data.verify_candidates import check_candidates
 from hpctrack.errors import InputError
 from hpctrack.evaluate import main as evaluate
+from hpctrack.evaluation import resolutions
+from hpctrack.evaluation.tally import Cuts
+from hpctrack.events import perigee
+from hpctrack.events.loader import EventLoader
+from hpctrack.events.symmetries import augment
 from hpctrack.infer import main as infer
 from hpctrack.losses import build_loss
-from hpctrack.losses.parameters import gaussian
-from hpctrack.losses.parameters import representatives as of_tracks
-from hpctrack.losses.tracks import Tracks
+from hpctrack.losses.influencer import gaussian
+from hpctrack.losses.influencer import representatives as of_tracks
+from hpctrack.losses.term import Tracks
 from hpctrack.parallel.env import distributed
 from hpctrack.report import main as report
-from hpctrack.reporting import parameters, resolutions
-from hpctrack.reporting.tally import Cuts
-from hpctrack.tracking.parameters import estimates, representatives, with_parameters
+from hpctrack.reporting import sections
+from hpctrack.storage.candidates import CandidateStore, write_index, write_shard
+from hpctrack.storage.journals import Journal, committed
+from hpctrack.storage.schema import ESTIMATE, Candidates
+from hpctrack.storage.store import Dataset
+from hpctrack.storage.verify_candidates import check_candidates
+from hpctrack.tracking.track_parameters import estimates, representatives, with_parameters
 from hpctrack.train import train
 
 
@@ -218,9 +220,9 @@ def test_resolutions_and_pulls_are_those_put_in():
         assert number["pull_mean"] == pytest.approx(0, abs=4 * number["pull_mean_error"])
         assert sum(b["n"] for b in number["pt"]) == sum(b["n"] for b in number["eta"]) == 2000
     assert "q_over_pt" in "".join(resolutions.lines(summed))
-    (text,) = parameters.section({"resolutions": summed})
+    (text,) = sections.section({"resolutions": summed})
     assert text.count("data:image/svg+xml") == 10 and text.count("<tr><th") == 6
-    assert parameters.section({}) == []
+    assert sections.section({}) == []
     assert resolutions.summary([None], cuts) is None
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpctrack.data.partition import balance, best_of_two, differencing, exchange, longest_first, partition
+from hpctrack.planning.partition import balance, best_of_two, differencing, exchange, longest_first, partition
 
 COSTS = st.lists(st.integers(0, 1000), max_size=50).map(lambda c: np.array(c, dtype=float))
 PARTS = st.integers(1, 13)

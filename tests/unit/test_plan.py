@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpctrack.data.plan import compose, pack, plan_epoch
 from hpctrack.errors import InputError
+from hpctrack.planning.plan import compose, pack, plan_epoch
 
 SIZES = st.lists(st.integers(1, 1000), min_size=1, max_size=60).map(lambda c: np.array(c, dtype=float))
 STEPS = st.one_of(

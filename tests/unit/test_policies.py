@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hpctrack.benchmarks import peers
+from hpctrack.benchmarks.peers import assignments, budget_random, budget_sorted, counterfactual, next_fit, plain_random
 from hpctrack.benchmarks.plan import pyg_dynamic
-from hpctrack.data import policies
-from hpctrack.data.policies import assignments, budget_random, budget_sorted, counterfactual, next_fit, plain_random
 
 HITS = st.lists(st.integers(1, 500), min_size=8, max_size=80).map(lambda h: np.array(h, dtype=float))
 
@@ -69,7 +69,7 @@ def test_counterfactual_orders_the_rules_as_expected(monkeypatch):
     ours = found["cost split, window 1"]
     assert ours > found["LPT of hits (fairchem)"] > found["plain random"]
     assert ours > 0.98
-    monkeypatch.setattr(policies, "SAMPLE", 500)
+    monkeypatch.setattr(peers, "SAMPLE", 500)
     sampled = counterfactual(hits**1.9, hits, 16, 64, seed=0)
     assert sampled.keys() == found.keys()
     assert sampled["plain random"] == pytest.approx(found["plain random"], abs=0.1)

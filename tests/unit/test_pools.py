@@ -8,8 +8,8 @@ import signal
 import numpy as np
 import pytest
 
-from hpctrack import pools
 from hpctrack.errors import InputError, MachineError
+from hpctrack.process import pools
 
 
 class Unlike(Exception):

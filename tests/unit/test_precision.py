@@ -10,11 +10,11 @@ from hpctrack.config import Named
 from hpctrack.errors import InputError, MachineError
 from hpctrack.losses import build_loss
 from hpctrack.models import build_model
-from hpctrack.parallel.ddp import DDPEngine
 from hpctrack.parallel.env import Env
 from hpctrack.parallel.precision import FIRST_SCALE, GROWTH_STEPS, Precision
-from hpctrack.runtime.compiled import compile_model, try_compiled
-from hpctrack.runtime.step import train_step
+from hpctrack.parallel.strategies import DDPEngine
+from hpctrack.training.compiled import compile_model, try_compiled
+from hpctrack.training.step import train_step
 
 CPU = torch.device("cpu")
 STEPS = 150

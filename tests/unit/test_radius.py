@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hpctrack.graphs import radius
-from hpctrack.graphs.radius import radius_pairs
+from hpctrack.graphs import neighbours
+from hpctrack.graphs.neighbours import radius_pairs
 
 
 def points(n: int, seed: int, spread: float = 1.0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -21,9 +21,9 @@ def found(query: torch.Tensor, point: torch.Tensor | None, r: float) -> list[tup
 @pytest.fixture(params=[(8192, 0.0), (8192, 1.0), (16, 0.0), (16, 1.0), (16, 0.02)], ids=str)
 def path(request, monkeypatch):
     """Block sizes, and the share above which a rectangle is computed whole (0: always, 1: never)."""
-    monkeypatch.setattr(radius, "BLOCK", request.param[0])
-    monkeypatch.setattr(radius, "DENSE_SHARE", request.param[1])
-    monkeypatch.setattr(radius, "TILE", {"cpu": (7, 11)})
+    monkeypatch.setattr(neighbours, "BLOCK", request.param[0])
+    monkeypatch.setattr(neighbours, "DENSE_SHARE", request.param[1])
+    monkeypatch.setattr(neighbours, "TILE", {"cpu": (7, 11)})
 
 
 @pytest.mark.parametrize("spread", [1.0, 1e-3, 100.0])
@@ -43,7 +43,7 @@ def test_pairs_at_the_radius_are_decided_alike(monkeypatch):
     grid = torch.cartesian_prod(*[torch.arange(5) * 0.1] * 3)  # many distances that are the radius but for rounding
     results = []
     for share in (0.0, 1.0):
-        monkeypatch.setattr(radius, "DENSE_SHARE", share)
+        monkeypatch.setattr(neighbours, "DENSE_SHARE", share)
         results.append(found(grid, grid + 0.1, 0.3))
     assert results[0] == results[1]
 

@@ -18,10 +18,10 @@ import pytest
 import synthetic_run as make
 
 from hpctrack import evaluate, report
+from hpctrack.evaluation.tally import Cuts
 from hpctrack.reporting import page, plots
 from hpctrack.reporting.display import Display, make_display, sector
-from hpctrack.reporting.sources import Run
-from hpctrack.reporting.tally import Cuts
+from hpctrack.training.run_folder import Run
 
 VOID = {"meta", "img", "br", "path", "circle", "rect"}
 

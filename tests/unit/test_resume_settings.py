@@ -10,11 +10,11 @@ import pytest
 
 from hpctrack import export, infer, train
 from hpctrack.config import load_config
-from hpctrack.data.candidates import CandidateStore
-from hpctrack.data.files import CHECKSUM
-from hpctrack.runtime import checkpoint, schema
-from hpctrack.runtime.ledger import read
-from hpctrack.runtime.schema import Change, neutral, settings
+from hpctrack.files.atomic import CHECKSUM
+from hpctrack.storage.candidates import CandidateStore
+from hpctrack.training import checkpoint, run_settings
+from hpctrack.training.ledger import read
+from hpctrack.training.run_settings import Change, neutral, settings
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "v0_1_0"
 FREE = [  # each of these and no other, on influencer.yaml
@@ -162,22 +162,27 @@ def test_an_option_that_a_checkpoint_lacks_has_its_default(run, capsys):
 def test_keys_of_a_later_version_matter_only_if_they_changed_the_result(run, capsys):
     config = meta_of(run)["config"]
     config["train"]["later"], config["data"]["later"], config["loss"]["later"] = 5, {"a": 1}, 0.0
-    change_meta(run, config=config, schema=schema.SCHEMA, neutral=["train.later", "data.later.a", "loss.later"])
+    change_meta(run, config=config, schema=run_settings.SCHEMA, neutral=["train.later", "data.later.a", "loss.later"])
     assert train.main(["influencer.yaml"]) == 0, capsys.readouterr().err
-    change_meta(run, config=config, schema=schema.SCHEMA, neutral=["train.later", "loss.later"])
+    change_meta(run, config=config, schema=run_settings.SCHEMA, neutral=["train.later", "loss.later"])
     assert train.main(["influencer.yaml"]) == 2
     assert "unknown key 'data.later'" in capsys.readouterr().err
-    change_meta(run, schema=schema.SCHEMA + 1)
+    change_meta(run, schema=run_settings.SCHEMA + 1)
     assert train.main(["influencer.yaml"]) == 2
-    assert f"has schema {schema.SCHEMA + 1}, this version reads up to {schema.SCHEMA}" in capsys.readouterr().err
+    assert (
+        f"has schema {run_settings.SCHEMA + 1}, this version reads up to {run_settings.SCHEMA}"
+        in capsys.readouterr().err
+    )
 
 
 def test_checkpoints_say_their_schema_and_what_changes_nothing(run):
     assert train.main(["influencer.yaml"]) == 0
     meta = meta_of(run)
-    assert meta["schema"] == schema.SCHEMA and {"train.steps", "data.workers", "model.azimuth"} <= set(meta["neutral"])
+    assert meta["schema"] == run_settings.SCHEMA and {"train.steps", "data.workers", "model.azimuth"} <= set(
+        meta["neutral"]
+    )
     assert not {"seed", "optim.name.x", "model.embedding", "data.augment.rotate"} & set(meta["neutral"])
-    assert neutral(schema.run_config(meta, run)) == meta["neutral"]
+    assert neutral(run_settings.run_config(meta, run)) == meta["neutral"]
 
 
 def test_renamed_and_removed_keys_and_earlier_defaults(run, monkeypatch, capsys):
@@ -187,7 +192,7 @@ def test_renamed_and_removed_keys_and_earlier_defaults(run, monkeypatch, capsys)
     config["optim"].pop("base_batch")
     change_meta(run, config=config)
     change = Change({"optim.eta": "optim.lr"}, frozenset({"train.recompute"}), {"optim.base_batch": 4.0})
-    monkeypatch.setitem(schema.CHANGES, 1, change)
+    monkeypatch.setitem(run_settings.CHANGES, 1, change)
     assert train.main(["influencer.yaml"]) == 2
     assert "optim.base_batch=4.0, now 8.0" in capsys.readouterr().err
     assert train.main(["influencer.yaml", "optim.base_batch=4.0"]) == 0, capsys.readouterr().err

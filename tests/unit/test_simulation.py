@@ -19,11 +19,10 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from hpctrack import simulate
-from hpctrack.simulation import event, weights, writer
-from hpctrack.simulation.digitization import digitize
+from hpctrack.simulation import event, writer
+from hpctrack.simulation.digitization import TRACKML_SHARE, add_noise, digitize
 from hpctrack.simulation.event import Cells, Crossings, Measurements
 from hpctrack.simulation.geometry import trackml_geometry
-from hpctrack.simulation.noise import TRACKML_SHARE, add_noise
 from hpctrack.simulation.run import Simulation
 from hpctrack.simulation.settings import Settings
 
@@ -124,7 +123,7 @@ def test_weights_are_trackmls() -> None:
     truth, particles = (pd.read_csv(f"{stem}{kind}.csv.gz") for kind in ("truth", "particles"))
     row = truth.particle_id.map(pd.Series(particles.index, particles.particle_id)).fillna(-1).astype(int).to_numpy()
     columns = {name: particles[name].to_numpy() for name in ("vz", "px", "py")}
-    ours = weights.hit_weights(row, truth.tz.to_numpy(), columns)
+    ours = event.hit_weights(row, truth.tz.to_numpy(), columns)
     primary = truth.particle_id.to_numpy() % 2**36 == 0
     ours, theirs = ours[primary], truth.weight.to_numpy()[primary]
     np.testing.assert_array_equal(ours > 0, theirs > 0)
@@ -295,7 +294,7 @@ def test_weights_by_hand(nhits: int) -> None:
     particles = {"vz": np.array([5.0, 0.0]), "px": np.array([3.0, 0.3]), "py": np.array([4.0, 0.0])}
     row = np.array([0] * nhits + [1] * 4 + [-1])
     tz = np.concatenate([5.0 - np.arange(nhits), np.arange(4) * 10.0, [7.0]])
-    weight = weights.hit_weights(row, tz, particles)
+    weight = event.hit_weights(row, tz, particles)
     assert weight.sum() == pytest.approx(1)
     assert weight[-1] == 0
     if nhits < 4:

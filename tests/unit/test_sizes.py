@@ -11,15 +11,16 @@ from toys import toy_config, toy_dataset
 
 from hpctrack import evaluate
 from hpctrack.config import AugmentConfig, CurriculumStage, ParallelConfig, SelectionConfig
-from hpctrack.data import sizes, store
-from hpctrack.data.loader import EventLoader
-from hpctrack.data.selection import Draw
-from hpctrack.data.store import Dataset
 from hpctrack.errors import InputError
+from hpctrack.events import sizes
+from hpctrack.events.loader import EventLoader
+from hpctrack.events.selection import Draw
 from hpctrack.parallel.env import distributed
-from hpctrack.runtime.events import Events
-from hpctrack.runtime.planner import BY_INDEX, BY_SELECTION, Planner
-from hpctrack.runtime.sizes import SizeTable
+from hpctrack.storage import store
+from hpctrack.storage.store import Dataset
+from hpctrack.training.batches import Events
+from hpctrack.training.planner import BY_INDEX, BY_SELECTION, Planner
+from hpctrack.training.size_table import SizeTable
 
 SELECTIONS = [
     {},

@@ -12,8 +12,8 @@ import pandas as pd
 from helpers import make_event_csv, make_event_tables, make_trackml, write_csv, write_event_csv
 
 from hpctrack import convert, inspect, simulate
-from hpctrack.data import store
-from hpctrack.data.trackml_source import find_events
+from hpctrack.formats.trackml_files import find_events
+from hpctrack.storage import store
 
 
 def run(capsys, *args: object) -> tuple[int, str, str]:

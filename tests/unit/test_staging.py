@@ -11,9 +11,9 @@ from helpers import assert_same_event, random_event
 from test_store import write
 
 from hpctrack.config import DataConfig
-from hpctrack.data import schema, staging, store
-from hpctrack.data.loader import columns_read, open_events
 from hpctrack.errors import InputError, MachineError
+from hpctrack.events.loader import columns_read, open_events
+from hpctrack.storage import schema, shard_writer, staging, store
 
 EVENTS = [random_event(i, 20 + i, 3) for i in range(6)]
 
@@ -42,7 +42,7 @@ def test_a_copy_is_made_once(tmp_path, dataset):
 def test_an_old_copy_is_checked_and_a_damaged_one_is_made_anew(tmp_path, dataset, monkeypatch, capsys):
     copy = staging.stage(dataset.folder, tmp_path / "scratch")
     for damage in (flip_last_byte, lambda path: os.truncate(path, 100), lambda path: path.unlink()):
-        for name in (store.shard_name(0), store.INDEX):
+        for name in (shard_writer.shard_name(0), store.INDEX):
             damage(copy / name)
             staging.stage(dataset.folder, tmp_path / "scratch")
             check_copy(copy)
@@ -93,11 +93,11 @@ def test_faults_are_named(tmp_path, dataset, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(MachineError, match=r"GB free, but .* GB are to be copied"):
         patch.setattr(staging.shutil, "disk_usage", lambda path: usage)
         staging.stage(dataset.folder, tmp_path / "scratch")
-    flip_last_byte(dataset.folder / store.shard_name(0))
+    flip_last_byte(dataset.folder / shard_writer.shard_name(0))
     with pytest.raises(InputError, match=r"data/events-00000.h5: its copy is damaged.*event 0 does not match"):
         staging.stage(dataset.folder, tmp_path / "scratch")
     copies = [path for path in (tmp_path / "scratch").rglob("*") if path.is_file() and path.suffix != ".lock"]
-    assert not [path for path in copies if path.name in (store.shard_name(0), store.INDEX)]
+    assert not [path for path in copies if path.name in (shard_writer.shard_name(0), store.INDEX)]
 
 
 def test_full_scratch(small_disk, dataset, monkeypatch):
@@ -128,7 +128,7 @@ def test_open_events(tmp_path, dataset, in_memory, staged):
 
 
 def test_columns_in_memory_are_shared_with_threads_and_checked(dataset):
-    flip_last_byte(dataset.folder / store.shard_name(0))
+    flip_last_byte(dataset.folder / shard_writer.shard_name(0))
     with pytest.raises(InputError, match=r"event 0: hits.x fails its checksum"):
         dataset.keep_in_memory(["hits.x"])
     other = store.open_dataset(dataset.folder)

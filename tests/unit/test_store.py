@@ -12,8 +12,8 @@ from helpers import assert_same_event, random_event
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpctrack.data import schema, store
 from hpctrack.errors import InputError
+from hpctrack.storage import hdf5, schema, shard_writer, store
 
 COLUMNS = ["hits.x", "truth.particle_id", "particles.px"]
 
@@ -23,11 +23,11 @@ def write(folder, events, per_shard=2):
     folder.mkdir(parents=True)
     shards = []
     for number, start in enumerate(range(0, len(events), per_shard)):
-        shards.append(store.shard_name(number))
-        with store.ShardWriter(folder / shards[-1]) as writer:
+        shards.append(shard_writer.shard_name(number))
+        with shard_writer.ShardWriter(folder / shards[-1]) as writer:
             for event in events[start : start + per_shard]:
                 writer.add(event)
-    store.write_index(folder, shards)
+    shard_writer.write_index(folder, shards)
     return store.open_dataset(folder)
 
 
@@ -138,7 +138,7 @@ def test_threads_and_pickles_and_few_open_files(dataset, events, monkeypatch):
 
 
 def test_nothing_is_written_when_the_block_fails(tmp_path, events):
-    with pytest.raises(RuntimeError, match="stop"), store.ShardWriter(tmp_path / "events-00000.h5") as writer:
+    with pytest.raises(RuntimeError, match="stop"), shard_writer.ShardWriter(tmp_path / "events-00000.h5") as writer:
         writer.add(events[0])
         raise RuntimeError("stop")
     assert not list(tmp_path.iterdir())
@@ -149,7 +149,7 @@ def test_an_event_of_wrong_shape_or_type_is_refused(tmp_path, events):
         tables = {t: dict(c) for t, c in events[0].tables.items()}
         tables["hits"][column] = values
         with pytest.raises(ValueError, match=r"event 10: hits\.x is|event 10: hits\.y is"):
-            store.ShardWriter(tmp_path / "s.h5").add(schema.Event(10, tables))
+            shard_writer.ShardWriter(tmp_path / "s.h5").add(schema.Event(10, tables))
 
 
 # ------------------------------------------------------------------------------------------------ damage
@@ -189,18 +189,18 @@ def test_unknown_format_version_kind_or_no_hdf5(dataset, name):
         file["x"] = np.zeros(3)
     assert name in refused(dataset.folder)
     with pytest.raises(InputError, match="format is 'None'"):
-        store.open_h5(path, kind)
+        hdf5.open_h5(path, kind)
     path.write_text("no HDF5")
     with pytest.raises(InputError, match="not a whole HDF5 file"):
-        store.open_h5(path, kind)
+        hdf5.open_h5(path, kind)
     path.write_bytes(whole[: len(whole) // 2])
     assert name in refused(dataset.folder)
     with pytest.raises(InputError, match="not a whole HDF5 file"):
-        store.open_h5(path, kind)
+        hdf5.open_h5(path, kind)
 
 
 def test_missing_swapped_and_foreign_shards(tmp_path, dataset, events):
-    first, second = (dataset.folder / store.shard_name(i) for i in (0, 1))
+    first, second = (dataset.folder / shard_writer.shard_name(i) for i in (0, 1))
     other = write(tmp_path / "other", [random_event(10, 30, 4, seed=5), random_event(11, 1, 0, seed=5), events[2]])
     shutil.copy(other.folder / first.name, first)  # the same ids and sizes, other content
     assert "does not hold the events that index.h5 says (checksum)" in refused(dataset.folder)
@@ -210,7 +210,7 @@ def test_missing_swapped_and_foreign_shards(tmp_path, dataset, events):
     assert "missing, but index.h5 names it" in refused(dataset.folder)
     with pytest.raises(InputError, match="event 12 stands in events-00001.h5 and in copy.h5"):
         shutil.copy(second, dataset.folder / "copy.h5")
-        store.write_index(dataset.folder, [second.name, "copy.h5"])
+        shard_writer.write_index(dataset.folder, [second.name, "copy.h5"])
 
 
 @pytest.mark.parametrize("name", schema.all_columns())
@@ -250,7 +250,7 @@ def test_full_disk(small_disk, events):
         disk = small_disk(kib)
         with (
             pytest.raises(OSError, match="No space left on device"),
-            store.ShardWriter(disk / "events-00000.h5") as writer,
+            shard_writer.ShardWriter(disk / "events-00000.h5") as writer,
         ):
             for i in range(20):
                 writer.add(random_event(i, 100, 10))

@@ -16,11 +16,11 @@ from test_store import write
 from torch_geometric.data import Batch, Data
 
 from hpctrack.config import AugmentConfig, CurriculumStage, SelectionConfig
-from hpctrack.data import buffers, schema, store
-from hpctrack.data.loader import EventLoader
-from hpctrack.data.packing import pack, unpack
-from hpctrack.data.readers import iterate
 from hpctrack.errors import InputError, MachineError
+from hpctrack.events.loader import EventLoader
+from hpctrack.events.readers import iterate, pack, unpack
+from hpctrack.files import reading
+from hpctrack.storage import schema, shard_writer, store
 
 EVENTS = [random_event(i, 50 + 7 * i, 4) for i in range(5)]
 
@@ -39,7 +39,7 @@ def change(path, name, values, **options):
 
 def reindexed(dataset):
     """The dataset with an index that fits what its shards have become."""
-    store.write_index(dataset.folder, dataset.shards)
+    shard_writer.write_index(dataset.folder, dataset.shards)
     return store.open_dataset(dataset.folder)
 
 
@@ -56,7 +56,7 @@ def test_arrays_stay_as_they_were_read(dataset):
 
 
 def test_memory_is_used_again_only_when_nobody_has_it():
-    pool = buffers.BufferPool(keep=2)
+    pool = reading.BufferPool(keep=2)
     first = pool.take(100)
     address = first.ctypes.data
     view = first[10:20].view(np.uint8)
@@ -77,10 +77,10 @@ def test_ranges_of_a_file(tmp_path_factory, data, cuts):
     ends = sorted({min(cut, len(data)) for cut in cuts} | {0, len(data)})
     parts = [(np.empty(b - a, np.uint8), a) for a, b in zip(ends, ends[1:], strict=False)]
     descriptor = os.open(path, os.O_RDONLY)
-    buffers.read_ranges(descriptor, parts, path)
+    reading.read_ranges(descriptor, parts, path)
     assert b"".join(part.tobytes() for part, _ in parts) == data
     with pytest.raises(InputError, match=f"ends at byte {len(data)}, cut short"):
-        buffers.read_ranges(descriptor, [(np.empty(5, np.uint8), len(data) - 1)], path)
+        reading.read_ranges(descriptor, [(np.empty(5, np.uint8), len(data) - 1)], path)
     os.close(descriptor)
 
 
@@ -226,9 +226,9 @@ def test_reader_processes_that_somebody_holds_do_not_keep_a_process_from_ending(
     script = f"""
 import sys
 import numpy as np
-from hpctrack.data.loader import EventLoader
-from hpctrack.data.readers import iterate
-from hpctrack.data.store import Dataset
+from hpctrack.events.loader import EventLoader
+from hpctrack.events.readers import iterate
+from hpctrack.storage.store import Dataset
 from hpctrack.config import AugmentConfig, SelectionConfig
 load = EventLoader(Dataset({str(dataset.folder)!r}), ["r"], SelectionConfig(), AugmentConfig(), (0, 0))
 batches = iterate(load, [(0, np.array([0])), (0, np.array([99]))], workers=2)

@@ -12,13 +12,13 @@ from toys import toy_config, toy_dataset
 
 from hpctrack import convert, simulate, train
 from hpctrack.config import AugmentConfig, SelectionConfig, dump_yaml
-from hpctrack.data import features as inputs
-from hpctrack.data.cells import cell_features
-from hpctrack.data.features import FEATURES, Feature, compute_features
-from hpctrack.data.loader import EventLoader
-from hpctrack.data.store import Dataset
 from hpctrack.errors import InputError
+from hpctrack.events import features as inputs
+from hpctrack.events.features import FEATURES, Feature, compute_features
+from hpctrack.events.loader import EventLoader
+from hpctrack.formats.detectors import cell_features
 from hpctrack.simulation.geometry import trackml_geometry
+from hpctrack.storage.store import Dataset
 
 NAMES = list(FEATURES)
 

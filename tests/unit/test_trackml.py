@@ -10,8 +10,8 @@ import pytest
 from helpers import make_detectors_csv, make_event_csv, make_event_tables, make_trackml, write_csv, write_event_csv
 
 from hpctrack.convert import main
-from hpctrack.data import schema, store
-from hpctrack.data.trackml import write_submission
+from hpctrack.formats.trackml import write_submission
+from hpctrack.storage import schema, store
 
 EVENT = "event000000007"
 

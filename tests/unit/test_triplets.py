@@ -15,7 +15,7 @@ from hpctrack.errors import InputError
 from hpctrack.graphs.triplets import per_event, triplet_chunks, triplets, true_triplets
 from hpctrack.losses import build_loss
 from hpctrack.models import build_model
-from hpctrack.models.triplets import ALONE, SEGMENT, segment
+from hpctrack.models.triplet_network import ALONE, SEGMENT, segment
 from hpctrack.tracking.builders import build_builder
 
 HAND = torch.tensor([[0, 1, 5, 2, 1, 3], [1, 2, 1, 4, 3, 4]])  # 0 and 5 -> 1 -> 2 and 3 -> 4

@@ -8,8 +8,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpctrack.data import schema
-from hpctrack.data.truth import graph_truth, is_true, particle_truth
+from hpctrack.events.truth import graph_truth, is_true, particle_truth
+from hpctrack.storage import schema
 
 
 def make_event(seed: int, n_hits: int, n_particles: int, n_layers: int) -> schema.Event:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from toys import toy_event
 
-from hpctrack.data import schema
-from hpctrack.data.schema import ESTIMATE
+from hpctrack.storage import schema
+from hpctrack.storage.schema import ESTIMATE
 from hpctrack.tracking import vertices
 from tests.campaigns import vertices as study
 

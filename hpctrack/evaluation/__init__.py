@@ -1,0 +1,1 @@
+"""Candidates and edges against the truth: matching, metrics, counts, results.json."""

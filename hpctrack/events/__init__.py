@@ -1,0 +1,1 @@
+"""An event as a model sees it: selection, features, truth, track parameters, symmetries, batches."""

@@ -1,0 +1,114 @@
+"""From a dataset row to PyG data: read only the columns the features need, select, augment.
+
+Every random choice is drawn from (stream, epoch, event id): the same on any rank, in any worker and after a resume.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch_geometric.data import Data
+
+from hpctrack.config import AugmentConfig, CurriculumStage, DataConfig, SelectionConfig
+from hpctrack.events import perigee, truth
+from hpctrack.events import selection as selecting
+from hpctrack.events.features import compute_features, feature_columns
+from hpctrack.events.symmetries import augment, check_symmetries, check_volumes
+from hpctrack.storage.schema import Event
+from hpctrack.storage.staging import stage
+from hpctrack.storage.store import Dataset
+
+
+def open_events(
+    config: DataConfig, source: Dataset, local_rank: int = 0, parameters: bool = False, graph: list[str] | None = None
+) -> Dataset:
+    """The dataset `source`, staged, held in memory and verified as section `data` asks; InputError if it is damaged.
+
+    `graph`: the columns that its kind of graph needs.
+    """
+    dataset = source
+    if config.stage_to:
+        dataset = source.at(stage(source.folder, config.stage_to, local_rank, source))
+    dataset.verify = config.verify
+    if config.in_memory:
+        dataset.keep_in_memory(columns_read(config.features, parameters, graph))
+    return dataset
+
+
+def columns_read(features: list[str], parameters: bool = False, graph: list[str] | None = None) -> list[str]:
+    """The columns of an event that features and selection need and, if wanted, track parameters and a `graph`.
+
+    `graph`: the columns that this kind of graph needs; its truth needs some besides.
+    """
+    of_graph = graph + truth.COLUMNS if graph else []
+    return list(dict.fromkeys(feature_columns(features) + selecting.COLUMNS + perigee.COLUMNS * parameters + of_graph))
+
+
+class EventLoader:
+    """`loader(row, epoch)` -> PyG Data of one event.
+
+    Data: `x` [N, F] features; `track` [N] target number 0..n_tracks-1, or -1; `n_tracks` [1]; `hit_row` [N] rows in the
+    event; `event_id` [1]; if wanted, `parameters` [n_tracks, 5] at the perigee (events/perigee.py). With a graph:
+    `edge_index` [2, M] and, with `labels`, `edge_truth` [M], whether an edge is in the graph truth (events/truth.py).
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        features: list[str],
+        selection: SelectionConfig,
+        augmentation: AugmentConfig,
+        stream: tuple[int, ...],
+        dtype: torch.dtype = torch.float32,
+        curriculum: Sequence[CurriculumStage] = (),
+        parameters: bool = False,
+        graph: Any = None,
+        labels: bool = True,
+    ) -> None:
+        self.dataset = dataset
+        self.features = features
+        self.draw = selecting.Draw(selection, stream, augmentation, curriculum)
+        self.augmentation = augmentation
+        self.stream = stream
+        self.dtype = dtype
+        self.feature_columns = feature_columns(features)
+        check_symmetries(features, selection, augmentation)
+        self.parameters = parameters
+        self.graph = graph
+        self.labels = labels
+        self.columns = columns_read(features, parameters, graph.COLUMNS if graph else None)
+
+    def __call__(self, row: int, epoch: int) -> Data:
+        event = self.dataset.read(row, self.columns)
+        chosen, rng = self.draw(event, epoch)
+        columns = {name: event.column(name)[chosen.rows] for name in self.feature_columns}
+        if self.parameters:
+            columns |= {name: event.column(name)[chosen.particles].astype(np.float64) for name in perigee.COLUMNS}
+        if self.augmentation.mirror:
+            check_volumes(columns, self.features, f"{self.dataset.folder}: event {event.event_id}")
+        columns = augment(columns, self.augmentation.rotate, self.augmentation.mirror, rng)
+        data = to_data(event, compute_features(columns, self.features), chosen, self.dtype)
+        if self.parameters:
+            data.parameters = torch.from_numpy(perigee.perigee(columns, event.field_t)).to(self.dtype)
+        if self.graph:
+            edge_2M = self.graph(event, chosen.rows)
+            data.edge_index = torch.from_numpy(edge_2M)
+            if self.labels:
+                true_2T = truth.graph_truth(event, chosen.rows)
+                data.edge_truth = torch.from_numpy(truth.is_true(edge_2M, true_2T, len(chosen.rows)))
+        return data
+
+
+def to_data(event: Event, x: np.ndarray, chosen: selecting.Selected, dtype: torch.dtype) -> Data:
+    """The in-memory event."""
+    return Data(
+        x=torch.from_numpy(x).to(dtype),
+        track=torch.from_numpy(chosen.track.astype(np.int64)),
+        n_tracks=torch.tensor([chosen.n_tracks]),
+        hit_row=torch.from_numpy(chosen.rows.astype(np.int64)),
+        event_id=torch.tensor([event.event_id]),
+        num_nodes=len(chosen.rows),
+    )

@@ -1,0 +1,1 @@
+"""Foreign files <-> events: TrackML's CSV, archives, detectors, and their conversion into a dataset."""

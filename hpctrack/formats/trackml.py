@@ -1,0 +1,182 @@
+"""TrackML's CSV format: one event read and validated, and submissions written.
+
+Format: S. Amrouche et al., "The Tracking Machine Learning challenge: Accuracy phase" (2019), and its data page.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from hpctrack.errors import InputError
+from hpctrack.files.outputs import output
+from hpctrack.formats.csvtable import Column, read_table
+from hpctrack.formats.detectors import MODULE, Detectors, cell_features, direction_angles, module_key, module_name
+from hpctrack.formats.trackml_files import Source
+from hpctrack.storage import schema
+from hpctrack.storage.checks import faults_of_column
+
+_ID = Column(np.int32, lowest=0)
+
+
+def _floats(*names: str) -> dict[str, Column]:
+    return {name: Column(np.float32) for name in names}
+
+
+_HITS = {"hit_id": _ID, **_floats("x", "y", "z"), **MODULE}
+_CELLS = {"hit_id": _ID, "ch0": _ID, "ch1": _ID, **_floats("value")}
+_TRUTH = {"hit_id": _ID, "particle_id": Column(np.int64, lowest=0)}
+_TRUTH |= _floats("tx", "ty", "tz", "tpx", "tpy", "tpz", "weight")
+_PARTICLES = {"particle_id": Column(np.int64, lowest=1), "particle_type": Column(np.int32, optional=True)}
+_PARTICLES |= {**_floats("vx", "vy", "vz", "px", "py", "pz"), "q": Column(np.int8)}
+_PARTICLES |= {"nhits": Column(np.int32, lowest=0, optional=True)}
+
+
+def read_event(source: Source, event_id: int, detectors: Detectors | None, with_truth: bool = True) -> schema.Event:
+    """Read and validate one event, with every column of the schema; it may have no hits.
+
+    `detectors` may be None for events without cells; without truth all hits are noise and there are no particles. Where
+    the file of particles has no `nhits`, their hits are counted. Raises InputError: one line that names the file, the
+    event and the row.
+    """
+    if event_id in source.faults:
+        raise InputError(source.faults[event_id])
+    files = source.events[event_id]
+
+    def table(kind: str, columns: Mapping[str, Column]) -> tuple[str, dict[str, np.ndarray]]:
+        where = f"{source.display(files[kind])}: event {event_id}"
+        found = read_table(source.read(files[kind], where), where, columns)
+        for name, values in found.items():
+            for _, row, what in faults_of_column(f"{kind}.{name}", values):
+                raise InputError(f"{where}: row {row + 1}: {name} {what}")
+        return where, found
+
+    where, hits = table("hits", _HITS)
+    _check_hits(where, hits)
+    modules = _check_modules(where, hits, detectors)
+    if with_truth:
+        where_particles, particles = table("particles", _PARTICLES)
+        _check_unique(where_particles, "particle_id", particles["particle_id"])
+        where_truth, truth = table("truth", _TRUTH)
+        truth = _align_truth(where_truth, truth, hits["hit_id"])
+        row = truth["particle_row"] = _particle_rows(where_truth, truth["particle_id"], where_particles, particles)
+        particles.setdefault("nhits", np.bincount(row[row >= 0], minlength=len(particles["particle_id"])))
+    else:
+        particles, truth = _no_truth(len(hits["hit_id"]))
+    cells = {name: np.zeros(len(hits["hit_id"]), dtype) for name, dtype in schema.CELLS.items()}
+    if "cells" in files:
+        where, raw = table("cells", _CELLS)
+        if detectors is None:
+            raise InputError(f"{where}: needs the modules' geometry: no detectors.csv found, name it with --detectors")
+        cells = _cell_features(where, raw, hits["hit_id"], detectors, modules)
+    particles.setdefault("particle_type", np.zeros(len(particles["particle_id"]), np.int32))
+    tables = {"hits": hits | _derived(hits), "truth": truth, "cells": cells, "particles": particles}
+    ordered = {t: {c: tables[t][c].astype(d, copy=False) for c, d in cs.items()} for t, cs in schema.TABLES.items()}
+    return schema.Event(event_id, ordered)
+
+
+def _check_hits(where: str, hits: dict[str, np.ndarray]) -> None:
+    hit_id = hits["hit_id"]
+    bad = np.flatnonzero(np.diff(hit_id) <= 0)
+    if len(bad):
+        row = int(bad[0]) + 1
+        what = "stands twice" if hit_id[row] == hit_id[row - 1] else f"follows {hit_id[row - 1]}"
+        raise InputError(f"{where}: row {row + 1}: hit_id {hit_id[row]} {what}; hit_id must increase")
+
+
+def _check_modules(where: str, hits: dict[str, np.ndarray], detectors: Detectors | None) -> np.ndarray | None:
+    """Row in `detectors` of each hit's module."""
+    if detectors is None:
+        return None
+    rows = detectors.rows(module_key(hits["volume_id"], hits["layer_id"], hits["module_id"]))
+    if (rows < 0).any():
+        row = int(np.flatnonzero(rows < 0)[0])
+        what = f"volume/layer/module {module_name(hits, row)} of hit_id {hits['hit_id'][row]}"
+        raise InputError(f"{where}: row {row + 1}: {what} is not in {detectors.where}")
+    return rows
+
+
+def _check_unique(where: str, name: str, values: np.ndarray) -> None:
+    order = np.argsort(values, kind="stable")
+    twice = np.flatnonzero(np.diff(values[order]) == 0)
+    if len(twice):
+        first, second = order[twice[0]], order[twice[0] + 1]
+        raise InputError(f"{where}: row {second + 1}: {name} {values[second]} stands twice, first in row {first + 1}")
+
+
+def _align_truth(where: str, truth: dict[str, np.ndarray], hit_id: np.ndarray) -> dict[str, np.ndarray]:
+    """Truth in the order of the hits, without its hit_id."""
+    own = truth.pop("hit_id")
+    if np.array_equal(own, hit_id):
+        return truth
+    _check_unique(where, "hit_id", own)
+    unknown = np.flatnonzero(~np.isin(own, hit_id))
+    if len(unknown):
+        raise InputError(f"{where}: row {unknown[0] + 1}: hit_id {own[unknown[0]]} is not in the hits file")
+    missing = hit_id[~np.isin(hit_id, own)]
+    if len(missing):
+        counts = f"{len(own)} rows for {len(hit_id)} hits; is the file truncated?"
+        raise InputError(f"{where}: row {len(own) + 1}: no truth for hit_id {missing[0]}: {counts}")
+    order = np.argsort(own)
+    return {name: values[order] for name, values in truth.items()}
+
+
+def _particle_rows(where: str, particle_id: np.ndarray, where_particles: str, particles: dict) -> np.ndarray:
+    """Row of each hit's particle, -1 for noise."""
+    known = particles["particle_id"]
+    order = np.argsort(known)
+    position = np.minimum(np.searchsorted(known, particle_id, sorter=order), max(len(known) - 1, 0))
+    row = order[position] if len(known) else np.zeros(len(particle_id), np.int64)
+    noise = particle_id == 0
+    fits = noise | (known[row] == particle_id) if len(known) else noise
+    if not fits.all():
+        bad = int(np.flatnonzero(~fits)[0])
+        what = f"particle_id {particle_id[bad]} (hit row {bad + 1}) is not in {where_particles.split(': event')[0]}"
+        raise InputError(f"{where}: {what}; noise is 0")
+    return np.where(noise, -1, row)
+
+
+def _no_truth(n_hits: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    particles = {name: np.zeros(0, dtype) for name, dtype in schema.PARTICLES.items()}
+    truth = {name: np.zeros(n_hits, dtype) for name, dtype in schema.TRUTH.items()}
+    truth["particle_row"] -= 1
+    return particles, truth
+
+
+def _cell_features(
+    where: str, cells: dict[str, np.ndarray], hit_id: np.ndarray, detectors: Detectors, modules: np.ndarray
+) -> dict[str, np.ndarray]:
+    row = np.minimum(np.searchsorted(hit_id, cells["hit_id"]), max(len(hit_id) - 1, 0))
+    unknown = np.flatnonzero(hit_id[row] != cells["hit_id"] if len(hit_id) else np.ones(len(row), dtype=bool))
+    if len(unknown):
+        bad = int(unknown[0])
+        raise InputError(f"{where}: row {bad + 1}: hit_id {cells['hit_id'][bad]} is not in the hits file")
+    detectors.check_geometry(where, modules[np.unique(row)])
+    names = ("pitch_u", "pitch_v", "thickness", "rotation")
+    module = {name: getattr(detectors, name)[modules] for name in names}
+    return cell_features(len(hit_id), row, cells["ch0"], cells["ch1"], cells["value"], module)
+
+
+def _derived(hits: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    xyz_N3 = np.stack([hits["x"], hits["y"], hits["z"]], axis=1).astype(np.float64)
+    eta, phi = direction_angles(xyz_N3)
+    return {"r": np.hypot(xyz_N3[:, 0], xyz_N3[:, 1]), "phi": phi, "eta": eta}
+
+
+def write_submission(path: str | Path, blocks: Iterable[tuple[int, np.ndarray, np.ndarray]]) -> None:
+    """Write a TrackML submission (event_id,hit_id,track_id) from blocks (event_id, hit_id [N], track_id [N]).
+
+    Each block is written as it comes; the file gets its name when it is whole. A name that ends in .gz is compressed.
+    """
+    path = Path(path)
+    with output(path) as plain, contextlib.ExitStack() as stack:
+        packed = path.suffix == ".gz"
+        file = stack.enter_context(gzip.GzipFile("", "wb", 6, plain, mtime=0)) if packed else plain
+        file.write(b"event_id,hit_id,track_id\n")
+        for event_id, hit_id, track_id in blocks:
+            rows = zip(hit_id.tolist(), track_id.tolist(), strict=True)
+            file.write("".join(f"{event_id},{hit},{track}\n" for hit, track in rows).encode())

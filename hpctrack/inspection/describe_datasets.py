@@ -1,0 +1,117 @@
+"""What a dataset, a shard or an index holds; of a dataset only the index is read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hpctrack.formats.conversion import left_out_of
+from hpctrack.inspection.text import histogram
+from hpctrack.storage import hdf5, schema, store
+from hpctrack.storage.columns import combined_digest
+from hpctrack.storage.hdf5 import ATTRIBUTES_DIGEST, TEXTS, read_attributes
+
+
+def describe_dataset(folder: Path) -> dict[str, Any]:
+    """A dataset folder (or its index): totals, columns, histograms, digest; InputError if the index is no whole one."""
+    dataset = store.open_dataset(folder)
+    with hdf5.damage(folder / store.INDEX):
+        attributes, origin = dataset.attributes, _origin(dataset.attributes)
+    rows = {"hits": int(dataset.n_hits.sum()), "particles": int(dataset.n_particles.sum())}
+    sizes = [path.stat().st_size for path in (folder / name for name in dataset.shards)]
+    return {
+        "format": f"{attributes['format']} {attributes['version']}",
+        "writer": f"hpctrack {attributes.get('writer')}",
+        "attributes": _covered(attributes),
+        **_totals(dataset.n_hits, dataset.n_noise, dataset.n_particles),
+        "field_t": dataset.field_t,
+        "shards": len(dataset.shards),
+        "bytes": sum(sizes),
+        "digest": combined_digest(dataset.event_ids, dataset.checksums),
+        "fingerprint": dataset.fingerprint,
+        "event_ids": _range(dataset.event_ids),
+        **origin,
+        "left_out": [f"event {entry['event_id']}: {entry['reason']}" for entry in left_out_of(dataset)],
+        "columns": _schema_columns(rows),
+        "histograms": _histograms(dataset.n_hits, dataset.n_particles),
+    }
+
+
+def describe_shard(path: Path) -> dict[str, Any]:
+    """One shard: totals, its columns as they are stored, histograms, digest."""
+    with hdf5.open_h5(path, "shard") as file, hdf5.damage(path):
+        attributes = read_attributes(file)
+        ids, checksums, n_noise = (hdf5.small_array(file, name) for name in ("event_id", "checksum", "n_noise"))
+        n_hits, n_particles = (np.diff(hdf5.small_array(file, f"offsets/{axis}")) for axis in ("hits", "particles"))
+        columns = {}
+        for table in file:
+            if hasattr(file[table], "items") and table not in ("offsets", "checksums", TEXTS):
+                for name, found in file[table].items():
+                    if not hasattr(found, "chunks"):
+                        raise ValueError(f"{table}/{name} is no dataset")
+                    columns[f"{table}.{name}"] = _stored(found)
+    return {
+        "format": f"{attributes['format']} {attributes['version']}",
+        "writer": f"hpctrack {attributes.get('writer')}",
+        "attributes": _covered(attributes),
+        **_totals(n_hits, n_noise, n_particles),
+        "bytes": path.stat().st_size,
+        "digest": combined_digest(ids, checksums),
+        "event_ids": _range(ids),
+        "columns": columns,
+        "histograms": _histograms(n_hits, n_particles),
+    }
+
+
+def describe_unfinished(folder: Path) -> dict[str, Any]:
+    """A folder of shards without an index: which shards are whole."""
+    shards: dict[str, dict[str, object]] = {}
+    for path in sorted(folder.glob("events-*.h5")):
+        found = store.shard_attributes(path)
+        shards[path.name] = {"state": f"{found['n_events']} events" if found else "not a whole shard"}
+    return {
+        "next": "run the same `hpctrack convert` again: it keeps whole shards and writes the index",
+        "shards": shards,
+    }
+
+
+def _covered(attributes: dict[str, Any]) -> str:
+    return "fit their checksum" if ATTRIBUTES_DIGEST in attributes else "have no checksum: written before there was one"
+
+
+def _totals(n_hits: np.ndarray, n_noise: np.ndarray, n_particles: np.ndarray) -> dict[str, int]:
+    values = {"events": len(n_hits), "hits": n_hits.sum(), "noise": n_noise.sum(), "particles": n_particles.sum()}
+    return {key: int(value) for key, value in values.items()}
+
+
+def _histograms(n_hits: np.ndarray, n_particles: np.ndarray) -> dict[str, Any]:
+    return {"hits per event": histogram(n_hits), "particles per event": histogram(n_particles)}
+
+
+def _range(ids: np.ndarray) -> str:
+    return f"{ids.min()} to {ids.max()}" if len(ids) else "none"
+
+
+def _schema_columns(rows: dict[str, int]) -> dict[str, dict[str, object]]:
+    columns = {}
+    for table, types in schema.TABLES.items():
+        n = rows["particles" if table == "particles" else "hits"]
+        for name, dtype in types.items():
+            columns[f"{table}.{name}"] = {"dtype": np.dtype(dtype).name, "bytes": n * np.dtype(dtype).itemsize}
+    return columns
+
+
+def _stored(found: Any) -> dict[str, object]:
+    layout = f"chunks of {found.chunks[0]}" if found.chunks else "contiguous"
+    how = f"{layout}, {found.compression}" if found.compression else layout
+    return {"dtype": found.dtype.name, "bytes": int(found.id.get_storage_size()), "layout": how}
+
+
+def _origin(attributes: dict[str, Any]) -> dict[str, Any]:
+    out: dict[str, Any] = {key: int(attributes[key]) for key in ("n_source", "n_skipped") if key in attributes}
+    if "origin" in attributes:
+        out["origin"] = json.loads(str(attributes["origin"]))
+    return out

@@ -1,0 +1,176 @@
+"""Worker processes of a verb: they end with their parent, leave signals to it, and one that dies is named.
+
+A worker takes one item at a time from its parent. Whatever ends the parent ends the workers: the kernel kills them with
+it (Linux), and a thread in each looks whether it is still there. Ctrl-C and other signals to the whole group are the
+parent's, which ends its workers.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import signal
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from hpctrack.errors import MachineError
+from hpctrack.process import signals
+from hpctrack.process.ends import out_of
+
+END_S = 5.0  # for a worker that is told to end; it has nothing to do
+
+
+class WorkerDied(MachineError):
+    """A worker process has ended amid an item; `killed`: from outside, so that the item need not be to blame."""
+
+    def __init__(self, words: str, killed: bool) -> None:
+        super().__init__(words)
+        self.killed = killed
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of the item number `place`."""
+
+    place: int
+    value: Any = None
+    error: BaseException | None = None
+
+    def result(self) -> Any:
+        """What the function returned; raises what it raised, or WorkerDied."""
+        if self.error is not None:
+            raise self.error
+        return self.value
+
+
+class WorkerTraceback(Exception):
+    """Where in a worker an error was raised, as the cause of that error."""
+
+    def __str__(self) -> str:
+        return f"\n{self.args[0]}"
+
+
+def run(
+    function: Callable[[Any], Any],
+    items: Iterable[tuple[int, Any]],
+    jobs: int,
+    method: str = "spawn",
+    named: Callable[[Any], str] = str,
+) -> Iterator[Outcome]:
+    """`function(item)` of each (place, item) in `jobs` processes, in the order in which they end.
+
+    `items` are taken when a process is free, so what they are may depend on outcomes so far. `named(item)` is how an
+    item is called if its worker dies; another worker goes on with those that are left. `function` goes to a worker once
+    (by pickle where `method` is spawn), so what it holds may be large.
+    """
+    left, workers = iter(items), []
+    try:
+        for item in left:
+            workers.append(Worker(function, method))
+            workers[-1].give(item)
+            if len(workers) == jobs:
+                break
+        while ends := {end: worker for worker in workers if worker.item for end in worker.ends}:
+            for worker in dict.fromkeys(ends[end] for end in wait(list(ends))):
+                outcome = worker.take(named)
+                yield outcome
+                if (item := next(left, None)) is not None:
+                    worker.give(item)
+        for worker in workers:
+            worker.end()
+    finally:
+        for worker in workers:
+            worker.kill()
+
+
+class Worker:
+    """A worker process, another one if it died; `item` is what it has to do, with its place."""
+
+    def __init__(self, function: Callable[[Any], Any], method: str) -> None:
+        self.function, self.context = function, multiprocessing.get_context(method)
+        self.item: tuple[int, Any] | None = None
+        self.start()
+
+    def start(self) -> None:
+        """Begin the process."""
+        self.pipe, theirs = self.context.Pipe()
+        self.process = self.context.Process(target=_serve, args=(theirs, self.function, os.getpid()), daemon=True)
+        with signals.held():
+            self.process.start()
+        theirs.close()
+        self.ends = (self.pipe, self.process.sentinel)  # one of them is ready when it has answered or died
+
+    def give(self, item: tuple[int, Any]) -> None:
+        """Let it begin with an item."""
+        if self.process.exitcode is not None:
+            self.kill()
+            self.start()
+        self.item = item
+        try:
+            self.pipe.send(item[1])
+        except OSError:  # it has died meanwhile, which `take` will find
+            return
+
+    def take(self, named: Callable[[Any], str]) -> Outcome:
+        """What became of its item."""
+        assert self.item is not None
+        (place, item), self.item = self.item, None
+        try:
+            value, error, text = self.pipe.recv()
+        except (EOFError, OSError):
+            self.process.join(END_S)
+            return Outcome(place, error=self.obituary(named(item)))
+        if error is not None and text:
+            error.__cause__ = WorkerTraceback(text)
+        return Outcome(place, value, error)
+
+    def obituary(self, item: str) -> WorkerDied:
+        """How it has ended."""
+        code = self.process.exitcode or 0
+        if code == -signal.SIGKILL:
+            how = "was killed (SIGKILL, by hand or by the machine because memory ran out)"
+        elif code < 0:
+            how = f"was ended by {signal.Signals(-code).name}"
+        else:
+            how = f"ended with exit code {code}"
+        return WorkerDied(f"worker process {self.process.pid} {how} at {item}", code == -signal.SIGKILL)
+
+    def end(self) -> None:
+        """Let it end by itself."""
+        try:
+            self.pipe.send(None)
+        except OSError:
+            return
+        self.process.join(END_S)
+
+    def kill(self) -> None:
+        """End it, whatever it is at."""
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
+
+
+def _serve(pipe: Connection, function: Callable[[Any], Any], parent: int) -> None:
+    """A worker's life; its signals were blocked when it began, and stay so."""
+    signals.leave_to(parent)
+    while (item := pipe.recv()) is not None:
+        try:
+            answer = (function(item), None, "")
+        except Exception as error:  # noqa: BLE001 - whatever it is goes to the parent
+            answer = (None, _portable(error), traceback.format_exc())
+        pipe.send(answer)
+
+
+def _portable(error: Exception) -> Exception:
+    """The error, or one like it that can go to the parent; lack of memory and the like say where they were met."""
+    if words := out_of(error):
+        return MachineError(words)
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # noqa: BLE001 - whatever its class does
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error

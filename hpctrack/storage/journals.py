@@ -1,0 +1,148 @@
+"""Journals: what inference has committed so far, one append-only file a writer, in the candidates' folder.
+
+An event is committed by one record (length, checksum, payload) that is flushed to disk before the next event starts.
+A record that a kill cut short is recognised and ignored, so running again redoes exactly the events without a whole
+record.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from hpctrack.errors import InputError
+from hpctrack.files.atomic import naming, sync
+from hpctrack.storage.schema import ESTIMATE, Candidates
+
+PARTS = ".parts"
+HEADER = struct.Struct("<8sqqQ")  # magic, event id, payload bytes, checksum
+LENGTHS = struct.Struct("<4q")  # of the columns, at the payload's beginning
+MAGIC = b"hpctrkc2"
+COLUMNS = {  # payload and file layout: name -> type
+    "hit_offsets": np.dtype("<i8"),
+    "hit_rows": np.dtype("<i4"),
+    "scores": np.dtype("<f4"),
+    "track_ids": np.dtype("<i4"),
+}
+PARAMETERS = np.dtype(("<f4", (len(ESTIMATE),)))  # of each candidate: follow the columns where a model estimates them
+Place = tuple[str, int]  # a journal's name, and where in it a payload begins
+
+
+class Journal:
+    """Append-only record file of one writer; `append` returns when the event is on disk.
+
+    What a kill left behind the last whole record is cut off when the writer opens its file again.
+    """
+
+    def __init__(self, folder: Path, writer: str) -> None:
+        path = folder / PARTS / f"{writer}.journal"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        whole = max((offset + len(payload) for _, offset, payload in records(path)), default=0) if path.exists() else 0
+        self.file = open(path, "ab")  # noqa: SIM115 - open as long as the writer
+        self.file.truncate(whole)
+        self.file.seek(whole)
+        sync(path.parent)
+
+    def append(self, candidates: Candidates) -> Place:
+        """Commit one event; where its payload stands."""
+        return self.append_payload(candidates.event_id, encode(candidates))
+
+    def append_payload(self, event_id: int, payload: bytes) -> Place:
+        """Commit one event that was encoded already; its bytes begin with LENGTHS."""
+        header = HEADER.pack(MAGIC, event_id, len(payload), checksum(event_id, payload))
+        with naming(self.path):
+            self.file.write(header + payload)
+            self.file.flush()
+            os.fsync(self.file.fileno())
+        return self.path.name, self.file.tell() - len(payload)
+
+    def close(self) -> None:
+        """Close the file; the records stay."""
+        self.file.close()
+
+
+def committed(
+    folder: Path, part: int = 0, parts: int = 1, but: Callable[[str], bool] | None = None
+) -> dict[int, Place]:
+    """Events with a whole record in any journal of `folder`, or in every `parts`-th of them from `part` on.
+
+    Reads and checks all of these journals, `but` those whose names it is true for.
+    """
+    found: dict[int, Place] = {}
+    paths = [path for path in sorted((folder / PARTS).glob("*.journal")) if but is None or not but(path.name)]
+    for path in paths[part::parts]:
+        for event_id, offset, _ in records(path):
+            found.setdefault(event_id, (path.name, offset))
+    return found
+
+
+def records(path: Path) -> Iterator[tuple[int, int, bytes]]:
+    """Whole records of a journal as (event id, payload offset, payload); stops at the first one that was cut short."""
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        while len(head := file.read(HEADER.size)) == HEADER.size:
+            magic, event_id, length, stored = HEADER.unpack(head)
+            offset = file.tell()
+            if magic != MAGIC or not LENGTHS.size <= length <= size - offset:
+                return
+            payload = file.read(length)
+            if len(payload) < length or checksum(event_id, payload) != stored:
+                return
+            yield event_id, offset, payload
+
+
+def checksum(event_id: int, payload: bytes) -> int:
+    """xxh3_64 of a record's payload, seeded with the event's id, so that a changed id does not pass."""
+    return xxhash.xxh3_64_intdigest(payload, seed=event_id % 2**64)
+
+
+def encode(candidates: Candidates) -> bytes:
+    """One event as bytes: the columns' lengths, the columns, and what there is of track parameters."""
+    columns = [np.ascontiguousarray(getattr(candidates, name), dtype) for name, dtype in COLUMNS.items()]
+    parameters = candidates.parameters
+    last = b"" if parameters is None else np.ascontiguousarray(parameters, PARAMETERS.base).tobytes()
+    return LENGTHS.pack(*map(len, columns)) + b"".join(column.tobytes() for column in columns) + last
+
+
+def decode(event_id: int, payload: bytes) -> Candidates:
+    """Inverse of `encode`."""
+    lengths, position, columns = LENGTHS.unpack_from(payload), LENGTHS.size, {}
+    for (name, dtype), length in zip(COLUMNS.items(), lengths, strict=True):
+        columns[name] = np.frombuffer(payload, dtype, length, position)
+        position += length * dtype.itemsize
+    parameters = np.frombuffer(payload, PARAMETERS, offset=position) if position < len(payload) else None
+    return Candidates(event_id, **columns, parameters=parameters)
+
+
+def read_lengths(folder: Path, place: Place) -> tuple[int, ...]:
+    """The lengths of a record's columns, as in `COLUMNS`, and the number of candidates with track parameters."""
+    with open(folder / PARTS / place[0], "rb") as file:
+        file.seek(place[1] - HEADER.size)
+        payload = HEADER.unpack(file.read(HEADER.size))[2]
+        lengths = LENGTHS.unpack(file.read(LENGTHS.size))
+    columns = sum(length * dtype.itemsize for length, dtype in zip(lengths, COLUMNS.values(), strict=True))
+    return *lengths, (payload - LENGTHS.size - columns) // PARAMETERS.itemsize
+
+
+def read_record(folder: Path, event_id: int, place: Place) -> Candidates:
+    """The candidates of a record that `committed` found; InputError if it has changed since."""
+    return decode(event_id, read_payload(folder, event_id, place))
+
+
+def read_payload(folder: Path, event_id: int, place: Place) -> bytes:
+    """The payload of a record that `committed` found; InputError if it has changed since."""
+    path = folder / PARTS / place[0]
+    with open(path, "rb") as file:
+        file.seek(place[1] - HEADER.size)
+        magic, found, length, stored = HEADER.unpack(file.read(HEADER.size))
+        whole = magic == MAGIC and found == event_id and 0 <= length <= os.fstat(file.fileno()).st_size
+        payload = file.read(length) if whole else b""
+    if checksum(event_id, payload) != stored:
+        raise InputError(f"{path}: the record of event {event_id} is damaged; run the inference again to redo it")
+    return payload

@@ -1,0 +1,114 @@
+"""The tables of an event: names, types and units, from TrackML's CSV to the store.
+
+Units: mm, GeV, radians. Column names are TrackML's own. `hits`, `truth` and `cells` are aligned (row i is hit i);
+`particles` has its own rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+FORMAT = "hpctrack-events"
+VERSION = 1
+FIELD_T = 2.0  # magnetic field along z where a dataset says nothing: TrackML's
+
+HITS = {
+    "hit_id": np.int32,  # as in TrackML, strictly increasing within an event
+    "x": np.float32,  # mm
+    "y": np.float32,
+    "z": np.float32,
+    "volume_id": np.uint8,
+    "layer_id": np.uint8,
+    "module_id": np.uint16,
+    "r": np.float32,  # mm, sqrt(x^2 + y^2)
+    "phi": np.float32,  # rad, (-pi, pi]
+    "eta": np.float32,  # pseudorapidity of the hit seen from the origin
+}
+TRUTH = {
+    "particle_id": np.int64,  # 0 is noise
+    "particle_row": np.int32,  # row in `particles`, -1 for noise
+    "tx": np.float32,  # mm, true intersection with the module
+    "ty": np.float32,
+    "tz": np.float32,
+    "tpx": np.float32,  # GeV, true momentum there
+    "tpy": np.float32,
+    "tpz": np.float32,
+    "weight": np.float32,  # of the TrackML score
+}
+CELLS = {  # derived from cells.csv and detectors.csv; all zero where an event has no cells
+    "cell_count": np.uint16,
+    "cell_charge": np.float32,  # sum of `value`
+    "size_u": np.float32,  # mm, extent of the cluster along the module's u (ch0 x pitch_u)
+    "size_v": np.float32,
+    "local_eta": np.float32,  # direction of the cluster in the module's frame
+    "local_phi": np.float32,
+    "global_eta": np.float32,  # the same direction, rotated into the detector's frame
+    "global_phi": np.float32,
+}
+PARTICLES = {
+    "particle_id": np.int64,
+    "particle_type": np.int32,  # PDG code, 0 where the file does not say
+    "vx": np.float32,  # mm, creation vertex
+    "vy": np.float32,
+    "vz": np.float32,
+    "px": np.float32,  # GeV at the creation vertex
+    "py": np.float32,
+    "pz": np.float32,
+    "q": np.int8,
+    "nhits": np.int32,
+}
+PARAMETERS = ("q_over_pt", "phi", "theta", "d0", "z0")  # of a track at the perigee (events/perigee.py); 1/GeV, rad, mm
+COVARIANCE = tuple(f"cov_{a}_{b}" for i, a in enumerate(PARAMETERS) for b in PARAMETERS[: i + 1])  # lower triangle
+ESTIMATE = PARAMETERS + COVARIANCE
+TABLES: dict[str, dict[str, type]] = {"hits": HITS, "truth": TRUTH, "cells": CELLS, "particles": PARTICLES}
+HIT_TABLES = ("hits", "truth", "cells")  # one row a hit
+
+
+@dataclass(frozen=True)
+class Event:
+    """One event as columns: `tables[table][column]` is a 1-d array; a reader may have loaded only some columns.
+
+    `field_t`: the magnetic field along z that its particles flew in, Tesla.
+    """
+
+    event_id: int
+    tables: Mapping[str, Mapping[str, np.ndarray]]
+    field_t: float = FIELD_T
+
+    def column(self, name: str) -> np.ndarray:
+        """The column `table.column`, e.g. `hits.x`; KeyError if it was not loaded."""
+        table, column = name.split(".")
+        return self.tables[table][column]
+
+    @property
+    def n_hits(self) -> int:
+        """Rows of the hit tables."""
+        return len(next(iter(next(self.tables[t] for t in HIT_TABLES if t in self.tables).values())))
+
+
+def all_columns() -> list[str]:
+    """Every `table.column` of the schema, in the store's order."""
+    return [f"{table}.{column}" for table, columns in TABLES.items() for column in columns]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Track candidates of one event.
+
+    Candidate c has the hits `hit_rows[hit_offsets[c]:hit_offsets[c + 1]]` (rows of the hit tables, ascending) and
+    `scores[c]` (higher is better); candidates may overlap. `track_ids` is the exclusive reading: one track per hit,
+    numbered from 1, 0 = none. `parameters`, if the model estimates them, has the columns ESTIMATE for each candidate.
+    """
+
+    event_id: int
+    hit_offsets: np.ndarray  # int64 [n_candidates + 1]
+    hit_rows: np.ndarray  # int32 [hit_offsets[-1]]
+    scores: np.ndarray  # float32 [n_candidates]
+    track_ids: np.ndarray  # int32 [n_hits]
+    parameters: np.ndarray | None = None  # float32 [n_candidates, 20]
+
+    def __len__(self) -> int:
+        return len(self.scores)

@@ -1,0 +1,49 @@
+"""torch.compile as a switch: compiled with sizes as variables, and tried before the run begins."""
+
+from __future__ import annotations
+
+import time
+
+from torch import nn
+from torch_geometric.data import Batch, Data
+
+from hpctrack.errors import InputError, MachineError
+from hpctrack.parallel.engine import Engine
+from hpctrack.resources.calibration import cut_down
+
+TRIED = (200, 300)  # hits; the second event shows whether another size compiles again
+
+
+def compile_model(model: nn.Module, auto_memory: bool, device: str) -> None:
+    """Let the model's calls be compiled; names of its weights stay. InputError with a policy that could not measure."""
+    if auto_memory and device == "cpu":
+        raise InputError(
+            "train.compile hides the tensors that memory.policy=auto counts on the CPU: name a mode instead"
+        )
+    model.compile(dynamic=True)
+
+
+def try_compiled(engine: Engine, loss: nn.Module, event: Data) -> str:
+    """Compile by passes over two small parts of `event`, whose gradients are discarded; the seconds that it took.
+
+    MachineError if torch cannot compile the model.
+    """
+    from torch._dynamo.exc import TorchDynamoException  # only now: the compiler is slow to import
+
+    seconds = []
+    for tried in TRIED:
+        hits = min(tried, event.num_nodes)
+        edges = event.num_edges * hits // max(1, event.num_nodes)
+        batch = Batch.from_data_list([cut_down(event, hits, edges)]).to(engine.env.device)
+        begin = time.perf_counter()
+        try:
+            terms = loss(engine.forward(batch, engine.lockstep), batch)
+            engine.backward(sum(term.sum for term in terms.values()))
+        except TorchDynamoException as error:
+            reason = str(error).strip().splitlines()[0]
+            raise MachineError(
+                f"train.compile: torch could not compile the model ({reason}); set it to false"
+            ) from error
+        engine.discard()
+        seconds.append(time.perf_counter() - begin)
+    return f"compiled: the first pass took {seconds[0]:.1f} s, one on an event of another size {seconds[1]:.1f} s"

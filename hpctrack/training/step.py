@@ -1,0 +1,201 @@
+"""One optimizer step over all ranks, and the loss of a validation set.
+
+Each term's counts are added over ranks and micro-batches before any backward pass, so that the gradient is that of
+mean-over-events however the events are spread.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import nn
+from torch_geometric.data import Batch, Data
+
+from hpctrack.errors import MachineError
+from hpctrack.models.memory_modes import MODES
+from hpctrack.parallel.collectives import all_max, all_sum, gather
+from hpctrack.parallel.engine import Engine
+from hpctrack.resources.cost_model import CostModel
+from hpctrack.resources.peak_memory import Memory
+from hpctrack.storage.schema import PARAMETERS
+from hpctrack.training.retry import Retreat, Share, Sums, Work, agree
+from hpctrack.training.telemetry import synchronize
+
+ID_MODULUS = 1 << 31  # event ids are compared modulo this, so that their sum is exact in float64
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Global values: weighted loss, each term, events and hits consumed, gradient norm before clipping.
+
+    `skipped`: the gradient overflowed fp16 and the weights are as they were; its norm is then given as 0.
+    `parts`: this rank's seconds of computing, waiting for the slowest rank and summing gradients, if it was probed.
+    `stop`: a rank was asked to end. `retreats`: all ranks' passes that ran out of memory and were taken again.
+    """
+
+    loss: float
+    terms: dict[str, float]
+    events: int
+    hits: int
+    grad_norm: float = 0.0
+    skipped: bool = False
+    parts: dict[str, float] = field(default_factory=dict)
+    stop: bool = False
+    retreats: list[Retreat] = field(default_factory=list)
+
+
+def train_step(
+    engine: Engine,
+    loss: nn.Module,
+    batches: list[Batch],
+    clip_norm: float | None,
+    modes: list[str] | None = None,
+    cost: CostModel | None = None,
+    expected: list[int] | None = None,
+    stop: bool = False,
+    memory: Memory | None = None,
+    measure: bool = False,
+) -> StepResult:
+    """Forward, backward and update with this rank's micro-batches of the step (possibly none).
+
+    `modes`: memory mode of each micro-batch. `cost`: probe the step, that is, compute without overlapping the gradient
+    sum, time the parts and let the cost model observe each micro-batch. `expected`: ids of all events of the step over
+    all ranks; consuming others is an error. `stop`: this rank was asked to end after the step, which all ranks learn.
+    `memory`: take passes that run out of memory again in harder modes; and with `measure`, let it observe one.
+    """
+    names = list(loss.weights)
+    counts = [loss.counts(batch) for batch in batches]
+    ids = [int(event) % ID_MODULUS for batch in batches for event in batch.event_id]
+    mine = [*(sum(c[n] for c in counts) for n in names), len(ids), sum(ids), stop]
+    *totals, n_events, id_sum, stops = all_sum(mine, engine.env)
+    if expected is not None and (n_events, id_sum) != (len(expected), sum(e % ID_MODULUS for e in expected)):
+        raise MachineError(f"the ranks hold {n_events:.0f} events, not the {len(expected)} of the plan")
+    total = dict(zip(names, totals, strict=True))
+
+    overlap = cost is None and (memory is None or engine.lockstep)
+    begin = synchronize(engine.env.device)
+    share = Share(engine, loss, total, cost, memory, measure)
+    sums, retreats = share.run(take_part(engine, batches, modes), overlap)
+    if not overlap:
+        parts, retreats = sum_gradients(engine, memory, retreats, begin)
+    about = {"parts": parts if cost else {}, "retreats": retreats, "stop": stops > 0}
+
+    events, hits = sum(b.num_graphs for b in batches), sum(b.num_nodes for b in batches)
+    result = combine(engine, sums, total, loss.weights, events, hits)
+    if not result.loss < float("inf"):
+        raise MachineError(f"loss is not finite in event {blame(engine, loss, batches)}; gradients were not applied")
+    norm = engine.gradient_norm(clip_norm)
+    if engine.precision.accept(norm):
+        engine.step()
+    elif engine.precision.scaled:
+        engine.discard()
+        return replace(result, skipped=True, **about)
+    else:
+        every = sorted(e for part in gather([int(e) for b in batches for e in b.event_id], engine.env) for e in part)
+        raise MachineError(f"gradient is not finite (events {every}); gradients were not applied")
+    return replace(result, grad_norm=norm, **about)
+
+
+def sum_gradients(
+    engine: Engine, memory: Memory | None, retreats: list[Retreat], begin: float
+) -> tuple[dict[str, float], list[Retreat]]:
+    """Sum gradients after all backward passes, once the ranks agree that all have theirs.
+
+    Seconds of computing, waiting and summing, and all ranks' retreats.
+    """
+    computed = synchronize(engine.env.device)
+    every = agree(engine, memory, retreats)
+    waited = synchronize(engine.env.device)
+    engine.sum_gradients(empty_batch(engine))
+    parts = {
+        "compute_s": computed - begin,
+        "wait_s": waited - computed,
+        "communicate_s": synchronize(engine.env.device) - waited,
+    }
+    return parts, every
+
+
+def validate(engine: Engine, loss: nn.Module, batches: Iterable[Batch]) -> StepResult:
+    """Loss over this rank's share of a validation set, added over ranks.
+
+    MachineError, on all ranks, that names the events of which it is not finite.
+    """
+    sums, counts = dict.fromkeys(loss.weights, 0.0), dict.fromkeys(loss.weights, 0.0)
+    events, hits, bad = 0, 0, []
+    with torch.no_grad():
+        for batch in until_all_end(engine, batches):
+            for name, term in loss(engine.predict(batch), batch).items():
+                value = term.sum.item()
+                sums[name] += value
+                counts[name] += term.count
+                bad += [] if math.isfinite(value) else batch.event_id.tolist()
+            events, hits = events + batch.num_graphs, hits + batch.num_nodes
+    bad = sorted({event for part in gather(bad, engine.env) for event in part})
+    if bad:
+        raise MachineError(f"validation loss is not finite in event {', '.join(map(str, bad))}")
+    names = list(loss.weights)
+    total = dict(zip(names, all_sum([counts[name] for name in names], engine.env), strict=True))
+    return combine(engine, sums, total, loss.weights, events, hits)
+
+
+def combine(engine: Engine, sums: Sums, total: Sums, weights: Sums, events: int, hits: int) -> StepResult:
+    """Add the terms' sums, events and hits over ranks; the same numbers on every rank."""
+    *values, events, hits = all_sum([*sums.values(), events, hits], engine.env)
+    terms = {name: value / max(1, total[name]) for name, value in zip(sums, values, strict=True)}
+    return StepResult(sum(weights[n] * v for n, v in terms.items()), terms, int(events), int(hits))
+
+
+def blame(engine: Engine, loss: nn.Module, batches: list[Batch]) -> str:
+    """Ids of the events whose own loss is not finite, over all ranks."""
+    bad = []
+    with torch.no_grad():
+        events = (Batch.from_data_list([event]) for batch in batches for event in batch.to_data_list())
+        for alone in until_all_end(engine, events):
+            value = sum(term.sum for term in loss(engine.predict(alone), alone).values())
+            if not torch.isfinite(value):
+                bad.append(int(alone.event_id))
+    found = sorted(event for part in gather(bad, engine.env) for event in part)
+    return ", ".join(map(str, found)) or "none alone, only in their sum"
+
+
+def take_part(engine: Engine, batches: list[Batch], modes: list[str] | None) -> Work:
+    """This rank's micro-batches and their modes, or an empty one, since every rank takes part in the gradient sum.
+
+    Where passes are collective, as many as the rank with the most has, in modes that save enough for every rank.
+    """
+    own: list[str | None] = list(modes) if modes else [None] * len(batches)
+    if engine.lockstep:
+        every = gather(own, engine.env)
+        rounds = [[part[i] for part in every if i < len(part)] for i in range(max(map(len, every)))]
+        own = [max(found, key=lambda mode: MODES.index(mode) if mode else -1) for found in rounds]
+    padding = [empty_batch(engine)] * (max(1, len(own)) - len(batches))
+    return list(zip([*batches, *padding], own or [None], strict=True))
+
+
+def until_all_end(engine: Engine, batches: Iterable[Batch]) -> Iterator[Batch]:
+    """This rank's batches, each for one prediction; where these are collective, empty ones until all ranks are done."""
+    for batch in batches:
+        if engine.lockstep:
+            all_max([1], engine.env)
+        yield batch
+    while engine.lockstep and all_max([0], engine.env)[0]:
+        engine.predict(empty_batch(engine))
+
+
+def empty_batch(engine: Engine) -> Batch:
+    """A batch of one event without hits, for a rank that has no event in this step."""
+    parameter = next(engine.module.parameters())
+    nothing = torch.zeros(0, dtype=torch.long)
+    data = Data(
+        x=torch.zeros(0, engine.module.n_features, dtype=parameter.dtype),
+        track=nothing,
+        n_tracks=torch.zeros(1, dtype=torch.long),
+        hit_row=nothing,
+        event_id=torch.tensor([-1]),
+        parameters=torch.zeros(0, len(PARAMETERS), dtype=parameter.dtype),
+        num_nodes=0,
+    )
+    return Batch.from_data_list([data]).to(parameter.device)
