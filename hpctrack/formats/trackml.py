@@ -18,7 +18,7 @@ from hpctrack.formats.csvtable import Column, read_table
 from hpctrack.formats.detectors import MODULE, Detectors, cell_features, direction_angles, module_key, module_name
 from hpctrack.formats.trackml_files import Source
 from hpctrack.storage import schema
-from hpctrack.storage.checks import faults_of_column
+from hpctrack.storage.schema import faults_of_column
 
 _ID = Column(np.int32, lowest=0)
 

@@ -35,9 +35,8 @@ from hpctrack.planning.partition import longest_first
 from hpctrack.storage import candidates, edges, journals
 from hpctrack.storage.schema import Candidates
 from hpctrack.storage.store import Dataset
-from hpctrack.tracking.builder import to_numpy
+from hpctrack.tracking.builder import to_numpy, with_parameters
 from hpctrack.tracking.builders import OF_EDGES, build_builder
-from hpctrack.tracking.track_parameters import with_parameters
 from hpctrack.training import checkpoint
 from hpctrack.training.size_table import SizeTable
 

@@ -24,14 +24,7 @@ from hpctrack.errors import InputError
 from hpctrack.files.atomic import publish
 from hpctrack.storage import hdf5
 from hpctrack.storage.hdf5 import atomic_h5, own, plain_name, small_array
-from hpctrack.storage.journals import (
-    COLUMNS,
-    PARAMETERS,
-    PARTS,
-    Place,
-    read_lengths,
-    read_record,
-)
+from hpctrack.storage.journals import COLUMNS, PARAMETERS, PARTS, Place, read_lengths, read_record
 from hpctrack.storage.schema import ESTIMATE, Candidates
 
 FORMAT = "hpctrack-candidates"

@@ -25,7 +25,6 @@ import numpy as np
 from hpctrack.errors import InputError
 from hpctrack.files.reading import BufferPool, max_unpacked, read_into, read_ranges, too_large
 from hpctrack.storage import schema
-from hpctrack.storage.checks import faults_of_numbers
 from hpctrack.storage.columns import (
     TYPES,
     KeptShard,
@@ -37,15 +36,8 @@ from hpctrack.storage.columns import (
     stored_type,
     table_checksum,
 )
-from hpctrack.storage.hdf5 import (
-    check_size,
-    damage,
-    open_h5,
-    own,
-    plain_name,
-    read_attributes,
-    small_array,
-)
+from hpctrack.storage.hdf5 import check_size, damage, open_h5, own, plain_name, read_attributes, small_array
+from hpctrack.storage.schema import faults_of_numbers
 
 INDEX = "index.h5"
 MAX_OPEN = 128  # shards one process keeps open, a file descriptor each; at most a quarter of what it may have

@@ -15,9 +15,9 @@ import numpy as np
 from hpctrack.errors import InputError
 from hpctrack.process import pools
 from hpctrack.storage import hdf5, schema, store
-from hpctrack.storage.checks import faults_of_event
 from hpctrack.storage.columns import column_checksum, event_checksum, table_checksum
 from hpctrack.storage.hdf5 import check_size, own
+from hpctrack.storage.schema import faults_of_event
 
 PER_EVENT = ("event_id", "n_noise", "checksum")  # of a shard
 INDEX_TYPES = {
@@ -194,7 +194,7 @@ def _check_sums(event: dict, sums: dict, own: dict, row: int, event_id: int, not
 
 
 def check_event(event: dict[str, np.ndarray]) -> Iterator[tuple[str, str]]:
-    """(column, what is wrong) of one event's columns: all that storage/checks.py asks."""
+    """(column, what is wrong) of one event's columns: all that storage/schema.py asks."""
     for column, row, what in faults_of_event(event):
         yield column, what if row is None else f"row {row} {what}"
 

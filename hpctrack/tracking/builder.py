@@ -6,6 +6,7 @@ Legend: C candidates, P (candidate, hit) pairs in all, H hits of the event, N of
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch_geometric.data import Batch
 
 from hpctrack.config import Section
 from hpctrack.errors import MachineError
+from hpctrack.events.perigee import PHI, SCALES, wrapped
 from hpctrack.storage.schema import Candidates
 
 
@@ -164,3 +166,48 @@ def to_numpy(outputs: dict[str, torch.Tensor], batch: Batch) -> dict[str, np.nda
     """A model's outputs on a batch of one event, as builders take them; with the edges, if the event has a graph."""
     arrays = {name: value.float().cpu().numpy() for name, value in outputs.items()}
     return arrays if batch.edge_index is None else arrays | {"edge_index": batch.edge_index.cpu().numpy()}
+
+
+# --------------------- track parameters of candidates: the estimate that a model gives at each one's representative hit
+
+
+LOWER = np.tril_indices(len(SCALES))
+ROWS, COLS = np.tril_indices(len(SCALES), -1)
+
+
+def with_parameters(found: Candidates, outputs: Mapping[str, np.ndarray], hit_rows: np.ndarray) -> Candidates:
+    """The candidates with the columns ESTIMATE, if the model has an output `parameters` [N, 20]; else as they are.
+
+    `hit_rows` [N], ascending: the rows of the hits that the model saw.
+    """
+    if "parameters" not in outputs:
+        return found
+    chosen = representatives(found, outputs["user"], outputs["influencer"], hit_rows)
+    return replace(found, parameters=estimates(outputs["parameters"][chosen]).astype(np.float32))
+
+
+def representatives(found: Candidates, user: np.ndarray, influencer: np.ndarray, hit_rows: np.ndarray) -> np.ndarray:
+    """Of each candidate, which of its hits has its influencer nearest to the mean of its users, index among N hits [C].
+
+    Training puts its weight on the same hit of the true track (losses/influencer.py). Candidates have at least one hit.
+    """
+    hit = np.searchsorted(hit_rows, found.hit_rows)
+    size, start = np.diff(found.hit_offsets), found.hit_offsets[:-1]
+    if not len(size):
+        return np.zeros(0, dtype=np.int64)
+    mean = np.add.reduceat(user[hit].astype(np.float64), start) / size[:, None]
+    square = np.square(influencer[hit] - np.repeat(mean, size, axis=0)).sum(axis=1)
+    order = np.lexsort((square, np.repeat(np.arange(len(size)), size)))
+    return hit[order[start]]
+
+
+def estimates(output: np.ndarray) -> np.ndarray:
+    """A model's output `parameters` [C, 20] (models/embedding.py) as columns ESTIMATE: means and covariance."""
+    output = output.astype(np.float64)
+    factor = np.tile(np.eye(len(SCALES)), (len(output), 1, 1))
+    factor[:, ROWS, COLS] = output[:, 10:]
+    root = np.linalg.inv(factor) * np.exp(-output[:, None, 5:10])
+    covariance = root @ root.transpose(0, 2, 1) * np.outer(SCALES, SCALES)
+    mean = output[:, :5].copy()
+    mean[:, PHI] = wrapped(mean[:, PHI])
+    return np.concatenate([mean, covariance[:, LOWER[0], LOWER[1]]], axis=1)

@@ -7,7 +7,7 @@ import pytest
 from helpers import random_event
 from test_store import write
 
-from hpctrack.benchmarks import io, layout
+from hpctrack.benchmarks import io, layout, measure
 from hpctrack.storage import hdf5, schema, store
 
 ASKED = {"shuffled_over_sequential", "store_over_pt_files", "store_over_pt_all", "store_over_csv"}
@@ -17,9 +17,9 @@ ASKED = {"shuffled_over_sequential", "store_over_pt_files", "store_over_pt_all",
 def bench(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bench")
     simulated = [sys.executable, "-m", "hpctrack.simulate", str(folder / "csv"), "--source", "helix"]
-    io.command([*simulated, "--particles", "60", "--events", "2"])
+    measure.command([*simulated, "--particles", "60", "--events", "2"])
     converted = [sys.executable, "-m", "hpctrack.convert", str(folder / "csv"), str(folder / "data")]
-    io.command([*converted, "--jobs", "1", "--events-per-shard", "1"])
+    measure.command([*converted, "--jobs", "1", "--events-per-shard", "1"])
     return io.Readings(store.open_dataset(folder / "data"), folder / "csv", folder)
 
 
@@ -36,8 +36,8 @@ def test_reading_figures(bench):
 
 def test_a_failed_command_is_told(tmp_path):
     with pytest.raises(RuntimeError, match="exit code 3: why"):
-        io.command([sys.executable, "-c", "import sys; print('why'); sys.exit(3)"])
-    seconds, mebibytes = io.command([sys.executable, "-c", "x = bytearray(200 * 2**20)"])
+        measure.command([sys.executable, "-c", "import sys; print('why'); sys.exit(3)"])
+    seconds, mebibytes = measure.command([sys.executable, "-c", "x = bytearray(200 * 2**20)"])
     assert seconds > 0 and mebibytes > 200
 
 

@@ -33,7 +33,7 @@ from hpctrack.storage.journals import Journal, committed
 from hpctrack.storage.schema import ESTIMATE, Candidates
 from hpctrack.storage.store import Dataset
 from hpctrack.storage.verify_candidates import check_candidates
-from hpctrack.tracking.track_parameters import estimates, representatives, with_parameters
+from hpctrack.tracking.builder import estimates, representatives, with_parameters
 from hpctrack.train import train
 
 
