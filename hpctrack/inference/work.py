@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -85,7 +85,20 @@ class Part:
         return len(list((out / journals.PARTS).glob(f"part-*-of-{self.of:05d}.done")))
 
 
-PRODUCTS = {"candidates": candidates, "edges": edges}  # how they are stored
+@dataclass(frozen=True)
+class Product:
+    """How what inference makes of events is stored: a journal of records, files beside the shards, an index."""
+
+    encode: Callable[[Any], bytes]
+    write_shard: Callable[..., str]
+    write_index: Callable[..., None]
+    open_store: Callable[[Path], candidates.CandidateStore]
+
+
+PRODUCTS = {
+    "candidates": Product(journals.encode, candidates.write_shard, candidates.write_index, candidates.open_store),
+    "edges": Product(edges.encode, edges.write_shard, edges.write_index, edges.open_store),
+}
 
 
 class Reconstruction(Protocol):

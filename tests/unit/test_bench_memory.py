@@ -11,7 +11,6 @@ import torch
 
 from hpctrack.benchmarks import memory, model
 from hpctrack.errors import MachineError
-from hpctrack.resources import calibration
 
 
 @pytest.fixture
@@ -49,12 +48,12 @@ def test_a_sector_has_about_the_edges_asked_for(hits):
 def test_a_pass_has_a_process_of_its_own(hits, tmp_path, monkeypatch):
     event = memory.Event.write(tmp_path / "graph.pt", hits, memory.near_pairs(hits, 3000))
     model = {"name": "interaction", "width": 8, "iterations": 2}
-    found = calibration.measure(event, model, "chunks", repeats=2)
+    found = memory.passes(event, model, "chunks", repeats=2)
     assert found["peak"] >= found["before"] > 0.05
     assert len(found["seconds"]) == 2
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
     with pytest.raises(MachineError, match="mode chunks on 3000 edges failed: exit code 1, out of memory?"):
-        calibration.measure(event, model, "chunks")
+        memory.passes(event, model, "chunks")
 
 
 def test_figures_and_table():
