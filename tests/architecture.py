@@ -13,8 +13,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/explanation/architecture.md"
 ORDER = [  # each may import what stands before it
-    *("errors", "process", "numerics", "recipes", "config", "files", "storage", "planning", "simulation", "formats"),
-    *("events", "graphs", "evaluation", "models", "losses", "tracking", "parallel", "resources", "training"),
+    *("errors", "process", "numerics", "recipes", "config", "files", "storage", "planning", "simulation", "events"),
+    *("formats", "graphs", "evaluation", "models", "losses", "tracking", "parallel", "resources", "training"),
     *("inference", "inspection", "reporting", "benchmarks", "verbs"),
 ]
 FILES = sorted((ROOT / "hpctrack").rglob("*.py"))
