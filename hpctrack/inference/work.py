@@ -5,54 +5,27 @@ from __future__ import annotations
 import argparse
 import contextlib
 import re
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import torch
-from torch_geometric.data import Batch
 
-from hpctrack.config import AugmentConfig, Named, Section, Seed, SelectionConfig, parse
-from hpctrack.errors import InputError, MachineError
+from hpctrack.errors import MachineError
 from hpctrack.events import sizes
-from hpctrack.events.loader import EventLoader
-from hpctrack.events.selection import Draw
 from hpctrack.files.atomic import write_text
 from hpctrack.files.jsonlines import Lines
-from hpctrack.graphs import build_graph
-from hpctrack.graphs.stored import HandedEdges, StoredEdges
-from hpctrack.models import build_model
+from hpctrack.inference.stages import NotFinite, Reconstruction
 from hpctrack.parallel.collectives import all_sum, gather, run_on_main
 from hpctrack.parallel.env import Env
-from hpctrack.parallel.precision import WEIGHTS, Precision
 from hpctrack.parallel.preemption import Preemption
 from hpctrack.parallel.watchdog import Watchdog
 from hpctrack.planning.partition import longest_first
 from hpctrack.storage import candidates, edges, journals
-from hpctrack.storage.schema import Candidates
 from hpctrack.storage.store import Dataset
-from hpctrack.tracking.builder import to_numpy, with_parameters
-from hpctrack.tracking.builders import OF_EDGES, build_builder
-from hpctrack.training import checkpoint
 from hpctrack.training.size_table import SizeTable
-
-INFER = 2  # random stream of draws in inference
-
-
-class InferConfig(Section):
-    """What inference takes from the checkpoint's run, or from overrides."""
-
-    seed: Seed
-    features: list[str]
-    selection: SelectionConfig = SelectionConfig()
-    graph: Named | None = None
-    model: Named
-    builder: Named
-    precision: str
 
 
 @dataclass(frozen=True)
@@ -99,103 +72,6 @@ PRODUCTS = {
     "candidates": Product(journals.encode, candidates.write_shard, candidates.write_index, candidates.open_store),
     "edges": Product(edges.encode, edges.write_shard, edges.write_index, edges.open_store),
 }
-
-
-class Reconstruction(Protocol):
-    """From an event to its candidates; `recipe` is all that these depend on beside the dataset.
-
-    `product` names what is made, in PRODUCTS: a stage of a pipeline makes edges for the next one.
-    """
-
-    product: str
-    draw: Draw
-    recipe: dict[str, Any]
-
-    def __call__(self, row: int) -> tuple[Candidates, dict[str, float]]:
-        """Candidates of event `row`; `n_hits` seen and seconds of the parts (`read_s`, `model_s`, `build_s`, …)."""
-
-
-class ByModel:
-    """A checkpoint's model, and a builder on what it puts out; its graph is that of `config`, unless one is given."""
-
-    def __init__(
-        self, config: InferConfig, path: Path, data: Dataset, device: torch.device, graph: HandedEdges | None = None
-    ) -> None:
-        self._data, self._device = data, device
-        self._model = load_model(config, path, device)
-        self._load = EventLoader(
-            data,
-            config.features,
-            config.selection,
-            AugmentConfig(),
-            (config.seed, INFER),
-            WEIGHTS[config.precision],
-            graph=graph or build_graph(config.graph, data.folder, data),
-            labels=False,
-        )
-        self.draw = self._load.draw
-        self._builder = build_builder(config.builder)
-        self.product = "edges" if config.builder.name in OF_EDGES else "candidates"
-        self._precision = Precision(config.precision, device)
-        self.recipe = {"model_digest": checkpoint.digest(self._model), **config.model_dump(mode="json")}
-
-    def __call__(self, row: int) -> tuple[Candidates, dict[str, float]]:
-        """Read the event, predict, build."""
-        times = [time.perf_counter()]
-        batch = Batch.from_data_list([self._load(row, 0)]).to(self._device)
-        times.append(time.perf_counter())
-        with torch.inference_mode(), self._precision.autocast():
-            outputs = to_numpy(self._model(batch), batch)
-        check_finite(outputs, int(batch.event_id))
-        times.append(time.perf_counter())
-        n_hits = int(self._data.n_hits[row])
-        hit_rows = batch.hit_row.cpu().numpy()
-        found = self._builder.build(outputs, hit_rows, n_hits, int(batch.event_id))
-        if self.product == "candidates":
-            found = with_parameters(found, outputs, hit_rows)
-        times.append(time.perf_counter())
-        seconds = zip(("read_s", "model_s", "build_s"), np.diff(times).tolist(), strict=True)
-        return found, {"n_hits": batch.num_nodes} | dict(seconds)
-
-
-class Chain:
-    """Stages of a pipeline one after another: each sees the edges that the one before has found, nothing is stored.
-
-    Raises InputError if a stage before the last makes no edges, or one after the first sees no edges of another.
-    """
-
-    def __init__(
-        self, configs: Sequence[InferConfig], paths: Sequence[Path], data: Dataset, device: torch.device
-    ) -> None:
-        self._handed = [None] + [handed(config, path) for config, path in zip(configs[1:], paths[1:], strict=True)]
-        stages = zip(configs, paths, self._handed, strict=True)
-        self._stages = [ByModel(config, path, data, device, graph) for config, path, graph in stages]
-        for stage, path in zip(self._stages[:-1], paths, strict=False):
-            if stage.product != "edges":
-                raise InputError(f"{path}: its builder makes {stage.product}, but the next stage needs edges")
-        last = self._stages[-1]
-        self.product, self.draw = last.product, last.draw
-        before = [stage.recipe for stage in self._stages[:-1]]
-        self.recipe = last.recipe | ({"stages": before} if before else {})  # whose edges take the place of stored ones
-
-    def __call__(self, row: int) -> tuple[Candidates, dict[str, float]]:
-        """What the last stage finds; seconds are sums over the stages, with those of each besides, as `stage_s`."""
-        found, total, stage_s = None, {}, []
-        for stage, graph in zip(self._stages, self._handed, strict=True):
-            if graph is not None:
-                graph.found = found
-            found, took = stage(row)
-            stage_s.append(took["read_s"] + took["model_s"] + took["build_s"])
-            total = {key: value if key == "n_hits" else total.get(key, 0.0) + value for key, value in took.items()}
-        return found, total if len(stage_s) == 1 else total | {"stage_s": stage_s}
-
-
-def handed(config: InferConfig, path: Path) -> HandedEdges:
-    """The graph of a stage that sees stored edges, for edges that are handed on instead."""
-    if config.graph is None or config.graph.name != "stored":
-        name = config.graph.name if config.graph else "none"
-        raise InputError(f"{path}: its graph is {name}, so it cannot follow a stage; its recipe needs 'stored'")
-    return HandedEdges(parse(StoredEdges.Options, config.graph.options, "graph", "graph"))
 
 
 class Task:
@@ -277,26 +153,6 @@ class Task:
             code = preemption.agree(self.env)
             self.env.say(f"{preemption.said(code)}: {left} events are left, the same command goes on with them")
             return code
-
-
-class NotFinite(MachineError):
-    """A model has given infinities or not-a-number for an event, from which nothing is built."""
-
-
-def check_finite(outputs: dict[str, np.ndarray], event_id: int) -> None:
-    """NotFinite that names the event and the first of a model's outputs that is not finite."""
-    for name, values in outputs.items():
-        if not np.isfinite(values).all():
-            row = int(np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))[0])
-            raise NotFinite(f"event {event_id}: the model's output '{name}' is not finite (row {row} of {len(values)})")
-
-
-def load_model(config: InferConfig, path: Path, device: torch.device) -> torch.nn.Module:
-    """The checkpoint's model, ready for prediction."""
-    model = build_model(config.model, config.features).to(device, WEIGHTS[config.precision])
-    state = checkpoint.read_state(path, mapped=True)  # no memory for the optimizer's part
-    checkpoint.load_model(model, state["model"], path)
-    return model.eval()
 
 
 def everyones(found: dict[int, Any], env: Env) -> dict[int, Any]:

@@ -36,8 +36,7 @@ from hpctrack.evaluation.edge_metrics import (
 )
 from hpctrack.evaluation.tally import Cuts
 from hpctrack.files.atomic import write_text
-from hpctrack.infer import stages
-from hpctrack.inference.work import Chain
+from hpctrack.inference.stages import Chain, stages
 from hpctrack.process.ends import verb
 from hpctrack.storage.store import Dataset
 from hpctrack.tracking.builders import OF_EDGES

@@ -22,8 +22,7 @@ import torch
 from hpctrack.config import RunConfig, SelectionConfig, parse
 from hpctrack.evaluation.metrics import METRICS, fraction
 from hpctrack.events import selection as selecting
-from hpctrack.infer import infer_config
-from hpctrack.inference.work import INFER, ByModel
+from hpctrack.inference.stages import INFER, ByModel, infer_config
 from hpctrack.storage.store import Dataset
 from hpctrack.training import checkpoint
 from tests.campaigns.points import Points

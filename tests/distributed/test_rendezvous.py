@@ -20,6 +20,7 @@ from toys import toy_config, toy_dataset
 
 from hpctrack import infer
 from hpctrack.config import RunConfig, dump_yaml
+from hpctrack.inference import run
 from hpctrack.parallel import rendezvous
 from hpctrack.storage.candidates import CandidateStore
 from hpctrack.train import main as train_verb
@@ -246,10 +247,10 @@ def test_a_frozen_rank_is_noticed_with_its_event(trained, tmp_path, capfd, monke
 
 def test_many_parts_look_at_once_for_a_call_that_was_killed(tmp_path):
     """None takes another one's look for that call."""
-    folder = tmp_path / ".parts" / infer.FOR_ALL
+    folder = tmp_path / ".parts" / run.FOR_ALL
     folder.mkdir(parents=True)
     with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(infer.refuse_beside, [folder] * 400)) == [None] * 400
+        assert list(pool.map(run.refuse_beside, [folder] * 400)) == [None] * 400
 
 
 def test_parts_and_a_call_for_all_refuse_each_other(trained, tmp_path):
