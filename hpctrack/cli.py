@@ -8,29 +8,7 @@ import sys
 from hpctrack import __version__
 from hpctrack.errors import EXIT_INPUT
 from hpctrack.process.ends import begin, verb
-
-VERBS = {
-    "simulate": "make TrackML events (ACTS, numpy helices)",
-    "convert": "TrackML CSV -> sharded HDF5",
-    "train": "train a model (also: torchrun -m hpctrack.train)",
-    "infer": "write track candidates (also: torchrun -m hpctrack.infer)",
-    "evaluate": "candidates against truth -> results.json",
-    "report": "one self-contained HTML page of a run",
-    "export": "a run's newest checkpoint without what only training needs, to give away",
-    "inspect": "what a dataset, candidates, run or checkpoint holds; --verify checks it",
-    "recipes": "the recipes that come with the package, for train",
-    "config": "a recipe with every default filled in; --reference: every key there is",
-    "bench": "measured performance, as ratios within one run",
-}
-MODULES = {
-    "recipes": "show_recipes",
-    "config": "show_config",
-}  # of verbs whose name a module of the library has; else VERB
-
-
-def module_of(name: str) -> str:
-    """The module whose `main` is the verb."""
-    return f"hpctrack.{MODULES.get(name, name)}"
+from hpctrack.process.verbs import VERBS, module_of
 
 
 def main() -> int:

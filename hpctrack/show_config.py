@@ -11,11 +11,12 @@ from typing import Any
 
 import yaml
 
-from hpctrack import arguments
 from hpctrack.config import load_config
-from hpctrack.errors import InputError, verb
+from hpctrack.errors import InputError
+from hpctrack.process import arguments
+from hpctrack.process.ends import verb
 from hpctrack.reference import keys
-from hpctrack.runtime.schema import entries
+from hpctrack.training.run_settings import entries
 
 
 def parser() -> arguments.Parser:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hpctrack import arguments, named_recipes
-from hpctrack.errors import verb
+from hpctrack import named_recipes
+from hpctrack.process import arguments
+from hpctrack.process.ends import verb
 from hpctrack.recipes import parse_yaml, read_recipe
 
 COLUMNS = ("name", "model", "loss", "what it trains")

@@ -13,9 +13,21 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/explanation/architecture.md"
 ORDER = [  # each may import what stands before it
-    *("errors", "process", "numerics", "recipes", "config", "files", "storage", "planning", "simulation", "events"),
+    *(
+        "errors",
+        "process",
+        "numerics",
+        "recipes",
+        "named_recipes",
+        "config",
+        "files",
+        "storage",
+        "planning",
+        "simulation",
+        "events",
+    ),
     *("formats", "graphs", "evaluation", "models", "losses", "tracking", "parallel", "resources", "training"),
-    *("inference", "inspection", "reporting", "benchmarks", "verbs"),
+    *("inference", "inspection", "reporting", "benchmarks", "reference", "verbs"),
 ]
 FILES = sorted((ROOT / "hpctrack").rglob("*.py"))
 HEAD = """# Architecture

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from hpctrack import arguments
-from hpctrack.data.outputs import write_output
-from hpctrack.errors import verb
+from hpctrack.files.outputs import write_output
+from hpctrack.process import arguments
+from hpctrack.process.ends import verb
 from hpctrack.reference import commands, keys
 
 PAGES = {"config.md": keys.page, "commands.md": commands.page}

@@ -7,9 +7,13 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from hpctrack import arguments, config, errors, graphs, losses, models, tracking
-from hpctrack.data import candidates, features, schema, store, trackml
-from hpctrack.errors import InputError, verb
+from hpctrack import config, errors, graphs, losses, models, tracking
+from hpctrack.errors import InputError
+from hpctrack.events import features
+from hpctrack.formats import trackml
+from hpctrack.process import arguments
+from hpctrack.process.ends import verb
+from hpctrack.storage import candidates, schema, store
 
 PUBLIC = (  # packages with all that is in them
     config, errors, schema, store, candidates, features, trackml, graphs, models, losses, tracking,

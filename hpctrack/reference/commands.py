@@ -8,8 +8,8 @@ import inspect
 from collections.abc import Iterator
 from pathlib import Path
 
-from hpctrack import arguments
-from hpctrack.cli import VERBS, module_of
+from hpctrack.process import arguments
+from hpctrack.process.verbs import VERBS, module_of
 from hpctrack.reference.text import code, table
 
 COLUMNS = ("option", "value", "default", "what it does")

@@ -14,13 +14,13 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
-from hpctrack.arguments import REAL_MAX, WHOLE_MAX, Unit
 from hpctrack.config import Named, RunConfig, Section
-from hpctrack.data.features import FEATURES
 from hpctrack.errors import InputError
+from hpctrack.events.features import FEATURES
+from hpctrack.process.arguments import REAL_MAX, WHOLE_MAX, Unit
 from hpctrack.reference.text import code, table
-from hpctrack.runtime.schema import OPTIONS, is_free, section_kind
 from hpctrack.tracking.methods import METHODS, load
+from hpctrack.training.run_settings import OPTIONS, is_free, section_kind
 
 COLUMNS = ("key", "type", "default", "bounds", "unit", "changes the result", "what it is")
 TYPES = {str: "text", int: "whole number", float: "number", bool: "true or false"}

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from hpctrack import show_config
-from hpctrack.cli import VERBS
 from hpctrack.config import Named, RunConfig, load_config
+from hpctrack.process.verbs import VERBS
 from hpctrack.reference import api, commands, keys
 from hpctrack.reference.__main__ import PAGES
-from hpctrack.runtime.schema import OPTIONS, settings
+from hpctrack.training.run_settings import OPTIONS, settings
 
 FOLDER = Path(__file__).parents[2] / "docs" / "reference"
 ENTRIES = list(keys.entries())
