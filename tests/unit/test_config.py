@@ -190,7 +190,7 @@ def test_every_float_of_every_section_is_finite():
 
 
 def all_subclasses(kind: type) -> set[type]:
-    for package in ("models", "losses", "tracking", "graphs", "runtime"):
+    for package in ("models", "losses", "tracking", "graphs", "resources", "training", "inference"):
         for module in pkgutil.iter_modules(importlib.import_module(f"hpctrack.{package}").__path__):
             importlib.import_module(f"hpctrack.{package}.{module.name}")
     below = set(kind.__subclasses__())
