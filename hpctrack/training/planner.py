@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from hpctrack.config import RunConfig, SelectionConfig
+from hpctrack.config import PlanConfig, SelectionConfig
 from hpctrack.errors import InputError
 from hpctrack.parallel.collectives import gather
 from hpctrack.parallel.env import Env
@@ -31,16 +31,26 @@ class Planner:
     `sizes` [n_events] are the model's own estimate of relative cost, mean 1, from the hits that the selection leaves
     (on average, where they are drawn): they compose the steps, the same in every epoch and run. The exact numbers of
     hits of an epoch, or measured costs (`plan.cost: learned`), only ever decide who takes which events of a step, and
-    in which micro-batches. `edges` [n_events]: of the events' graphs, if they are known beforehand.
+    in which micro-batches. `share`: of an event's hits that augmentation leaves on average; `edges` [n_events]: of the
+    events' graphs, if they are known beforehand.
     """
 
     def __init__(
-        self, config: RunConfig, table: SizeTable, model: nn.Module, env: Env, edges: np.ndarray | None = None
+        self,
+        config: PlanConfig,
+        table: SizeTable,
+        model: nn.Module,
+        env: Env,
+        *,
+        seed: int,
+        selection: SelectionConfig,
+        share: float = 1.0,
+        edges: np.ndarray | None = None,
     ) -> None:
-        self.config, self.data, self.table, self.env = config.plan, table.data, table, env
-        self.seed, self.selection, self.share = config.seed, config.data.selection, config.data.augment.share
+        self.config, self.data, self.table, self.env = config, table.data, table, env
+        self.seed, self.selection, self.share = seed, selection, share
         self.model, self.edges = model, edges
-        self.window = None if config.plan.window == "epoch" else config.plan.window
+        self.window = None if config.window == "epoch" else config.window
         self.cost, self.drawn = CostModel(), set[int]()
         self.composed = lru_cache(maxsize=4)(self._compose)
         self.plan = lru_cache(maxsize=4)(self._plan)  # this epoch's, and the next one's when readers are ahead

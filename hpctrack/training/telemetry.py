@@ -144,7 +144,5 @@ def waste_lines(report: dict[str, float], counterfactual: dict[str, float]) -> l
     """The report as people read it, and what other ways of planning would have reached on the same costs."""
     shares = ", ".join(f"{k.removeprefix('share/')} {100 * v:.1f} %" for k, v in report.items() if "share/" in k)
     others = ", ".join(f"{name} {value:.3f}" for name, value in counterfactual.items())
-    return [
-        f"time of a step ({report['step_s']:.3f} s): {shares}",
-        f"balance (mean / slowest rank), predicted: {others}",
-    ]
+    lines = [f"time of a step ({report['step_s']:.3f} s): {shares}"]
+    return [*lines, f"balance (mean / slowest rank), predicted: {others}"] if others else lines

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch_geometric.data import Batch, Data
 
 from hpctrack import __version__
@@ -17,12 +18,10 @@ from hpctrack.errors import InputError
 from hpctrack.files.atomic import clear_leftovers, sealed, sealed_text, write_json, write_text
 from hpctrack.files.jsonlines import METRICS, Mark, misfit
 from hpctrack.files.lock import Owner
-from hpctrack.losses import build_loss
-from hpctrack.models import build_model
 from hpctrack.parallel.collectives import all_max, all_sum, barrier, run_on_main
+from hpctrack.parallel.engine import Engine
 from hpctrack.parallel.env import Env
 from hpctrack.parallel.precision import Precision
-from hpctrack.parallel.strategies import STRATEGIES
 from hpctrack.parallel.watchdog import Watchdog
 from hpctrack.process.versions import versions
 from hpctrack.resources.calibration import calibrate
@@ -31,11 +30,10 @@ from hpctrack.resources.peak_memory import GIB, Memory
 from hpctrack.tracking.builder import to_numpy
 from hpctrack.tracking.builders import build_builder, choose, tuning_counts
 from hpctrack.training import checkpoint, run_settings
-from hpctrack.training.batches import Events
-from hpctrack.training.compiled import compile_model, try_compiled
+from hpctrack.training.batches import Batches
+from hpctrack.training.compiled import try_compiled
 from hpctrack.training.ledger import NAME as LEDGER
 from hpctrack.training.ledger import Ledger
-from hpctrack.training.optimizers import build_optimizer
 from hpctrack.training.planner import BY_INDEX, Planner, Rules
 from hpctrack.training.step import StepResult, until_all_end, validate
 from hpctrack.training.telemetry import Metrics, Progress, Waste, Window, peak_gib, synchronize, waste_lines
@@ -43,40 +41,34 @@ from hpctrack.training.telemetry import Metrics, Progress, Waste, Window, peak_g
 CONFIG, VERSIONS = "config.yaml", "versions.json"  # in the run's folder
 
 
+@dataclass
+class Parts:
+    """What a run consists of, as build.py makes it; `found`: the newest checkpoint of its folder."""
+
+    found: Path | None
+    precision: Precision
+    loss: nn.Module
+    batches: Batches
+    planner: Planner
+    engine: Engine
+    memory: Memory
+
+
 class Trainer:
-    """What `train` acts on. Raises InputError for data or options that do not fit each other.
+    """What `train` acts on: the parts of a run, its position in the plan, and all that a checkpoint keeps.
 
     `owner`: of the run's folder, on rank 0; asked before anything is written there.
     """
 
     def __init__(
-        self, config: RunConfig, env: Env, watchdog: Watchdog | None = None, owner: Owner | None = None
+        self, config: RunConfig, env: Env, parts: Parts, watchdog: Watchdog | None = None, owner: Owner | None = None
     ) -> None:
         self.config, self.env, self.watchdog, self.owner = config, env, watchdog, owner
         self.folder = Path(config.run)
-        self.found = run_on_main(lambda: checkpoint.latest(self.folder / "checkpoints"), env)
-        self.precision = Precision(config.train.precision, env.device, config.train.tf32)
-        self.dtype = self.precision.weights_dtype
-        self.loss = build_loss(config.loss)
-        self.parameters = "parameters" in self.loss.weights  # whether it compares with true track parameters
-        self.events = Events(config, env, self.parameters, self.dtype, self.alive)
-        self.data, self.valid, self.graph = self.events.train, self.events.valid, self.events.graph
-        if build_builder(config.builder).needs_tuning and not (self.valid and len(self.valid)):
-            raise InputError("section 'builder' has an option to tune: give data.valid, or a value for it")
-        torch.manual_seed(config.seed)  # the same weights on every rank
-        model = build_model(config.model, config.data.features)
-        model = model.to(env.device, self.dtype)
-        if config.train.start_from and not self.found:
-            source = checkpoint.find(Path(config.train.start_from))
-            anew = checkpoint.begin_from(model, source, config.data.features)
-            env.say(f"weights of {source}{f', {len(anew)} tensors more begin anew: {anew[0]} …' if anew else ''}")
-        if config.train.compile:
-            compile_model(model, config.memory.policy == "auto", env.device.type)
-        self.planner = Planner(config, self.events.sizes, model, env, self.graph.n_edges if self.graph else None)
-        optimizer = partial(build_optimizer, config=config.optim)
-        strategy = STRATEGIES[config.parallel.strategy]
-        self.engine = strategy(model, optimizer, env, self.precision, config.parallel, config.optim.clip_norm)
-        self.memory = Memory(config.memory, self.engine)
+        self.found, self.precision, self.loss = parts.found, parts.precision, parts.loss
+        self.planner, self.engine, self.memory = parts.planner, parts.engine, parts.memory
+        self.reading = parts.batches
+        self.data, self.valid = parts.batches.train.dataset, parts.batches.valid and parts.batches.valid.dataset
         self.step, self.window, self.tuned = 0, Window(), {}
         self.pending = False  # whether what is due after the newest step (validation, tuning) is still to be done
         self.saved: int | None = None  # the step that the newest checkpoint is of
@@ -90,8 +82,8 @@ class Trainer:
 
     def batches(self) -> Iterator[tuple[list[Batch], list[str]]]:
         """This rank's micro-batches and their memory modes for each step from the current one to the last."""
-        stream = self.events.loader.stream
-        of_steps = self.events.batches(self.planner, self.step, self.config.train.steps)
+        stream = self.reading.train.loader.stream
+        of_steps = self.reading.of_steps(self.planner, self.step, self.config.train.steps)
         for step, batches in enumerate(of_steps, self.step):
             # randomness inside the model (dropout) follows from the step, so no generator state is kept
             torch.manual_seed(int(np.random.SeedSequence([*stream, step, self.env.rank]).generate_state(1)[0]))
@@ -99,7 +91,7 @@ class Trainer:
 
     def valid_batches(self) -> Iterator[Batch]:
         """This rank's share of the validation events, one a batch, the same draws every time."""
-        return self.events.valid_batches(self.step)
+        return self.reading.of_validation(self.step)
 
     # ------------------------------------------------------------------------------------- checkpoints
 
@@ -128,7 +120,7 @@ class Trainer:
             self.planner.prepare(self.step, self.config.train.steps)
         if self.env.is_main:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self.events.keep_sizes()
+            self.reading.keep_sizes()
             checkpoint.clear(self.folder / "checkpoints")
             if found:
                 checkpoint.rotate(found, self.config.train.keep_checkpoints)
@@ -159,7 +151,7 @@ class Trainer:
 
     def middle_event(self) -> Data:
         """The event of median size."""
-        return self.events.loader(int(np.argsort(self.planner.hits(0), kind="stable")[len(self.data) // 2]), 0)
+        return self.reading.train.loader(int(np.argsort(self.planner.hits(0), kind="stable")[len(self.data) // 2]), 0)
 
     def prepare_memory(self) -> None:
         """Let the memory policy know what passes need, if no checkpoint says so, and say what it goes by."""
@@ -356,11 +348,11 @@ class Trainer:
         self.end()
         self.env.say(f"{why}: step {self.step} is saved, the same command goes on")
 
-    def close(self, peers: Rules) -> None:
-        """End the run after its last step; `peers`: the rules that its balance over ranks is compared with."""
+    def close(self, peers: Rules | None = None) -> None:
+        """End the run after its last step; `peers`: rules that its balance over ranks is compared with."""
         report = self.waste.report(self.env)
         if report:
-            counter = self.planner.counterfactual(self.step - 1, peers)
+            counter = self.planner.counterfactual(self.step - 1, peers) if peers else {}
             if self.metrics:
                 self.metrics.write("waste", self.step, report | {f"balance/{k}": v for k, v in counter.items()})
             self.save()  # again, for the sake of this line

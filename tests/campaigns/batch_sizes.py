@@ -25,7 +25,7 @@ if __name__ == "__main__":
 from hpctrack.config import RunConfig, load_config, parse
 from hpctrack.files.atomic import write_text
 from hpctrack.parallel.env import distributed
-from hpctrack.train import train
+from hpctrack.training.loop import train
 
 RULES: dict[str, dict[str, Any]] = {  # of section optim; adamw's learning rate is the recipe's, for base_batch events
     "none": {"scale_lr": "none"},

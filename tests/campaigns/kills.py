@@ -71,7 +71,7 @@ class Infer:
 
         import hpctrack.infer  # noqa: F401  to be warm before the fork
         from hpctrack.parallel.env import distributed
-        from hpctrack.train import train
+        from hpctrack.training.loop import train
 
         self.data = toy_dataset(folder / "data", sizes=(4, 0, 9, 5, 1, 2, 6, 7, 3), n_noise=2, per_shard=2)
         config = toy_config(folder / "run", self.data, train={"precision": "fp32", "steps": 20})

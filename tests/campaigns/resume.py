@@ -37,9 +37,9 @@ from hpctrack.config import RunConfig
 from hpctrack.errors import EXIT_PREEMPTED
 from hpctrack.parallel.env import distributed
 from hpctrack.process.versions import versions
-from hpctrack.train import train
 from hpctrack.training import checkpoint
 from hpctrack.training.ledger import problems, read
+from hpctrack.training.loop import train
 
 TOLERANCE = 1e-9
 SIZES = (4, 6, 5, 7, 3, 9, 2, 8, 5, 6, 1)

@@ -25,7 +25,7 @@ from hpctrack.config import dump_yaml
 from hpctrack.errors import EXIT_PREEMPTED
 from hpctrack.formats import replacement
 from hpctrack.storage import candidates, journals, store
-from hpctrack.training import checkpoint
+from hpctrack.training import checkpoint, loop
 
 
 class Inputs:
@@ -156,7 +156,7 @@ class Preempted(Train):
 
 def told(at: int, run: Callable[[], int]) -> int:
     """`run()`, with SIGUSR1 while its step `at` goes on, so that the next one is the last."""
-    step, count = train.train_step, 0
+    step, count = loop.train_step, 0
 
     def counted(*args: Any, **more: Any) -> Any:
         nonlocal count
@@ -165,7 +165,7 @@ def told(at: int, run: Callable[[], int]) -> int:
             os.kill(os.getpid(), signal.SIGUSR1)
         return step(*args, **more)
 
-    with patch.object(train, "train_step", counted):
+    with patch.object(loop, "train_step", counted):
         return run()
 
 

@@ -27,9 +27,9 @@ from hpctrack.events.loader import EventLoader
 from hpctrack.parallel.env import distributed
 from hpctrack.storage.candidates import CandidateStore
 from hpctrack.train import main as train_verb
-from hpctrack.train import train
 from hpctrack.training import checkpoint
 from hpctrack.training.ledger import problems
+from hpctrack.training.loop import train
 
 ROOT = Path(__file__).parents[2]
 SIZES = (4, 6, 5, 7, 3)

@@ -22,6 +22,7 @@ from hpctrack.parallel.env import distributed
 from hpctrack.parallel.precision import Precision
 from hpctrack.parallel.strategies import STRATEGIES
 from hpctrack.parallel.zero import ZeroEngine
+from hpctrack.training.build import build
 from hpctrack.training.step import train_step
 from hpctrack.training.trainer import Trainer
 
@@ -44,7 +45,7 @@ Found = tuple[list[np.ndarray], float, int]
 def gradients(configs: list[Any]) -> list[Found]:
     """For each run: gradient of its first step on this rank, its loss, and how many micro-batches this rank had."""
     with distributed(configs[0].parallel, 1) as env:
-        return [gradient(Trainer(config, env)) for config in configs]
+        return [gradient(build(config, env)) for config in configs]
 
 
 def gradient(trainer: Trainer) -> Found:

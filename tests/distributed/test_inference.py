@@ -23,7 +23,7 @@ from hpctrack.parallel.env import distributed
 from hpctrack.storage.candidates import CandidateStore
 from hpctrack.storage.journals import committed
 from hpctrack.storage.store import Dataset
-from hpctrack.train import train
+from hpctrack.training.loop import train
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ from toys import toy_config, toy_dataset
 
 from hpctrack.config import RunConfig
 from hpctrack.parallel.env import distributed
-from hpctrack.train import train
 from hpctrack.training import checkpoint
-from hpctrack.training.trainer import Trainer
+from hpctrack.training.build import build
+from hpctrack.training.loop import train
 
 MIB = 1 << 20
 RANKS = 4
@@ -33,7 +33,7 @@ def anonymous() -> int:
 def grown_in_resume(config: RunConfig) -> tuple[int, float]:
     """The largest growth of this rank's memory while it loads a checkpoint of all steps, and a sum over its weights."""
     with distributed(config.parallel, 1) as env:
-        trainer = Trainer(config, env)
+        trainer = build(config, env)
         ctypes.CDLL(None).malloc_trim(0)  # what the whole model has left
         begin, peak, ended = anonymous(), [0], threading.Event()
 

@@ -18,7 +18,7 @@ from hpctrack.config import dump_yaml
 from hpctrack.parallel.env import distributed
 from hpctrack.storage import store
 from hpctrack.storage.candidates import CandidateStore, has_parallel_hdf5
-from hpctrack.train import train
+from hpctrack.training.loop import train
 
 ROOT = Path(__file__).parents[2]
 MPIRUN = shutil.which("mpirun", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")

@@ -14,7 +14,7 @@ from hpctrack.errors import MachineError
 from hpctrack.parallel.env import distributed
 from hpctrack.storage.journals import committed
 from hpctrack.storage.store import Dataset
-from hpctrack.train import train
+from hpctrack.training.loop import train
 
 BACKBONES = {
     "mlp": {"name": "mlp", "width": 8, "layers": 1},

@@ -15,8 +15,9 @@ from toys import toy_config, toy_dataset
 from hpctrack.errors import MachineError
 from hpctrack.parallel.env import distributed
 from hpctrack.resources.peak_memory import Memory
-from hpctrack.train import train
 from hpctrack.training import checkpoint
+from hpctrack.training.build import build
+from hpctrack.training.loop import train
 from hpctrack.training.step import train_step
 from hpctrack.training.trainer import Trainer
 
@@ -43,7 +44,7 @@ def at_most(more_mib: int | None):
 def first_step(config, more_mib: int | None, rank: int) -> tuple[list[np.ndarray], float, list[dict]]:
     """Gradients and loss of a run's first step, on predictions that are far too low; one rank has little memory."""
     with distributed(config.parallel, 1) as env:
-        trainer = Trainer(config, env)
+        trainer = build(config, env)
         trainer.memory.fits = {mode: TooLow() for mode in trainer.memory.modes}
         engine, found = trainer.engine, []
         engine.step = lambda: found.extend(p.grad.numpy().copy() for p in engine.module.parameters())
@@ -103,7 +104,7 @@ def test_a_step_that_fails_in_the_hardest_mode_ends_all_ranks(tmp_path):
 
 def plainly_refused(config) -> str:
     with distributed(config.parallel, 1) as env:
-        trainer = Trainer(config, env)
+        trainer = build(config, env)
         batches, modes = next(trainer.batches())
         with pytest.raises(MachineError) as refusal, at_most(10):
             train_step(trainer.engine, trainer.loss, batches, None, modes)

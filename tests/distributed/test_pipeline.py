@@ -18,7 +18,7 @@ from hpctrack.inspection import kinds
 from hpctrack.parallel.env import distributed
 from hpctrack.storage import candidates, edges, journals
 from hpctrack.storage.store import Dataset
-from hpctrack.train import train
+from hpctrack.training.loop import train
 from tests.campaigns import pipeline_table
 
 ROOT = Path(__file__).parents[2]

@@ -23,8 +23,8 @@ from hpctrack.parallel.env import distributed
 from hpctrack.storage.candidates import CandidateStore
 from hpctrack.storage.journals import PARTS
 from hpctrack.train import main as train_verb
-from hpctrack.train import train
 from hpctrack.training import checkpoint, ledger
+from hpctrack.training.loop import train
 from hpctrack.training.trainer import Trainer
 
 STEPS = {"steps": 6, "checkpoint_every": 2, "valid_every": 3}

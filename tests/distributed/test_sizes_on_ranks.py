@@ -17,8 +17,8 @@ from hpctrack.config import RunConfig
 from hpctrack.parallel.env import distributed
 from hpctrack.storage import shard_writer
 from hpctrack.storage.schema import Event
-from hpctrack.train import train
-from hpctrack.training.trainer import Trainer
+from hpctrack.training.build import build
+from hpctrack.training.loop import train
 
 HARD = {"pt_min_gev": 1.5, "noise": False, "other_hits": False}
 
@@ -31,7 +31,7 @@ def run(config: RunConfig) -> None:
 def batches_of(config: RunConfig) -> list[list[list[int]]]:
     """Hits of each event of each micro-batch of this rank, step by step."""
     with distributed(config.parallel, 1) as env:
-        trainer, out = Trainer(config, env), []
+        trainer, out = build(config, env), []
         trainer.resume()
         batches = trainer.batches()
         while trainer.step < config.train.steps:
@@ -139,7 +139,7 @@ def looked_at(config: RunConfig) -> int:
 
     os.stat = counting
     with distributed(config.parallel, 1) as env:
-        Trainer(config, env)
+        build(config, env)
     return len(seen)
 
 

@@ -21,9 +21,9 @@ from hpctrack.config import RunConfig, dump_yaml
 from hpctrack.parallel.env import distributed
 from hpctrack.storage.candidates import CandidateStore
 from hpctrack.storage.store import open_dataset
-from hpctrack.train import train
 from hpctrack.training import checkpoint
 from hpctrack.training.ledger import problems
+from hpctrack.training.loop import train
 
 ROOT = Path(__file__).parents[2]
 needs_slurm = pytest.mark.skipif(

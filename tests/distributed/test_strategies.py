@@ -16,8 +16,8 @@ from hpctrack.config import ParallelConfig, parse
 from hpctrack.errors import InputError, MachineError
 from hpctrack.parallel.env import distributed
 from hpctrack.parallel.strategies import STRATEGIES
-from hpctrack.train import train
 from hpctrack.training import checkpoint
+from hpctrack.training.loop import train
 from hpctrack.training.trainer import Trainer
 
 SIZES = (4, 6, 5, 7, 3, 6, 9, 2, 5, 5)

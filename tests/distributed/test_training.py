@@ -22,10 +22,10 @@ from hpctrack.config import dump_yaml
 from hpctrack.errors import InputError, MachineError
 from hpctrack.parallel.env import distributed
 from hpctrack.train import main as train_verb
-from hpctrack.train import train
 from hpctrack.training import checkpoint
+from hpctrack.training.build import build
 from hpctrack.training.ledger import problems
-from hpctrack.training.trainer import Trainer
+from hpctrack.training.loop import train
 
 
 def run(config) -> None:
@@ -142,7 +142,7 @@ def test_tuning_knows_the_particles_that_are_no_targets(tmp_path):
 
 def truth_in_tuning(config) -> list:
     with distributed(config.parallel, 1) as env:
-        trainer = Trainer(config, env)
+        trainer = build(config, env)
         events = sorted(trainer.valid_batches(), key=lambda event: int(event.event_id))
         return [(event.track.numpy(), *trainer.particles(event)) for event in events]
 

@@ -17,7 +17,7 @@ from hpctrack.parallel.env import distributed
 from hpctrack.storage import candidates, journals
 from hpctrack.storage.schema import Candidates
 from hpctrack.storage.store import Dataset
-from hpctrack.train import train
+from hpctrack.training.loop import train
 
 COUNTS = {"n_hits": 5527, "n_noise": 829, "n_particles": 548}
 

@@ -10,7 +10,7 @@ from toys import losses, toy_config
 from hpctrack import convert, evaluate, infer, inspect, report
 from hpctrack.parallel.env import distributed
 from hpctrack.storage import store
-from hpctrack.train import train
+from hpctrack.training.loop import train
 
 
 def test_the_whole_chain_with_events_without_hits(tmp_path, capsys):

@@ -34,7 +34,7 @@ from hpctrack.storage.schema import ESTIMATE, Candidates
 from hpctrack.storage.store import Dataset
 from hpctrack.storage.verify_candidates import check_candidates
 from hpctrack.tracking.builder import estimates, representatives, with_parameters
-from hpctrack.train import train
+from hpctrack.training.loop import train
 
 
 def particles(n: int = 40, seed: int = 0) -> dict[str, np.ndarray]:

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import synthetic_run as make
+import torch
 from toys import toy_config, toy_dataset
 
 from hpctrack import evaluate
@@ -18,7 +19,8 @@ from hpctrack.events.selection import Draw
 from hpctrack.parallel.env import distributed
 from hpctrack.storage import store
 from hpctrack.storage.store import Dataset
-from hpctrack.training.batches import Events
+from hpctrack.training.batches import Batches
+from hpctrack.training.build import build_events
 from hpctrack.training.planner import BY_INDEX, BY_SELECTION, Planner
 from hpctrack.training.size_table import SizeTable
 
@@ -103,14 +105,22 @@ def test_a_size_that_is_not_as_counted_names_the_event(tmp_path):
     data = toy_dataset(tmp_path / "data", sizes=(4, 6, 5, 7))
     config = toy_config(tmp_path / "run", data, reading={"selection": {"pt_min_gev": 1.5}})
     with rank() as env:
-        events = Events(config, env, False, None, lambda at: None)
+        events, _ = seen(config, env)
         right = events.sizes.whole
         wrong = sizes.Sizes(right.hits + [0, 0, 1, 0], right.targets)
-        sizes.keep(events.sizes.kept, wrong, events.train, events.loader.draw)
-        events = Events(config, env, False, None, lambda at: None)
-        planner = Planner(config, events.sizes, Linear(), env)
+        sizes.keep(events.sizes.kept, wrong, events.dataset, events.loader.draw)
+        events, _ = seen(config, env)
+        planner = planned(config, events, env)
         with pytest.raises(InputError, match=r"event 2 has 33 hits after selection, but 34 were counted before"):
-            list(events.batches(planner, 0, 1))
+            list(Batches(events, None, env, config.data, print).of_steps(planner, 0, 1))
+
+
+def seen(config, env):
+    return build_events(config, env, lambda at: None, torch.float32, False)
+
+
+def planned(config, events, env):
+    return Planner(config.plan, events.sizes, Linear(), env, seed=config.seed, selection=config.data.selection)
 
 
 class Linear:
@@ -127,7 +137,7 @@ def test_an_older_run_goes_on_with_the_steps_that_it_began(tmp_path, window, dif
     selection = {"pt_min_gev": 1.8, "noise": False, "other_hits": False}
     config = toy_config(tmp_path / "run", data, reading={"selection": selection}, plan={"window": window})
     with rank() as env:
-        planner = Planner(config, Events(config, env, False, None, lambda at: None).sizes, Linear(), env)
+        planner = planned(config, seen(config, env)[0], env)
         identities = []
         for sizes_by in (BY_SELECTION, BY_INDEX):
             planner.compose_by(sizes_by)
@@ -157,10 +167,10 @@ def test_a_selection_without_a_target_is_refused(tmp_path, selection, line, whic
     with rank() as env:
         config = toy_config(tmp_path / "run", *good)
         with pytest.raises(InputError, match="bare: has no particles, so there is no track to find"):
-            Events(config, env, False, None, lambda at: None)
+            seen(config, env)
         config = toy_config(tmp_path / "run", data, reading={"selection": selection})
         with pytest.raises(InputError, match=line):
-            Events(config, env, False, None, lambda at: None)
+            seen(config, env)
 
 
 @pytest.mark.parametrize(

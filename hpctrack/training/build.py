@@ -1,0 +1,109 @@
+"""The assembly of a training run, in one place: what is made of which section of the configuration, in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from hpctrack.config import AugmentConfig, CurriculumStage, RunConfig
+from hpctrack.errors import InputError
+from hpctrack.events.loader import EventLoader, open_events
+from hpctrack.files.lock import Owner
+from hpctrack.graphs import build_graph, graph_columns
+from hpctrack.losses import build_loss
+from hpctrack.models import build_model
+from hpctrack.parallel.collectives import run_on_main
+from hpctrack.parallel.env import Env
+from hpctrack.parallel.precision import Precision
+from hpctrack.parallel.strategies import STRATEGIES
+from hpctrack.parallel.watchdog import Watchdog
+from hpctrack.resources.peak_memory import Memory
+from hpctrack.storage.store import Dataset
+from hpctrack.tracking.builders import build_builder
+from hpctrack.training import checkpoint
+from hpctrack.training.batches import Batches, EventSet
+from hpctrack.training.compiled import compile_model
+from hpctrack.training.optimizers import build_optimizer
+from hpctrack.training.planner import Planner
+from hpctrack.training.size_table import SizeTable
+from hpctrack.training.trainer import Parts, Trainer
+
+TRAIN, VALID = 0, 1  # random streams of the two datasets
+
+
+def build(config: RunConfig, env: Env, watchdog: Watchdog | None = None, owner: Owner | None = None) -> Trainer:
+    """A run before its first step or, if its folder has a checkpoint, before it is resumed; all ranks come together.
+
+    `owner`: of the run's folder, on rank 0. InputError for data or options that do not fit each other.
+    """
+    found = run_on_main(lambda: checkpoint.latest(Path(config.run) / "checkpoints"), env)
+    precision = Precision(config.train.precision, env.device, config.train.tf32)
+    loss = build_loss(config.loss)
+    alive = watchdog.feed if watchdog else _nobody_asks
+    with_parameters = "parameters" in loss.weights  # whether it compares with true track parameters
+    train, valid = build_events(config, env, alive, precision.weights_dtype, with_parameters)
+    if build_builder(config.builder).needs_tuning and not (valid and len(valid.dataset)):
+        raise InputError("section 'builder' has an option to tune: give data.valid, or a value for it")
+
+    torch.manual_seed(config.seed)  # the same weights on every rank
+    model = build_model(config.model, config.data.features).to(env.device, precision.weights_dtype)
+    if config.train.start_from and not found:
+        source = checkpoint.find(Path(config.train.start_from))
+        anew = checkpoint.begin_from(model, source, config.data.features)
+        env.say(f"weights of {source}{f', {len(anew)} tensors more begin anew: {anew[0]} …' if anew else ''}")
+    if config.train.compile:
+        compile_model(model, config.memory.policy == "auto", env.device.type)
+
+    planner = Planner(
+        config.plan,
+        train.sizes,
+        model,
+        env,
+        seed=config.seed,
+        selection=config.data.selection,
+        share=config.data.augment.share,
+        edges=train.graph.n_edges if train.graph else None,
+    )
+    optimizer = partial(build_optimizer, config=config.optim)
+    strategy = STRATEGIES[config.parallel.strategy]
+    engine = strategy(model, optimizer, env, precision, config.parallel, config.optim.clip_norm)
+    memory = Memory(config.memory, engine)
+    batches = Batches(train, valid, env, config.data, alive)
+    return Trainer(config, env, Parts(found, precision, loss, batches, planner, engine, memory), watchdog, owner)
+
+
+def build_events(
+    config: RunConfig, env: Env, alive: Callable[[str], None], dtype: torch.dtype, with_parameters: bool
+) -> tuple[EventSet, EventSet | None]:
+    """The events of training and of validation; InputError for what is damaged or has nothing to learn.
+
+    One rank looks whether their files are there, and tells the others. `dtype`: of features; `with_parameters`: whether
+    events come with true track parameters; `alive` is told what takes its time.
+    """
+    data = config.data
+
+    def look(folder: str) -> Dataset:
+        source = run_on_main(lambda: Dataset(folder), env)
+        return open_events(data, source, env.local_rank, with_parameters, graph_columns(data.graph))
+
+    def see(
+        dataset: Dataset, folder: str, stream: int, augment: AugmentConfig, curriculum: list[CurriculumStage]
+    ) -> EventSet:
+        graph = build_graph(data.graph, folder, dataset)
+        about = ((config.seed, stream), dtype, curriculum, with_parameters, graph)
+        loader = EventLoader(dataset, data.features, data.selection, augment, *about)
+        folders = [Path(folder), Path(config.run)]
+        return EventSet(dataset, graph, loader, SizeTable(dataset, loader.draw, env, folders, alive, "data.selection"))
+
+    train, valid = look(data.train), look(data.valid) if data.valid else None
+    if not len(train):
+        raise InputError(f"key 'data.train': {data.train} has no event; expected at least one")
+    seen = see(train, data.train, TRAIN, data.augment, data.curriculum)
+    return seen, see(valid, data.valid, VALID, AugmentConfig(), []) if valid is not None else None
+
+
+def _nobody_asks(at: str) -> None:
+    """What is told the progress of a run without a watchdog."""
