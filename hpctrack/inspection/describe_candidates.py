@@ -50,7 +50,7 @@ def describe_file(path: Path) -> dict[str, Any]:
 
 def describe_journals(paths: list[Path], settings: Path | None = None) -> dict[str, Any]:
     """The journals of an inference that has not finished."""
-    journals, per_event, sizes, n_hits = {}, [], [], 0
+    states, per_event, sizes, n_hits = {}, [], [], 0
     for path in paths:
         end = count = 0
         for event_id, offset, payload in journals.records(path):
@@ -61,13 +61,13 @@ def describe_journals(paths: list[Path], settings: Path | None = None) -> dict[s
             sizes.append(np.diff(event.hit_offsets))
             n_hits += len(event.track_ids)
         left = path.stat().st_size - end
-        journals[path.name] = {"state": f"{count} events" + (f", then {left} bytes of no whole record" if left else "")}
+        states[path.name] = {"state": f"{count} events" + (f", then {left} bytes of no whole record" if left else "")}
     all_sizes, counts = np.concatenate([np.zeros(0, np.int64), *sizes]), np.array(per_event, dtype=np.int64)
     out = {"events": len(counts), **_totals(counts, all_sizes, n_hits)}
     if settings and settings.is_file():
         with hdf5.damage(settings):
             out["made_with"] = json.loads(settings.read_text())
-    return out | {"journals": journals, "histograms": _histograms(counts, all_sizes)}
+    return out | {"journals": states, "histograms": _histograms(counts, all_sizes)}
 
 
 def describe_unfinished(folder: Path) -> dict[str, Any]:
