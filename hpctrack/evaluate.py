@@ -17,7 +17,7 @@ from hpctrack.evaluation import edge_metrics, resolutions
 from hpctrack.evaluation.results import RESULTS_FORMAT, RESULTS_VERSION, table
 from hpctrack.evaluation.tally import COLUMNS as TALLY_COLUMNS
 from hpctrack.evaluation.tally import Cuts, EventTally, add_up, event_row, tally_event
-from hpctrack.files.jsonlines import is_cut, read_lines
+from hpctrack.files.jsonlines import TIMINGS, is_cut, read_lines
 from hpctrack.files.outputs import check_output, write_json_output
 from hpctrack.process import arguments, pools
 from hpctrack.process.ends import verb
@@ -146,7 +146,7 @@ class Evaluation:
             **add_up(tallies, self.cuts),
             "resolutions": resolutions.summary([tally.deviations for tally in tallies], self.cuts),
             "per_event": [event_row(tally) for tally in tallies],
-            "timings": read_timings(self.store.folder / "timings.jsonl"),
+            "timings": read_timings(self.store.folder / TIMINGS),
         }
 
 

@@ -13,6 +13,13 @@ def at_least_fp32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def group_mean(values: Tensor, group: Tensor, size: Tensor) -> Tensor:
+    """Mean of values [M, …] over each of G groups, [G, …], added up in fp64; `group` [M], `size` [G]."""
+    total = values.new_zeros((len(size), *values.shape[1:]), dtype=torch.float64)
+    total = total.index_add(0, group, values.double())
+    return (total / size.view(-1, *[1] * (values.dim() - 1))).to(values.dtype)
+
+
 def without_autocast(x: Tensor) -> AbstractContextManager:
     """Products in the type of their operands, on the device of `x`: for sums over hits, which fp16 cannot hold."""
     return torch.autocast(x.device.type, enabled=False)

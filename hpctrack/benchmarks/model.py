@@ -14,14 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hpctrack.benchmarks.measure import Figure, Page, command, ratio, simulate, slopes, time_in_turn
+from hpctrack.benchmarks.measure import FEATURES, Figure, Page, command, ratio, simulate, slopes, time_in_turn
 from hpctrack.config import AugmentConfig, SelectionConfig
 from hpctrack.errors import InputError
 from hpctrack.events.loader import EventLoader
 from hpctrack.models.backbones import BACKBONES
 from hpctrack.storage.store import Dataset
 
-FEATURES = ["r", "phi", "cos_phi", "sin_phi", "z", "eta", "inverse_r"]
 SIZES = [1000, 2000, 4000, 8000, 16000, 32000, 64000, 120000]
 DENSE_SIZES = SIZES[:4]  # beyond, the dense backbone only makes the benchmark long
 COMPILED_SIZES = [2000, 4000, 6000]

@@ -28,6 +28,7 @@ from hpctrack.events.loader import EventLoader
 from hpctrack.events.selection import COLUMNS, target_particles
 from hpctrack.losses import build_loss
 from hpctrack.models import build_model
+from hpctrack.models.graph_network import EDGES_POWER
 from hpctrack.planning.certificate import balances, randomness
 from hpctrack.planning.plan import plan_epoch
 from hpctrack.resources.cost_model import CostModel, batch_terms, event_terms
@@ -36,7 +37,7 @@ from hpctrack.storage.store import Dataset
 CONFIG = Path(__file__).parents[2] / "configs" / "influencer.yaml"
 GOAL = 0.97
 SPREAD = 0.17  # of the drawn share of an event's tracks (log-normal); with ACTS events' 0.10, hits vary by 0.2
-TABLE_CV, TABLE_POWER = 0.2, 1.9  # of mu = 200 events: hits vary by 0.2, edges go with hits^1.9
+TABLE_CV = 0.2  # of mu = 200 events: hits vary by so much
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def run(quick: bool, data: Path | None = None) -> Page:
         *balance_figures(epochs, "", "measured seconds"),
         *balance_figures(quiet, "quiet_", "measured seconds without the timings' own noise"),
         *balance_figures([e.known() for e in epochs], "known_", "planned with the measured seconds themselves"),
-        *balance_figures(table, "table_", f"cost = hits^{TABLE_POWER} known exactly, hits' CV {TABLE_CV}"),
+        *balance_figures(table, "table_", f"cost = hits^{EDGES_POWER} known exactly, hits' CV {TABLE_CV}"),
         *peer_figures(epochs),
         Figure("cost_error_median", error.tolist(), "", "relative error of predicted seconds, held-out steps"),
         Figure("cost_error_spread", [float(np.std(ratio))], "", "standard deviation of measured / predicted seconds"),
@@ -177,7 +178,7 @@ def agreed(ratio: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarr
 def from_table(seed: int) -> Events:
     """An epoch of mu = 200 sizes as tabulated, with exactly known costs."""
     hits = np.random.default_rng([seed, 8]).lognormal(0, np.sqrt(np.log1p(TABLE_CV**2)), PER_EPOCH) * 1e5
-    cost = hits**TABLE_POWER
+    cost = hits**EDGES_POWER
     return Events(hits, cost, cost)
 
 
@@ -260,7 +261,7 @@ def peers_table(events: Events) -> list[str]:
 def plan_seconds() -> list[float]:
     """CPU seconds to plan 100,000 events of the tabulated sizes, for several numbers of ranks."""
     rng = np.random.default_rng(0)
-    cost = rng.lognormal(0, np.sqrt(np.log1p(TABLE_CV**2)), 100_000) ** TABLE_POWER
+    cost = rng.lognormal(0, np.sqrt(np.log1p(TABLE_CV**2)), 100_000) ** EDGES_POWER
     seconds = []
     for world in (2, 8, 64, 256, 1024, 4096):
         begin = time.process_time()

@@ -30,10 +30,9 @@ from hpctrack.evaluation.metrics import (
     particles_of,
     trackml_score,
 )
-from hpctrack.events.perigee import GEV_PER_T_MM
 from hpctrack.events.selection import Draw, target_particles
 from hpctrack.events.sizes import nothing_left
-from hpctrack.storage.schema import Candidates, Event
+from hpctrack.storage.schema import GEV_PER_T_MM, Candidates, Event
 from hpctrack.storage.store import Dataset
 
 

@@ -12,9 +12,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from hpctrack.storage.schema import PARAMETERS
+from hpctrack.storage.schema import GEV_PER_T_MM, PARAMETERS
 
-GEV_PER_T_MM = 2.99792458e-4  # pT [GeV] = this x |B| [T] x radius [mm]
 LEAST_PT_GEV = 1e-6  # keeps a particle along the beam finite
 COLUMNS = [f"particles.{name}" for name in ("vx", "vy", "vz", "px", "py", "pz", "q")]
 SCALES = np.array([0.5, 0.2, 0.1, 0.1, 5.0])  # of parameters about the first guess of models/embedding.py

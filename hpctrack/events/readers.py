@@ -26,6 +26,7 @@ from torch_geometric.data import Batch
 
 from hpctrack.errors import InputError, MachineError
 from hpctrack.events.loader import EventLoader
+from hpctrack.files.reading import aligned
 from hpctrack.process import signals
 from hpctrack.process.ends import out_of
 
@@ -201,7 +202,6 @@ def iterate(
 
 SHARED = "/dev/shm"  # where the C library puts shared memory
 MB = 1e6
-_ALIGN = 64  # bytes
 
 
 class _Packer(pickle.Pickler):
@@ -215,7 +215,7 @@ class _Packer(pickle.Pickler):
             return None
         place = (self.size, obj.dtype, tuple(obj.shape))
         self.tensors.append(obj)
-        self.size += -(-obj.numel() * obj.element_size() // _ALIGN) * _ALIGN
+        self.size += aligned(obj.numel() * obj.element_size())
         return place
 
 
@@ -266,7 +266,7 @@ def pack(obj: Any, allocate: Callable[[int], torch.Tensor] = in_process) -> tupl
     buffer, start = allocate(packer.size), 0
     for tensor in packer.tensors:
         _place(buffer, start, tensor.dtype, tuple(tensor.shape)).copy_(tensor)
-        start += -(-tensor.numel() * tensor.element_size() // _ALIGN) * _ALIGN
+        start += aligned(tensor.numel() * tensor.element_size())
     return file.getvalue(), buffer
 
 

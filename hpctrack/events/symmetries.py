@@ -21,9 +21,7 @@ import numpy as np
 
 from hpctrack.config import AugmentConfig, SelectionConfig
 from hpctrack.errors import InputError
-from hpctrack.events.features import FEATURES
-
-Columns = Mapping[str, np.ndarray]  # "table.column" -> [N]
+from hpctrack.events.features import FEATURES, Columns
 
 BARRELS = (8, 13, 17)
 ENDCAPS = {7: 9, 9: 7, 12: 14, 14: 12, 16: 18, 18: 16}  # volume: the one at -z

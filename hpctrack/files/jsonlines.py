@@ -20,6 +20,7 @@ from hpctrack.files.atomic import naming, sync
 
 Mark = dict[str, Any]  # bytes, xxh3
 METRICS = "metrics.jsonl"  # of a run
+TIMINGS = "timings.jsonl"  # of candidates
 BLOCK = 1 << 20
 NOTHING: Mapping[str, Any] = {}
 

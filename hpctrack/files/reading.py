@@ -18,6 +18,8 @@ import numpy as np
 
 from hpctrack.errors import InputError
 
+ALIGN = 64  # bytes: where arrays begin in a buffer, as processors read them best
+
 
 def _references(buffers: list[np.ndarray], k: int) -> int:
     return sys.getrefcount(buffers[k])
@@ -46,6 +48,11 @@ class BufferPool:
         buffer = np.empty(size + size // 4, np.uint8)  # the next event may be a little larger
         self._buffers.append(buffer)
         return buffer
+
+
+def aligned(size: int) -> int:
+    """The bytes, a multiple of ALIGN, that something of `size` bytes takes up in a buffer it shares with others."""
+    return -(-size // ALIGN) * ALIGN
 
 
 def read_into(descriptor: int, buffer: np.ndarray, position: int, path: Path) -> None:

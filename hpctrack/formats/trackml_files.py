@@ -18,9 +18,8 @@ from pathlib import Path
 
 from hpctrack.errors import InputError
 from hpctrack.files.reading import max_unpacked, too_large
-from hpctrack.simulation.writer import FORMAT, RECORD
+from hpctrack.simulation.writer import FORMAT, KINDS, RECORD
 
-KINDS = ("hits", "cells", "particles", "truth")
 DETECTORS = ("detectors.csv", "detectors.csv.gz", "detectors.zip")
 _FILE = re.compile(rf"event(\d{{1,18}})-({'|'.join(KINDS)})\.csv(\.gz)?")
 _PIECE = 1 << 24  # bytes that are unpacked at a time

@@ -19,7 +19,7 @@ import numpy as np
 from hpctrack.config import parse
 from hpctrack.errors import EXIT_INPUT, EXIT_MACHINE, InputError
 from hpctrack.files.atomic import write_json, write_text
-from hpctrack.files.jsonlines import read_lines
+from hpctrack.files.jsonlines import TIMINGS, read_lines
 from hpctrack.files.lock import LOCK, only_writer, owner_of
 from hpctrack.inference.stages import InferConfig, Reconstruction
 from hpctrack.inference.work import PRODUCTS, Part, Task, everyones
@@ -104,7 +104,7 @@ def refuse_beside(folder: Path) -> None:
 
 def prepare(out: Path, attributes: dict[str, Any], product: str = "candidates") -> bool:
     """Whether `out` is complete; else it is ready for its journals. InputError if it was begun with other settings."""
-    settings = out / journals.PARTS / "settings.json"
+    settings = out / journals.PARTS / journals.SETTINGS
     if (out / candidates.INDEX).exists():
         found = PRODUCTS[product].open_store(out)
         differs(found.attributes, attributes, out)
@@ -194,7 +194,7 @@ def write_timings(out: Path) -> None:
     lines = {}
     for path in sorted((out / journals.PARTS).glob("*.timings")):
         lines |= {entry["event_id"]: entry for entry in read_lines(path, "no timing of an event", {"event_id": int})}
-    write_text(out / "timings.jsonl", "".join(f"{json.dumps(lines[event])}\n" for event in sorted(lines)))
+    write_text(out / TIMINGS, "".join(f"{json.dumps(lines[event])}\n" for event in sorted(lines)))
 
 
 def submission_blocks(data: Dataset, out: Path) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:

@@ -74,7 +74,7 @@ def describe_unfinished(folder: Path) -> dict[str, Any]:
     """A candidates folder without an index."""
     parts = folder / journals.PARTS
     facts = {"next": "run the same `hpctrack infer` again: it does what is left and joins the files"}
-    return facts | describe_journals(sorted(parts.glob("*.journal")), parts / "settings.json")
+    return facts | describe_journals(sorted(parts.glob("*.journal")), parts / journals.SETTINGS)
 
 
 def _sizes(paths: list[Path]) -> tuple[np.ndarray, np.ndarray, int, dict[str, dict[str, Any]]]:

@@ -12,15 +12,15 @@ from hpctrack.files.atomic import seal_broken
 from hpctrack.files.jsonlines import METRICS, misfit, read_metrics
 from hpctrack.storage.verify import Notes, Problem
 from hpctrack.training import ledger
-from hpctrack.training.checkpoint_metadata import read_meta
-from hpctrack.training.run_folder import VERSIONS, Run, read_versions
+from hpctrack.training.checkpoint_metadata import LATEST, META, read_meta
+from hpctrack.training.run_folder import CONFIG, VERSIONS, Run, read_versions
 
 SHOWN = ("step", "epoch", "loss", "lr", "grad_norm", "hits_per_s", "peak_gib")
 
 
 def describe_run(folder: Path) -> dict[str, Any]:
     """A training run: configuration, progress, checkpoints, what it was trained on."""
-    run, config = Run(folder), load_config(folder / "config.yaml", [])
+    run, config = Run(folder), load_config(folder / CONFIG, [])
     last = run.train[-1] if run.train else {}
     out: dict[str, Any] = {
         "model": config.model.name,
@@ -52,8 +52,8 @@ def _short(value: Any) -> Any:
 
 
 def _newest_meta(folder: Path) -> dict[str, Any]:
-    name = (folder / "latest").read_text(errors="replace").strip() if (folder / "latest").is_file() else ""
-    path = folder / name / "meta.json"
+    name = (folder / LATEST).read_text(errors="replace").strip() if (folder / LATEST).is_file() else ""
+    path = folder / name / META
     if not name or not path.is_file():
         return {}
     return read_meta(path)
@@ -93,7 +93,7 @@ def describe_results(path: Path) -> dict[str, Any]:
 
 def check_run(folder: Path) -> list[Problem]:
     """Problems of a run's own files (its checkpoints apart)."""
-    notes = Notes(folder / "config.yaml")
+    notes = Notes(folder / CONFIG)
     steps = None
     try:
         if seal_broken(notes.path):

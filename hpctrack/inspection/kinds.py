@@ -8,6 +8,8 @@ from pathlib import Path
 from hpctrack.errors import InputError
 from hpctrack.evaluation.results import RESULTS_FORMAT
 from hpctrack.storage import candidates, edges, hdf5, journals, store
+from hpctrack.training.checkpoint_metadata import LATEST, META, STATE
+from hpctrack.training.run_folder import CONFIG
 
 DATASET, SHARD, DATASET_INDEX = "dataset", "shard", "dataset index"
 CANDIDATES, CANDIDATES_FILE, CANDIDATES_INDEX = "candidates", "candidates file", "candidates index"
@@ -29,7 +31,7 @@ def kind_of(path: Path) -> str:
         raise InputError(f"{path}: no such file or folder; expected {EXPECTED}")
     if path.suffix == ".journal":
         return JOURNAL
-    if path.name == "state.pt":
+    if path.name == STATE:
         return CHECKPOINT
     with open(path, "rb") as file:
         head = file.read(len(HDF5_SIGNATURE))
@@ -41,11 +43,11 @@ def kind_of(path: Path) -> str:
 
 
 def _kind_of_folder(path: Path) -> str:
-    if (path / "config.yaml").is_file():
+    if (path / CONFIG).is_file():
         return RUN
-    if (path / "state.pt").is_file() or (path / "meta.json").is_file():
+    if (path / STATE).is_file() or (path / META).is_file():
         return CHECKPOINT
-    if (path / "latest").is_file() or any(path.glob("step-*/meta.json")):
+    if (path / LATEST).is_file() or any(path.glob(f"step-*/{META}")):
         return CHECKPOINTS
     if edges.is_edges(path):
         return EDGES

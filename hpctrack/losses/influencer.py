@@ -22,6 +22,8 @@ from hpctrack.errors import InputError
 from hpctrack.events.perigee import PHI, SCALES
 from hpctrack.losses.pairs import Points, hinge_sum, neighbours
 from hpctrack.losses.term import Loss, Tracks, events, own_groups, with_hit, with_track
+from hpctrack.models.embedding import representatives
+from hpctrack.models.geometry import wrapped
 
 OUTLIER_SIGMA = 5.0  # beyond, the loss rises linearly: a Gaussian in five dimensions does so for 1 of 7,000 tracks
 ROWS, COLS = torch.tril_indices(5, 5, -1)
@@ -40,16 +42,8 @@ def parameters(outputs: dict[str, Tensor], batch: Batch) -> Tensor:
     tracks = Tracks(batch)
     user, influencer, estimate = (outputs[name][tracks.hits] for name in ("user", "influencer", "parameters"))
     nll_M = gaussian(estimate, batch.parameters.to(estimate.dtype)[tracks.track])
-    chosen_T = representatives(user.detach(), influencer.detach(), tracks)
+    chosen_T = representatives(user.detach(), influencer.detach(), tracks.track, tracks.size)
     return tracks.per_track((tracks.mean(nll_M) + nll_M[chosen_T]) / 2)
-
-
-def representatives(user: Tensor, influencer: Tensor, tracks: Tracks) -> Tensor:
-    """Of each track, which of its M hits has its influencer [M, E] nearest to the mean of its users [M, E]; [T]."""
-    square_M = (influencer - tracks.mean(user)[tracks.track]).square().sum(1)
-    nearest_first = square_M.argsort(stable=True)
-    by_track = nearest_first[tracks.track[nearest_first].argsort(stable=True)]
-    return by_track[tracks.size.cumsum(0) - tracks.size]
 
 
 def gaussian(estimate: Tensor, truth: Tensor) -> Tensor:
@@ -59,8 +53,7 @@ def gaussian(estimate: Tensor, truth: Tensor) -> Tensor:
     the straight line that continues it, so that a track from a far decay does not outweigh all others.
     """
     deviation = estimate[:, :5] - truth
-    turn = torch.remainder(deviation[:, PHI] + torch.pi, 2 * torch.pi) - torch.pi
-    columns = [turn if i == PHI else column for i, column in enumerate(deviation.unbind(1))]
+    columns = [wrapped(column) if i == PHI else column for i, column in enumerate(deviation.unbind(1))]
     r = torch.stack(columns, dim=1) / deviation.new_tensor(SCALES)
     log, factor = estimate[:, 5:10], estimate.new_zeros(len(estimate), 5, 5)
     factor[:, ROWS, COLS] = estimate[:, 10:]

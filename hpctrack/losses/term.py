@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch_geometric.data import Batch
 
 from hpctrack.errors import InputError
-from hpctrack.numerics import at_least_fp32
+from hpctrack.numerics import at_least_fp32, group_mean
 
 
 class LossTerm(NamedTuple):
@@ -104,9 +104,7 @@ class Tracks:
 
     def mean(self, values: Tensor) -> Tensor:
         """Mean of values [M, …] over each track, [T, …], added up in fp64."""
-        total = values.new_zeros((len(self.size), *values.shape[1:]), dtype=torch.float64)
-        total = total.index_add(0, self.track, values.double())
-        return (total / self.size.view(-1, *[1] * (values.dim() - 1))).to(values.dtype)
+        return group_mean(values, self.track, self.size)
 
     def per_track(self, values_T: Tensor) -> Tensor:
         """Values of tracks, averaged over each event's tracks and summed over events."""

@@ -18,6 +18,7 @@ from hpctrack.events.perigee import SCALES
 from hpctrack.models.backbones import BackboneModel
 from hpctrack.models.geometry import Geometry
 from hpctrack.models.perceptron import Exact, two_layers
+from hpctrack.numerics import group_mean
 from hpctrack.storage.schema import ESTIMATE
 
 LOG_BOUND = 7.0  # of the logarithm of an uncertainty in units of SCALES: between 1/1100 and 1100 of them
@@ -45,6 +46,18 @@ class ParameterHead(nn.Module):
         guess = torch.stack([zero, phi, torch.atan2(r, z), zero, zero], dim=1)
         mean = guess + raw.new_tensor(SCALES) * raw[:, :5]
         return torch.cat([mean, LOG_BOUND * torch.tanh(raw[:, 5:10] / LOG_BOUND), raw[:, 10:]], dim=1)
+
+
+def representatives(user: Tensor, influencer: Tensor, group: Tensor, size: Tensor) -> Tensor:
+    """Of each of G groups of hits (tracks, candidates), which hit stands for it: rows among M, [G].
+
+    It is the first one whose influencer [M, E] is nearest to the mean of the group's users [M, E]. A track's parameters
+    are those estimated at this hit, in training as in inference. `group` [M]; `size` [G], at least one hit each.
+    """
+    square_M = (influencer - group_mean(user, group, size)[group]).square().sum(1)
+    nearest_first = square_M.argsort(stable=True)
+    by_group = nearest_first[group[nearest_first].argsort(stable=True)]
+    return by_group[size.cumsum(0) - size]
 
 
 # ------------------------------------------------------------------------------------------------ one embedding

@@ -18,7 +18,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from hpctrack.models.graph_network import GraphNetwork
+from hpctrack.models.graph_network import GraphNetwork, expected_edges
 from hpctrack.models.sweeps import leaf
 
 
@@ -43,5 +43,5 @@ class FilterNetwork(GraphNetwork):
 
     def relative_cost(self, hits: np.ndarray, edges: np.ndarray | None = None) -> np.ndarray:
         """Weights applied in a forward pass by event size; edges go with hits^1.9 if they are not known."""
-        edges = 4e-4 * hits**1.9 if edges is None else edges
+        edges = expected_edges(hits) if edges is None else edges
         return sum(p.numel() for p in self.parameters()) * (hits + edges)

@@ -49,7 +49,7 @@ def pair_features(a: Tensor, b: Tensor) -> Tensor:
     """
     r, z = a[..., 0], a[..., 2]
     dr, turn, dz, deta = (b - a).unbind(-1)
-    dphi = torch.remainder(turn + torch.pi, 2 * torch.pi) - torch.pi
+    dphi = wrapped(turn)
     over_dr = dr / (dr.square() + NEAR_M**2)
     over_dz = dz / (dz.square() + NEAR_M**2)
     z0 = z - r * dz * over_dr
@@ -58,6 +58,11 @@ def pair_features(a: Tensor, b: Tensor) -> Tensor:
     distance = 4 * (transverse + dz.square() + 1e-12).sqrt()
     differences = torch.stack([4 * dr, 8 * dphi, 2 * dz, deta, distance], dim=-1)
     return torch.cat([differences, inverse_sinh(slopes)], dim=-1)
+
+
+def wrapped(angle: Tensor) -> Tensor:
+    """Angles in [-pi, pi)."""
+    return torch.remainder(angle + torch.pi, 2 * torch.pi) - torch.pi
 
 
 def inverse_sinh(x: Tensor) -> Tensor:

@@ -45,6 +45,7 @@ from hpctrack.models.sweeps import (
     whole,
 )
 
+EDGES_POWER = 1.9  # edges go with hits^1.9: neighbourhoods grow with pile-up
 CHUNK = {"cpu": 4096, "cuda": 1 << 17}  # edges of a sweep's chunk: small enough for the cache, large enough for a GPU
 
 
@@ -210,9 +211,14 @@ class GraphNetwork(MemoryModes, nn.Module):
 
     def relative_cost(self, hits: np.ndarray, edges: np.ndarray | None = None) -> np.ndarray:
         """Weights applied in a forward pass by event size; edges go with hits^1.9 if they are not known."""
-        edges = 4e-4 * hits**1.9 if edges is None else edges
+        edges = expected_edges(hits) if edges is None else edges
         step = sum(p.numel() for p in self.iterations[0].parameters())
         return self.n_iterations * step * (hits + edges)
+
+
+def expected_edges(hits: np.ndarray) -> np.ndarray:
+    """A guess of how many edges events of so many hits [n] have, where they have not been counted."""
+    return 4e-4 * hits**EDGES_POWER
 
 
 def edges_of(batch: Batch) -> Tensor:

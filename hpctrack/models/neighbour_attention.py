@@ -18,7 +18,7 @@ from hpctrack.config import Section
 from hpctrack.graphs.neighbours import nearest
 from hpctrack.models.geometry import PAIR_FEATURES, Geometry, on_circle, pair_features
 from hpctrack.models.memory_modes import MemoryModes
-from hpctrack.models.perceptron import Exact, LayerNorm, two_layers
+from hpctrack.models.perceptron import Exact, LayerNorm, two_layers, width_splits_into_heads
 from hpctrack.models.sweeps import Autocast, Tally, backward_rows, chunks, forward_rows, leaf
 from hpctrack.numerics import at_least_fp32
 
@@ -49,11 +49,7 @@ class NeighbourBackbone(MemoryModes, nn.Module):
         heads: int = Field(4, ge=1, description="attention heads; width is a multiple of them")
         expansion: int = Field(2, ge=1, description="hidden width of the feed-forward part, in widths")
 
-        @model_validator(mode="after")
-        def _width_splits_into_heads(self) -> NeighbourBackbone.Options:
-            if self.width % self.heads:
-                raise ValueError(f"width must be a multiple of heads, got {self.width} and {self.heads}")
-            return self
+        _width_splits_into_heads = model_validator(mode="after")(width_splits_into_heads)
 
     memory_modes = ("plain", "chunks")
 

@@ -7,7 +7,7 @@ Legend: N rows or hits, F features, W width of a part, H hidden width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol, TypeVar
 
 import numpy as np
 from pydantic import Field
@@ -22,6 +22,16 @@ Norm = Annotated[Literal["layer", "none"], Field(description="normalization of h
 Activation = Annotated[Literal["relu", "silu", "gelu", "tanh"], Field(description="of hidden layers")]
 Sizes = tuple[int, str, str]  # of a SplitPerceptron: layers, norm, activation
 ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU, "tanh": nn.Tanh}
+
+
+class Heads(Protocol):
+    """Options of attention."""
+
+    width: int
+    heads: int
+
+
+H = TypeVar("H", bound=Heads)
 
 
 class LayerNorm(nn.LayerNorm):
@@ -54,6 +64,13 @@ class ExactLinear(nn.Linear):
         """[N, W] -> [N, H]."""
         with without_autocast(x):
             return super().forward(at_least_fp32(x))
+
+
+def width_splits_into_heads(options: H) -> H:
+    """For `model_validator`: ValueError unless the width is a multiple of the number of attention heads."""
+    if options.width % options.heads:
+        raise ValueError(f"width must be a multiple of heads, got {options.width} and {options.heads}")
+    return options
 
 
 def two_layers(width: int, hidden: int, out: int) -> nn.Sequential:

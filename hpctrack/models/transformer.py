@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from hpctrack.config import Section
 from hpctrack.models.memory_modes import MemoryModes, in_chunks, run_layers
-from hpctrack.models.perceptron import Exact, LayerNorm, two_layers
+from hpctrack.models.perceptron import Exact, LayerNorm, two_layers, width_splits_into_heads
 
 CHUNK_HITS = 4096
 
@@ -38,11 +38,7 @@ class TransformerBackbone(MemoryModes, nn.Module):
         heads: int = Field(4, ge=1, description="attention heads; width is a multiple of them")
         expansion: int = Field(4, ge=1, description="hidden width of the feed-forward part, in widths")
 
-        @model_validator(mode="after")
-        def _width_splits_into_heads(self) -> TransformerBackbone.Options:
-            if self.width % self.heads:
-                raise ValueError(f"width must be a multiple of heads, got {self.width} and {self.heads}")
-            return self
+        _width_splits_into_heads = model_validator(mode="after")(width_splits_into_heads)
 
     def __init__(self, features: Sequence[str], options: Options) -> None:
         super().__init__()

@@ -24,7 +24,7 @@ from hpctrack.graphs.triplets import continuations, triplets
 from hpctrack.models.attention import AttentionNetwork
 from hpctrack.models.convolution import ConvolutionNetwork
 from hpctrack.models.geometry import NEEDED, PAIR_FEATURES, Geometry, pair_features
-from hpctrack.models.graph_network import edges_of
+from hpctrack.models.graph_network import edges_of, expected_edges
 from hpctrack.models.interaction import InteractionNetwork
 from hpctrack.numerics import at_least_fp32
 
@@ -103,7 +103,7 @@ class TripletNetwork(nn.Module):
 
     def relative_cost(self, hits: np.ndarray, edges: np.ndarray | None = None) -> np.ndarray:
         """Weights applied in a forward pass by event size, with as many triplets as edges that meet evenly make."""
-        edges = 4e-4 * hits**1.9 if edges is None else edges
+        edges = expected_edges(hits) if edges is None else edges
         return self.network.relative_cost(edges, edges**2 / np.maximum(hits, 1))
 
 

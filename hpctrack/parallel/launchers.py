@@ -19,6 +19,7 @@ from hpctrack.errors import InputError
 TORCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
 INIT_METHOD = "HPCTRACK_INIT_METHOD"  # in place of an address: where ranks meet, e.g. file:///shared/folder/file
+ENVIRONMENT = "environment"  # source of a place that no launcher gave: the parent may be a shell, and may end
 MPI = {  # rank, number of ranks, rank on the node; the first that has a rank and a number counts
     "Open MPI": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
     "MVAPICH": ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK"),
@@ -52,7 +53,7 @@ def find_place(environ: Mapping[str, str]) -> Place | None:
     """
     by_hand, mpi, slurm = from_torch(environ), from_mpi(environ), from_slurm(environ)
     if by_hand is not None:
-        for other in (mpi, slurm) if by_hand.source == "environment" else ():
+        for other in (mpi, slurm) if by_hand.source == ENVIRONMENT else ():
             if other is not None and (other.rank, other.world) != (by_hand.rank, by_hand.world):
                 raise InputError(f"{by_hand} (RANK, WORLD_SIZE), but {other}; unset one of them")
         return by_hand
@@ -74,7 +75,7 @@ def from_torch(environ: Mapping[str, str]) -> Place | None:
         given = ", ".join(name for name in needed if name in environ)
         raise InputError(f"environment: {given} set but not {', '.join(missing)}; start with torchrun")
     rank, world, local = (number(environ, name) for name in TORCH)
-    source = "environment"
+    source = ENVIRONMENT
     if "TORCHELASTIC_RUN_ID" in environ:
         source = "torchrun"
     elif "CROSS_RANK" in environ:

@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpctrack.errors import EXIT_MACHINE, InputError
-from hpctrack.parallel.launchers import find_place
+from hpctrack.parallel.launchers import ENVIRONMENT, find_place
+from hpctrack.process.signals import STDERR
 
 EVERY_S = 1.0
-BY_HAND = "environment"  # source of a place that no launcher gave: the parent may be a shell, and may end
 TORCH_LAUNCHERS = ("torchrun", "deepspeed")
-STDERR = 2
 _watched: dict[int, Launcher] = {}  # by process: one that was forked has no watch yet
 
 
@@ -53,7 +52,7 @@ def end_with_launcher() -> None:
         place = find_place(os.environ)
     except InputError:  # said where ranks are to meet
         return
-    if place is None or place.source == BY_HAND or (place.source == "Slurm" and not is_stepd(os.getppid())):
+    if place is None or place.source == ENVIRONMENT or (place.source == "Slurm" and not is_stepd(os.getppid())):
         return
     _watched[os.getpid()] = launcher = Launcher(os.getppid(), place.rank, place.source)
     if place.source in TORCH_LAUNCHERS and is_adopted(launcher.parent, place.rank):

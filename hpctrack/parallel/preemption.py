@@ -18,9 +18,7 @@ from hpctrack.errors import EXIT_PREEMPTED
 from hpctrack.parallel.collectives import all_max
 from hpctrack.parallel.env import Env
 from hpctrack.process import signals, streams
-from hpctrack.process.signals import BY_HAND, BY_SYSTEM
 
-SIGNALS = (*BY_SYSTEM, *BY_HAND)
 ECHO_S = 1.0  # launchers pass a Ctrl-C on to processes that have it from the terminal already
 
 
@@ -63,7 +61,7 @@ class Preemption:
     def __enter__(self) -> Preemption:
         self.before = {}
         if threading.current_thread() is threading.main_thread():
-            heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+            heard = [number for number in signals.ALL if signal.getsignal(number) != signal.SIG_IGN]
             self.before = {number: signal.signal(number, self._notice) for number in heard}
         return self
 

@@ -13,10 +13,10 @@ import time
 
 from hpctrack.errors import EXIT_MACHINE
 from hpctrack.parallel.env import Env
+from hpctrack.process.signals import STDERR
 
 LAST_RESORT_S = 5.0  # after the timeout; for code that never lets go of the interpreter
 OTHERS_S = 2.0  # the other ranks say where they are before the loss of this one ends them
-STDERR = 2
 
 
 class Watchdog:

@@ -22,6 +22,7 @@ from hpctrack.errors import EXIT_PREEMPTED
 STDERR = 2
 BY_HAND = (signal.SIGINT, signal.SIGHUP)
 BY_SYSTEM = (signal.SIGTERM, signal.SIGUSR1)
+ALL = (*BY_SYSTEM, *BY_HAND)
 SAVING = ("train", "infer")  # verbs that save what they have when they are told to end
 GOES_ON = ("simulate", "convert", *SAVING)  # verbs that the same command takes up where they ended
 LOOK_S = 1.0  # how often a worker looks for its parent where the kernel does not tell it
@@ -106,7 +107,7 @@ def raising(name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def held(numbers: tuple[int, ...] = (*BY_HAND, *BY_SYSTEM)) -> Iterator[None]:
+def held(numbers: tuple[int, ...] = ALL) -> Iterator[None]:
     """Signals wait until the end of this; processes that are started meanwhile have them blocked from their birth."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
@@ -117,7 +118,7 @@ def held(numbers: tuple[int, ...] = (*BY_HAND, *BY_SYSTEM)) -> Iterator[None]:
 
 def leave_to(parent: int) -> None:
     """In a worker process: leave all signals to process `parent`, but end with it, or when it tells this one to."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, (*BY_HAND, *BY_SYSTEM))
+    signal.pthread_sigmask(signal.SIG_BLOCK, ALL)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it went before the kernel was told

@@ -15,8 +15,8 @@ from hpctrack.simulation.event import Crossings, particle_ids
 from hpctrack.simulation.geometry import Geometry, Row
 from hpctrack.simulation.pythia import BEAM_SPOT_MM, MAX_RADIUS_MM
 from hpctrack.simulation.settings import Settings
+from hpctrack.storage.schema import GEV_PER_T_MM
 
-GEV_PER_T_MM = 2.99792458e-4  # pT [GeV] = this x |B| [T] x radius [mm]
 PARTICLES_PER_VERTEX = 50  # of a soft collision at 14 TeV within |eta| < 4, pT > 0.15 GeV
 DISPLACED, DECAY_MM = 0.2, 60.0  # share born away from the beam, mean distance
 PT_SCALE_GEV, PT_POWER = 1.0, 7.0  # dN/dpT ~ pT (1 + pT / scale)^-power: median 0.44 GeV above 0.15

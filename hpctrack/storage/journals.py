@@ -20,6 +20,7 @@ from hpctrack.files.atomic import naming, sync
 from hpctrack.storage.schema import ESTIMATE, Candidates
 
 PARTS = ".parts"
+SETTINGS = "settings.json"  # in PARTS: what the candidates are made with
 HEADER = struct.Struct("<8sqqQ")  # magic, event id, payload bytes, checksum
 LENGTHS = struct.Struct("<4q")  # of the columns, at the payload's beginning
 MAGIC = b"hpctrkc2"

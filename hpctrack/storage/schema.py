@@ -1,6 +1,6 @@
 """The tables of an event: names, types and units, from TrackML's CSV to the store.
 
-Units: mm, GeV, radians. Column names are TrackML's own. `hits`, `truth` and `cells` are aligned (row i is hit i);
+Units: mm, GeV, Tesla, radians. Column names are TrackML's own. `hits`, `truth` and `cells` are aligned: row i is hit i.
 `particles` has its own rows.
 """
 
@@ -14,6 +14,7 @@ import numpy as np
 FORMAT = "hpctrack-events"
 VERSION = 1
 FIELD_T = 2.0  # magnetic field along z where a dataset says nothing: TrackML's
+GEV_PER_T_MM = 2.99792458e-4  # pT [GeV] = this x |B| [T] x radius [mm]
 
 HITS = {
     "hit_id": np.int32,  # as in TrackML, strictly increasing within an event

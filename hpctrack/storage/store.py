@@ -23,7 +23,7 @@ import h5py
 import numpy as np
 
 from hpctrack.errors import InputError
-from hpctrack.files.reading import BufferPool, max_unpacked, read_into, read_ranges, too_large
+from hpctrack.files.reading import BufferPool, aligned, max_unpacked, read_into, read_ranges, too_large
 from hpctrack.storage import schema
 from hpctrack.storage.columns import (
     TYPES,
@@ -41,7 +41,6 @@ from hpctrack.storage.schema import faults_of_numbers
 
 INDEX = "index.h5"
 MAX_OPEN = 128  # shards one process keeps open, a file descriptor each; at most a quarter of what it may have
-_ALIGN = 64  # bytes: a column's start in the buffer of an event
 _OF_PROCESS = ("_pid", "_lock", "_files", "_pool", "_kept")
 INDEX_COLUMNS = (
     "event_id",
@@ -127,7 +126,7 @@ class Dataset:
         with self._lock_of_process():
             shard = self._open(number, names)
             ranges = {name: shard.range(name, row) for name in names}
-            buffer = self._pool.take(sum(-(-size // _ALIGN) * _ALIGN for _, size in ranges.values()))
+            buffer = self._pool.take(sum(aligned(size) for _, size in ranges.values()))
             chunked = {name: shard.read_chunked(name, row) for name in names if name in shard.chunked}
         arrays, parts, used = {}, [], 0
         for name, (position, size) in ranges.items():
@@ -137,7 +136,7 @@ class Dataset:
             part = buffer[used : used + size]
             parts.append((part, position))
             arrays[name] = part.view(TYPES[name])
-            used += -(-size // _ALIGN) * _ALIGN
+            used += aligned(size)
         read_ranges(shard.descriptor, parts, shard.path)
         if self.verify if verify is None else verify:
             shard.verify(arrays, row, event_id)

@@ -17,6 +17,7 @@ from torch_geometric.data import Batch
 from hpctrack.config import Section
 from hpctrack.errors import MachineError
 from hpctrack.events.perigee import PHI, SCALES, wrapped
+from hpctrack.models.embedding import representatives
 from hpctrack.storage.schema import Candidates
 
 
@@ -182,23 +183,18 @@ def with_parameters(found: Candidates, outputs: Mapping[str, np.ndarray], hit_ro
     """
     if "parameters" not in outputs:
         return found
-    chosen = representatives(found, outputs["user"], outputs["influencer"], hit_rows)
+    chosen = representative_hits(found, outputs["user"], outputs["influencer"], hit_rows)
     return replace(found, parameters=estimates(outputs["parameters"][chosen]).astype(np.float32))
 
 
-def representatives(found: Candidates, user: np.ndarray, influencer: np.ndarray, hit_rows: np.ndarray) -> np.ndarray:
-    """Of each candidate, which of its hits has its influencer nearest to the mean of its users, index among N hits [C].
-
-    Training puts its weight on the same hit of the true track (losses/influencer.py). Candidates have at least one hit.
-    """
-    hit = np.searchsorted(hit_rows, found.hit_rows)
-    size, start = np.diff(found.hit_offsets), found.hit_offsets[:-1]
-    if not len(size):
-        return np.zeros(0, dtype=np.int64)
-    mean = np.add.reduceat(user[hit].astype(np.float64), start) / size[:, None]
-    square = np.square(influencer[hit] - np.repeat(mean, size, axis=0)).sum(axis=1)
-    order = np.lexsort((square, np.repeat(np.arange(len(size)), size)))
-    return hit[order[start]]
+def representative_hits(
+    found: Candidates, user: np.ndarray, influencer: np.ndarray, hit_rows: np.ndarray
+) -> np.ndarray:
+    """The hit that stands for each candidate (models/embedding.py), index among the N hits [C]; computed in fp64."""
+    hit, size = np.searchsorted(hit_rows, found.hit_rows), np.diff(found.hit_offsets)
+    group = np.repeat(np.arange(len(size)), size)
+    embeddings = (torch.from_numpy(embedding[hit].astype(np.float64)) for embedding in (user, influencer))
+    return hit[representatives(*embeddings, torch.from_numpy(group), torch.from_numpy(size)).numpy()]
 
 
 def estimates(output: np.ndarray) -> np.ndarray:

@@ -27,10 +27,9 @@ from hpctrack.parallel.engine import Engine
 from hpctrack.process.arguments import shortened
 from hpctrack.training import checkpoint_metadata, run_settings
 from hpctrack.training.checkpoint_archive import check_archive
+from hpctrack.training.checkpoint_metadata import LATEST, META, STATE
 from hpctrack.training.optimizers import build_optimizer
 
-LATEST = "latest"
-STATE, META = "state.pt", "meta.json"
 NAME = re.compile(r"step-(\d{8,})(?:-(\d+))?")
 SHIPPED = Path(__file__).parents[1] / "pretrained"
 

@@ -15,6 +15,8 @@ from hpctrack.errors import InputError
 from hpctrack.files.atomic import unsealed
 from hpctrack.process.arguments import WHOLE_MAX, shortened
 
+LATEST = "latest"  # in a folder of checkpoints: the name of the one to go on from
+STATE, META = "state.pt", "meta.json"  # the files of a checkpoint
 BYTES_MAX = 1 << 26
 DEPTH_MAX = 50
 Count = Annotated[int, Field(ge=0, le=WHOLE_MAX)]

@@ -9,7 +9,7 @@ from hpctrack.errors import InputError
 from hpctrack.files.atomic import unsealed
 from hpctrack.files.jsonlines import METRICS, is_cut, read_metrics
 
-VERSIONS = "versions.json"  # in a run's folder
+CONFIG, VERSIONS = "config.yaml", "versions.json"  # in a run's folder
 
 
 class Run:
@@ -20,12 +20,12 @@ class Run:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        if not (folder / "config.yaml").is_file():
-            raise InputError(f"{folder}: not a run folder, config.yaml is missing")
+        if not (folder / CONFIG).is_file():
+            raise InputError(f"{folder}: not a run folder, {CONFIG} is missing")
         try:
-            self.config = (folder / "config.yaml").read_text()
+            self.config = (folder / CONFIG).read_text()
         except UnicodeDecodeError as error:
-            raise InputError(f"{folder / 'config.yaml'}: not a text ({error}); damaged") from None
+            raise InputError(f"{folder / CONFIG}: not a text ({error}); damaged") from None
         log = folder / METRICS
         rows = {(row["kind"], row["step"]): row for row in read_metrics(folder)} if log.is_file() else {}
         self.unreadable = int(log.is_file() and is_cut(log))  # a last line that a kill cut short

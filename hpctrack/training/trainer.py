@@ -35,10 +35,9 @@ from hpctrack.training.compiled import try_compiled
 from hpctrack.training.ledger import NAME as LEDGER
 from hpctrack.training.ledger import Ledger
 from hpctrack.training.planner import BY_INDEX, Planner, Rules
+from hpctrack.training.run_folder import CONFIG, VERSIONS
 from hpctrack.training.step import StepResult, until_all_end, validate
 from hpctrack.training.telemetry import Metrics, Progress, Waste, Window, peak_gib, synchronize, waste_lines
-
-CONFIG, VERSIONS = "config.yaml", "versions.json"  # in the run's folder
 
 
 @dataclass

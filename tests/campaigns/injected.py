@@ -37,7 +37,7 @@ from hpctrack import inspect
 from hpctrack.errors import EXIT_MACHINE
 from hpctrack.inspection import kinds
 from hpctrack.process.versions import versions
-from hpctrack.training import checkpoint
+from hpctrack.training import checkpoint, checkpoint_metadata
 
 IGNORED = ("tensorboard",)  # written by a thread of its own at its own times
 CLOCK = ("_s", "_per_s", "_gib")  # ends of the names of values that a clock or the machine decides
@@ -70,7 +70,7 @@ def meaning(path: Path) -> Any:
     if path.name.endswith(".jsonl"):
         lines = [json.loads(line) for line in raw.decode().splitlines()]
         return [timeless(line) for line in lines if line.get("kind") not in ("waste", "memory")]
-    if path.name == checkpoint.META:
+    if path.name == checkpoint_metadata.META:
         return timeless({key: value for key, value in json.loads(raw).items() if key not in ("cost", "memory")})
     return timeless(json.loads(raw)) if path.suffix == ".json" else raw
 
@@ -102,7 +102,7 @@ def standing(out: Path, allowed: dict[str, list[Any]]) -> list[str]:
             elif path.suffix == ".h5":
                 if not (path.parent / "index.h5").exists():
                     problems += one_file(path)
-            elif path.name == checkpoint.LATEST:
+            elif path.name == checkpoint_metadata.LATEST:
                 checkpoint.latest(path.parent)
             elif path.suffix == ".jsonl":
                 for line in path.read_bytes().split(b"\n")[:-1]:

@@ -25,7 +25,7 @@ from hpctrack.config import dump_yaml
 from hpctrack.errors import EXIT_PREEMPTED
 from hpctrack.formats import replacement
 from hpctrack.storage import candidates, journals, store
-from hpctrack.training import checkpoint, loop
+from hpctrack.training import checkpoint, checkpoint_metadata, loop
 
 
 class Inputs:
@@ -193,7 +193,7 @@ class RolledBack(Train):
             shutil.copytree(out / "run/checkpoints" / early, self.inputs.room / early)
             done(lambda: Train.run(self, out), self.inputs.room)
             shutil.move(self.inputs.room / early, out / "run/checkpoints" / early)
-            (out / "run/checkpoints" / checkpoint.LATEST).write_text(early)
+            (out / "run/checkpoints" / checkpoint_metadata.LATEST).write_text(early)
             shutil.copytree(out, before)
         else:
             shutil.copytree(before, out, dirs_exist_ok=True)

@@ -11,7 +11,7 @@ from toys import toy_config, toy_dataset
 
 from hpctrack.config import RunConfig
 from hpctrack.parallel.env import distributed
-from hpctrack.training import checkpoint
+from hpctrack.training import checkpoint, checkpoint_metadata
 from hpctrack.training.build import build
 from hpctrack.training.loop import train
 
@@ -60,7 +60,7 @@ def test_each_rank_loads_its_share(tmp_path):
     assert run_ranks(1, run, alone) == [0]
     state = checkpoint.read_state(checkpoint.find(tmp_path / "run"))
     moments = [value["exp_avg"] for value in state["optimizer"]["state"].values()]
-    whole = (checkpoint.find(tmp_path / "run") / checkpoint.STATE).stat().st_size
+    whole = (checkpoint.find(tmp_path / "run") / checkpoint_metadata.STATE).stat().st_size
     expected = float(sum(value.double().abs().sum() for value in (*state["model"].values(), *moments)))
     found = run_ranks(
         RANKS, grown_in_resume, toy_config(tmp_path / "run", data, **sections, parallel={"strategy": "fsdp"})

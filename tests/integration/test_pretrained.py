@@ -8,9 +8,9 @@ import pytest
 
 from hpctrack import convert, evaluate, infer, simulate
 from hpctrack.inspection.describe_checkpoints import check_checkpoint
-from hpctrack.training import checkpoint
+from hpctrack.training import checkpoint, checkpoint_metadata
 
-SHIPPED = sorted(path.parent.name for path in checkpoint.SHIPPED.glob(f"*/{checkpoint.STATE}"))
+SHIPPED = sorted(path.parent.name for path in checkpoint.SHIPPED.glob(f"*/{checkpoint_metadata.STATE}"))
 
 
 @pytest.mark.parametrize("name", SHIPPED)

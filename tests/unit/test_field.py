@@ -15,7 +15,6 @@ from hpctrack import convert, inspect, simulate
 from hpctrack.config import AugmentConfig, Named, SelectionConfig
 from hpctrack.evaluation import resolutions
 from hpctrack.evaluation.tally import Cuts
-from hpctrack.events import perigee
 from hpctrack.events.loader import EventLoader
 from hpctrack.storage import schema
 from hpctrack.storage.store import Dataset
@@ -40,7 +39,7 @@ def strong(tmp_path_factory) -> Path:
 def nearest_to_the_beam(event: schema.Event, field_t: float) -> np.ndarray:
     """|d0| [P] of the event's particles, from the circle's centre and radius."""
     vx, vy, px, py, q = (event.column(f"particles.{n}").astype(np.float64) for n in ("vx", "vy", "px", "py", "q"))
-    radius = np.hypot(px, py) / (perigee.GEV_PER_T_MM * field_t)
+    radius = np.hypot(px, py) / (schema.GEV_PER_T_MM * field_t)
     centre_x, centre_y = vx + q * radius * py / np.hypot(px, py), vy - q * radius * px / np.hypot(px, py)
     return np.abs(np.hypot(centre_x, centre_y) - radius)
 

@@ -23,17 +23,17 @@ from hpctrack.events.symmetries import augment
 from hpctrack.infer import main as infer
 from hpctrack.losses import build_loss
 from hpctrack.losses.influencer import gaussian
-from hpctrack.losses.influencer import representatives as of_tracks
 from hpctrack.losses.term import Tracks
+from hpctrack.models.embedding import representatives
 from hpctrack.parallel.env import distributed
 from hpctrack.report import main as report
 from hpctrack.reporting import sections
 from hpctrack.storage.candidates import CandidateStore, write_index, write_shard
 from hpctrack.storage.journals import Journal, committed
-from hpctrack.storage.schema import ESTIMATE, Candidates
+from hpctrack.storage.schema import ESTIMATE, GEV_PER_T_MM, Candidates
 from hpctrack.storage.store import Dataset
 from hpctrack.storage.verify_candidates import check_candidates
-from hpctrack.tracking.builder import estimates, representatives, with_parameters
+from hpctrack.tracking.builder import estimates, representative_hits, with_parameters
 from hpctrack.training.loop import train
 
 
@@ -52,7 +52,7 @@ def test_the_perigee_is_the_nearest_point_of_the_helix():
     for i in range(len(found)):
         vx, vy, vz, px, py, pz, q = (given[name][i] for name in perigee.COLUMNS)
         pt, start = math.hypot(px, py), math.atan2(py, px)
-        k = -perigee.GEV_PER_T_MM * 2 * q / pt
+        k = -GEV_PER_T_MM * 2 * q / pt
         s = np.linspace(-150, 150, 600_001)  # transverse arc from the vertex, mm
         if k:
             x = vx + (np.sin(start + k * s) - math.sin(start)) / k
@@ -146,12 +146,12 @@ def test_training_and_inference_choose_the_same_hit():
     outputs = {name: rng.normal(size=(batch.num_nodes, w)) for name, w in (("user", 3), ("influencer", 3))}
     tracks = Tracks(batch)
     user, influencer = (torch.from_numpy(outputs[name])[tracks.hits] for name in ("user", "influencer"))
-    expected = tracks.hits[of_tracks(user, influencer, tracks)]
+    expected = tracks.hits[representatives(user, influencer, tracks.track, tracks.size)]
     hit_rows = np.sort(rng.choice(100, batch.num_nodes, replace=False))
     lists = [hit_rows[(batch.track == t).numpy()] for t in range(5)]
     offsets = np.cumsum([0, *map(len, lists)])
     found = Candidates(0, offsets, np.concatenate(lists), np.zeros(5), np.zeros(100))
-    chosen = representatives(found, outputs["user"], outputs["influencer"], hit_rows)
+    chosen = representative_hits(found, outputs["user"], outputs["influencer"], hit_rows)
     assert chosen.tolist() == expected.tolist()
     assert with_parameters(found, outputs, hit_rows) is found
     outputs["parameters"] = rng.normal(size=(batch.num_nodes, 20)).astype(np.float32)
