@@ -23,6 +23,7 @@ from hpctrack.formats.trackml_files import check_files, find_events
 from hpctrack.parallel.mpi import launched, mpi_world
 from hpctrack.process import arguments
 from hpctrack.storage import store
+from hpctrack.storage.hdf5 import INDEX
 
 
 def parser() -> arguments.Parser:
@@ -68,7 +69,7 @@ def make_reader(args: argparse.Namespace) -> Reader:
         raise InputError(f"{args.out}: OUT is SOURCE; choose another folder")
     sub = {key: getattr(args, key) for key in ("tracks", "draws", "pt_min_gev", "min_hits", "remove_noise", "seed")}
     given = [f"--{key.replace('_', '-')}" for key, value in sub.items() if value not in (None, False)]
-    if (Path(args.source) / store.INDEX).is_file():
+    if (Path(args.source) / INDEX).is_file():
         if args.detectors or args.no_truth:
             raise InputError(f"{args.source}: is a dataset already; --detectors and --no-truth are for TrackML files")
         if args.tracks is None:

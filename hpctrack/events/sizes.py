@@ -18,7 +18,8 @@ import xxhash
 from hpctrack.errors import InputError
 from hpctrack.events.selection import Draw, in_volumes
 from hpctrack.files.atomic import write_text
-from hpctrack.storage.store import INDEX, Dataset
+from hpctrack.storage.hdf5 import INDEX
+from hpctrack.storage.store import Dataset
 
 FOLDER = "sizes"
 FORMAT, VERSION = "hpctrack-sizes", 1

@@ -41,6 +41,7 @@ from hpctrack.formats.conversion import (
 from hpctrack.planning.partition import partition
 from hpctrack.process.ends import verb
 from hpctrack.storage import shard_writer, store
+from hpctrack.storage.hdf5 import INDEX, SHARDS
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ def _prepare(conversion: Conversion, reader: Reader, tasks: Sequence[Task]) -> P
     out = conversion.out
     replacement.clear(out)
     otherwise = "choose another folder, or --overwrite to replace it"
-    if not (out / store.INDEX).exists():
+    if not (out / INDEX).exists():
         replacement.discard(out)
         for path in _of_others(out, tasks):
             if not conversion.overwrite:
@@ -207,7 +208,7 @@ def _beside(out: Path, tasks: Sequence[Task], to_make: Sequence[Task]) -> Path:
 def _of_others(folder: Path, tasks: Sequence[Task]) -> Iterator[Path]:
     """Shards in `folder` that are none of these tasks'; a damaged one is made again, so it is."""
     own = {task.path.name: task for task in tasks}
-    for path in sorted(folder.glob(replacement.SHARDS)):
+    for path in sorted(folder.glob(SHARDS)):
         found, task = store.shard_attributes(path), own.get(path.name)
         if task is None or (found and not task.fits(found.get("recipe"), json.loads(found.get("skipped", "[]")))):
             yield path

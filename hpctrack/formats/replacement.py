@@ -15,12 +15,11 @@ from hpctrack.errors import InputError
 from hpctrack.files import outputs
 from hpctrack.files.atomic import sync
 from hpctrack.formats.conversion import SKIPPED
-from hpctrack.storage import hdf5, store
-from hpctrack.storage.hdf5 import format_of
+from hpctrack.storage import hdf5
+from hpctrack.storage.hdf5 import INDEX, SHARDS, format_of
 from hpctrack.storage.schema import FORMAT
 
 NEW = ".new"
-SHARDS = "events-*.h5"
 
 
 def check_folder(out: Path) -> None:
@@ -28,7 +27,7 @@ def check_folder(out: Path) -> None:
     outputs.check_folder(out)
     if not out.exists():
         return
-    index, otherwise = out / store.INDEX, "choose a new or empty folder"
+    index, otherwise = out / INDEX, "choose a new or empty folder"
     if index.exists() and (found := format_of(index)) not in (None, FORMAT):
         raise InputError(f"{out}: holds '{found}', which is no dataset; {otherwise}")
     others = sorted(path.name for path in out.iterdir() if not path.name.startswith(".") and path.name != "lost+found")
@@ -39,10 +38,10 @@ def check_folder(out: Path) -> None:
 
 def clear(out: Path) -> None:
     """Finish what a kill interrupted: move a new dataset that is whole, remove files that are not."""
-    if (out / NEW / store.INDEX).exists():
+    if (out / NEW / INDEX).exists():
         move(out)
     for folder in (out, out / NEW):
-        for name in ("events-*", f"{store.INDEX}.*", f"{SKIPPED}.*"):
+        for name in ("events-*", f"{INDEX}.*", f"{SKIPPED}.*"):
             for path in folder.glob(f".{name}.tmp"):
                 path.unlink()
 
@@ -56,10 +55,10 @@ def discard(out: Path) -> None:
 def move(out: Path) -> None:
     """Let the whole dataset in NEW take the place of the one in `out`; what it has no shard of, it has from there."""
     new = out / NEW
-    with hdf5.open_h5(new / store.INDEX, "index") as file, hdf5.damage(new / store.INDEX):
+    with hdf5.open_h5(new / INDEX, "index") as file, hdf5.damage(new / INDEX):
         names = [name.decode() for name in hdf5.small_array(file, "shard_files")]
         any_skipped = bool(file.attrs.get("n_skipped"))
-    (out / store.INDEX).unlink(missing_ok=True)  # from here on nobody takes the folder for the old dataset
+    (out / INDEX).unlink(missing_ok=True)  # from here on nobody takes the folder for the old dataset
     sync(out)
     for name in names:
         if (new / name).exists():
@@ -72,6 +71,6 @@ def move(out: Path) -> None:
     elif not any_skipped:
         (out / SKIPPED).unlink(missing_ok=True)
     sync(out)
-    os.replace(new / store.INDEX, out / store.INDEX)
+    os.replace(new / INDEX, out / INDEX)
     sync(out)
     shutil.rmtree(new)

@@ -28,6 +28,7 @@ from hpctrack.parallel.env import Env
 from hpctrack.parallel.mpi import launched, mpi_world
 from hpctrack.parallel.watchdog import Watchdog
 from hpctrack.storage import candidates, journals
+from hpctrack.storage.hdf5 import INDEX
 from hpctrack.storage.store import Dataset
 from hpctrack.tracking.methods import MethodConfig
 from hpctrack.training import run_settings
@@ -105,7 +106,7 @@ def refuse_beside(folder: Path) -> None:
 def prepare(out: Path, attributes: dict[str, Any], product: str = "candidates") -> bool:
     """Whether `out` is complete; else it is ready for its journals. InputError if it was begun with other settings."""
     settings = out / journals.PARTS / journals.SETTINGS
-    if (out / candidates.INDEX).exists():
+    if (out / INDEX).exists():
         found = PRODUCTS[product].open_store(out)
         differs(found.attributes, attributes, out)
         found.check_files()

@@ -11,12 +11,13 @@ import numpy as np
 from hpctrack.errors import InputError
 from hpctrack.inspection.text import histogram
 from hpctrack.storage import candidates, edges, hdf5, journals
+from hpctrack.storage.hdf5 import INDEX
 from hpctrack.storage.verify import Problem, reason
 
 
 def describe_candidates(folder: Path) -> dict[str, Any]:
     """A finished candidates folder: totals, settings, histograms, digest."""
-    with hdf5.damage(folder / candidates.INDEX):
+    with hdf5.damage(folder / INDEX):
         found = candidates.CandidateStore(folder)
     per_event, sizes, n_hits, columns = _sizes([folder / name for name in found.shards])
     return {
@@ -126,7 +127,7 @@ def check_edges(folder: Path) -> list[Problem]:
     try:
         found = edges.EdgeStore(folder)
     except InputError as error:
-        return [Problem(str(folder), reason(error, folder / candidates.INDEX))]
+        return [Problem(str(folder), reason(error, folder / INDEX))]
     problems = []
     for i, event_id in enumerate(found.event_ids):
         try:

@@ -12,13 +12,13 @@ from hpctrack.formats.conversion import left_out_of
 from hpctrack.inspection.text import histogram
 from hpctrack.storage import hdf5, schema, store
 from hpctrack.storage.columns import combined_digest
-from hpctrack.storage.hdf5 import ATTRIBUTES_DIGEST, TEXTS, read_attributes
+from hpctrack.storage.hdf5 import ATTRIBUTES_DIGEST, INDEX, SHARDS, TEXTS, read_attributes
 
 
 def describe_dataset(folder: Path) -> dict[str, Any]:
     """A dataset folder (or its index): totals, columns, histograms, digest; InputError if the index is no whole one."""
     dataset = store.open_dataset(folder)
-    with hdf5.damage(folder / store.INDEX):
+    with hdf5.damage(folder / INDEX):
         attributes, origin = dataset.attributes, _origin(dataset.attributes)
     rows = {"hits": int(dataset.n_hits.sum()), "particles": int(dataset.n_particles.sum())}
     sizes = [path.stat().st_size for path in (folder / name for name in dataset.shards)]
@@ -69,7 +69,7 @@ def describe_shard(path: Path) -> dict[str, Any]:
 def describe_unfinished(folder: Path) -> dict[str, Any]:
     """A folder of shards without an index: which shards are whole."""
     shards: dict[str, dict[str, object]] = {}
-    for path in sorted(folder.glob("events-*.h5")):
+    for path in sorted(folder.glob(SHARDS)):
         found = store.shard_attributes(path)
         shards[path.name] = {"state": f"{found['n_events']} events" if found else "not a whole shard"}
     return {

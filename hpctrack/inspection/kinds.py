@@ -7,7 +7,8 @@ from pathlib import Path
 
 from hpctrack.errors import InputError
 from hpctrack.evaluation.results import RESULTS_FORMAT
-from hpctrack.storage import candidates, edges, hdf5, journals, store
+from hpctrack.storage import candidates, edges, hdf5, journals
+from hpctrack.storage.hdf5 import INDEX, SHARDS
 from hpctrack.training.checkpoint_metadata import LATEST, META, STATE
 from hpctrack.training.run_folder import CONFIG
 
@@ -51,11 +52,11 @@ def _kind_of_folder(path: Path) -> str:
         return CHECKPOINTS
     if edges.is_edges(path):
         return EDGES
-    shards, candidate_files = any(path.glob("events-*.h5")), any(path.glob("candidates-*.h5"))
-    if (path / store.INDEX).is_file():
+    shards, candidate_files = any(path.glob(SHARDS)), any(path.glob("candidates-*.h5"))
+    if (path / INDEX).is_file():
         if shards != candidate_files:  # the index itself may be damaged
             return DATASET if shards else CANDIDATES
-        return {DATASET_INDEX: DATASET, CANDIDATES_INDEX: CANDIDATES}.get(_kind_of_h5(path / store.INDEX), DATASET)
+        return {DATASET_INDEX: DATASET, CANDIDATES_INDEX: CANDIDATES}.get(_kind_of_h5(path / INDEX), DATASET)
     if candidate_files or (path / journals.PARTS).is_dir():
         return UNFINISHED_CANDIDATES
     if shards:

@@ -23,13 +23,12 @@ import xxhash
 from hpctrack.errors import InputError
 from hpctrack.files.atomic import publish
 from hpctrack.storage import hdf5
-from hpctrack.storage.hdf5 import atomic_h5, own, plain_name, small_array
+from hpctrack.storage.hdf5 import INDEX, atomic_h5, own, plain_name, small_array
 from hpctrack.storage.journals import COLUMNS, PARAMETERS, PARTS, Place, read_lengths, read_record
 from hpctrack.storage.schema import ESTIMATE, Candidates
 
 FORMAT = "hpctrack-candidates"
 VERSION = 1
-INDEX = "index.h5"
 MAX_OPEN = 16  # files one process keeps open
 BLOCK = 1 << 20  # rows at a time for a digest
 AGAIN = "write the candidates again"

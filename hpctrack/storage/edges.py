@@ -19,7 +19,7 @@ import numpy as np
 from hpctrack.errors import InputError
 from hpctrack.storage import candidates
 from hpctrack.storage.candidates import CandidatesFile, CandidateStore, bounds, content_digest
-from hpctrack.storage.hdf5 import atomic_h5, small_array
+from hpctrack.storage.hdf5 import INDEX, atomic_h5, small_array
 from hpctrack.storage.journals import LENGTHS, Place, checksum, read_lengths, read_payload
 
 FORMAT = "hpctrack-edges"
@@ -126,7 +126,7 @@ class EdgeStore(CandidateStore):
 def is_edges(folder: str | Path) -> bool:
     """Whether a folder holds edges."""
     try:
-        candidates.open_checked(Path(folder) / candidates.INDEX, FORMAT).close()
+        candidates.open_checked(Path(folder) / INDEX, FORMAT).close()
     except InputError:
         return False
     return True

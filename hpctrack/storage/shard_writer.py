@@ -16,8 +16,8 @@ from hpctrack.files.atomic import naming
 from hpctrack.files.reading import read_into, write_all
 from hpctrack.storage import schema
 from hpctrack.storage.columns import AXES, axis_of, column_checksum, event_checksum, stored_type, table_checksum
-from hpctrack.storage.hdf5 import atomic_h5, damage, open_h5, small_array, write_header
-from hpctrack.storage.store import INDEX, INDEX_COLUMNS
+from hpctrack.storage.hdf5 import INDEX, atomic_h5, damage, open_h5, small_array, write_header
+from hpctrack.storage.store import INDEX_COLUMNS
 
 
 def shard_name(number: int) -> str:

@@ -19,7 +19,8 @@ import xxhash
 
 from hpctrack.errors import InputError, MachineError
 from hpctrack.files.atomic import publish, temporary_name
-from hpctrack.storage.store import INDEX, Dataset
+from hpctrack.storage.hdf5 import INDEX
+from hpctrack.storage.store import Dataset
 
 STARTED = time.time()
 FRESH_S = 600  # a copy that another process has checked since this long before our start is not checked again

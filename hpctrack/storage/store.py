@@ -36,10 +36,9 @@ from hpctrack.storage.columns import (
     stored_type,
     table_checksum,
 )
-from hpctrack.storage.hdf5 import check_size, damage, open_h5, own, plain_name, read_attributes, small_array
+from hpctrack.storage.hdf5 import INDEX, check_size, damage, open_h5, own, plain_name, read_attributes, small_array
 from hpctrack.storage.schema import faults_of_numbers
 
-INDEX = "index.h5"
 MAX_OPEN = 128  # shards one process keeps open, a file descriptor each; at most a quarter of what it may have
 _OF_PROCESS = ("_pid", "_lock", "_files", "_pool", "_kept")
 INDEX_COLUMNS = (

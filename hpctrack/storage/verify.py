@@ -16,7 +16,7 @@ from hpctrack.errors import InputError
 from hpctrack.process import pools
 from hpctrack.storage import hdf5, schema, store
 from hpctrack.storage.columns import column_checksum, event_checksum, table_checksum
-from hpctrack.storage.hdf5 import check_size, own
+from hpctrack.storage.hdf5 import INDEX, SHARDS, check_size, own
 from hpctrack.storage.schema import faults_of_event
 
 PER_EVENT = ("event_id", "n_noise", "checksum")  # of a shard
@@ -204,7 +204,7 @@ def check_event(event: dict[str, np.ndarray]) -> Iterator[tuple[str, str]]:
 
 def check_index(folder: Path) -> tuple[dict[str, np.ndarray] | None, list[Problem]]:
     """The index's columns (None if they cannot be used) and what is wrong with it alone."""
-    path = folder / store.INDEX
+    path = folder / INDEX
     notes, table = Notes(path), {}
     try:
         if not path.exists():
@@ -242,14 +242,14 @@ def check_dataset(folder: Path, jobs: int = 1, say: Say | None = None) -> list[P
     """Every problem of the dataset in `folder`: index, shards, and each against the other."""
     table, problems = check_index(folder)
     names = [] if table is None else [name.decode(errors="replace") for name in table["shard_files"]]
-    present = sorted(path.name for path in folder.glob("events-*.h5"))
+    present = sorted(path.name for path in folder.glob(SHARDS))
     everything = list(dict.fromkeys([*names, *present]))
     results = run_checks(check_shard, [folder / name for name in everything if (folder / name).is_file()], jobs, say)
     found = {path.name: shard for path, shard in results}
     for number, name in enumerate(everything):
         path = folder / name
         if name not in found:
-            problems.append(Problem(str(path), f"missing, but {store.INDEX} names it"))
+            problems.append(Problem(str(path), f"missing, but {INDEX} names it"))
             continue
         shard = found[name]
         if isinstance(shard, str):
@@ -257,7 +257,7 @@ def check_dataset(folder: Path, jobs: int = 1, say: Say | None = None) -> list[P
             continue
         problems += shard.problems
         if table is not None and number >= len(names):
-            problems.append(Problem(str(path), f"is not named by {store.INDEX}"))
+            problems.append(Problem(str(path), f"is not named by {INDEX}"))
         elif table is not None:
             problems += _compare(path, shard, number, table)
     return problems
@@ -267,21 +267,21 @@ def _compare(path: Path, shard: Shard, number: int, table: dict[str, np.ndarray]
     """A shard against its rows of the index."""
     notes = Notes(path)
     if (size := path.stat().st_size) != table["shard_bytes"][number]:
-        notes.add(f"{size} bytes, but {store.INDEX} says {table['shard_bytes'][number]}")
+        notes.add(f"{size} bytes, but {INDEX} says {table['shard_bytes'][number]}")
     mine = np.flatnonzero(table["shard"] == number)
     ids = shard.columns.get("event_id")
     if ids is None:
         return notes.problems
     if len(mine) != len(ids):
-        notes.add(f"holds {len(ids)} events, but {store.INDEX} says {len(mine)}")
+        notes.add(f"holds {len(ids)} events, but {INDEX} says {len(mine)}")
     for place in mine:
         row, event = int(table["row"][place]), table["event_id"][place]
         if not 0 <= row < len(ids):
-            notes.add(f"row {row} is named by {store.INDEX}, but there are {len(ids)}", event)
+            notes.add(f"row {row} is named by {INDEX}, but there are {len(ids)}", event)
             continue
         for name, values in shard.columns.items():
             if values is not None and values[row] != table[name][place]:
-                notes.add(f"is {values[row]}, but {store.INDEX} says {table[name][place]}", event, name)
+                notes.add(f"is {values[row]}, but {INDEX} says {table[name][place]}", event, name)
     return notes.problems
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from hpctrack.errors import InputError
 from hpctrack.storage import candidates, hdf5, journals, store
+from hpctrack.storage.hdf5 import INDEX
 from hpctrack.storage.schema import ESTIMATE, Candidates
 from hpctrack.storage.verify import Notes, Problem, Say, check_offsets, reason, run_checks
 
@@ -18,7 +19,7 @@ OFFSETS = ("offsets/candidates", "offsets/candidate_hits", "offsets/hits")
 
 def check_candidates(folder: Path, data: Path | None = None, jobs: int = 1, say: Say | None = None) -> list[Problem]:
     """Every problem of the candidates in `folder`, alone or against the dataset they were made from."""
-    index, notes = folder / candidates.INDEX, Notes(folder / candidates.INDEX)
+    index, notes = folder / INDEX, Notes(folder / INDEX)
     try:
         if not index.exists():
             raise InputError("missing; inference has not finished, run it again")
@@ -41,13 +42,13 @@ def check_candidates(folder: Path, data: Path | None = None, jobs: int = 1, say:
     check = functools.partial(check_candidates_file, hits=hits)
     results = dict(run_checks(check, [path for path in paths if path.is_file()], jobs, say))
     for number, path in enumerate(paths):
-        result = results.get(path, f"missing, but {candidates.INDEX} names it")
+        result = results.get(path, f"missing, but {INDEX} names it")
         if isinstance(result, str):
             problems.append(Problem(str(path), result))
             continue
         problems += result[0]
         if found is not None and number >= len(named):
-            problems.append(Problem(str(path), f"is not named by {candidates.INDEX}"))
+            problems.append(Problem(str(path), f"is not named by {INDEX}"))
         elif found is not None:
             problems += _compare(path, found, number, *result[1:])
     for journal in sorted((folder / journals.PARTS).glob("*.journal")):
@@ -85,16 +86,16 @@ def _check_against(found: candidates.CandidateStore, dataset: store.Dataset, not
 def _compare(path: Path, found: candidates.CandidateStore, number: int, ids: Any, digest: str | None) -> list[Problem]:
     notes = Notes(path)
     if digest is not None and number < len(found.digests) and digest != found.digests[number]:
-        notes.add(f"has the digest {digest}, but {candidates.INDEX} says {found.digests[number]}")
+        notes.add(f"has the digest {digest}, but {INDEX} says {found.digests[number]}")
     mine = np.flatnonzero(found.shard == number)
     if ids is None:
         return notes.problems
     if len(mine) != len(ids):
-        notes.add(f"holds {len(ids)} events, but {candidates.INDEX} says {len(mine)}")
+        notes.add(f"holds {len(ids)} events, but {INDEX} says {len(mine)}")
     for place in mine:
         row, event = int(found.row[place]), found.event_ids[place]
         if not 0 <= row < len(ids) or ids[row] != event:
-            notes.add(f"is not in row {row}, where {candidates.INDEX} says", event)
+            notes.add(f"is not in row {row}, where {INDEX} says", event)
     return notes.problems
 
 

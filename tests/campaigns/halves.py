@@ -8,8 +8,9 @@ from pathlib import Path
 from hpctrack.config import DataConfig
 from hpctrack.errors import InputError
 from hpctrack.events.subevents import SubEventReader
+from hpctrack.storage.hdf5 import INDEX
 from hpctrack.storage.shard_writer import ShardWriter, write_index
-from hpctrack.storage.store import INDEX, Dataset
+from hpctrack.storage.store import Dataset
 
 SHARD = "events-00000.h5"
 

@@ -32,6 +32,7 @@ from helpers import make_trackml
 from hpctrack import convert
 from hpctrack.storage import store
 from hpctrack.storage.candidates import CandidateStore
+from hpctrack.storage.hdf5 import INDEX
 from hpctrack.storage.journals import PARTS
 
 GOES_ON = 0.75  # chance that the run after a kill is killed, too
@@ -42,7 +43,7 @@ class Convert:
     """Nine small events into five shards, by one process or by two workers."""
 
     modes = {"1 process": 0.7, "2 workers": 0.3}
-    shards, index = "events-*.h5", store.INDEX
+    shards, index = "events-*.h5", INDEX
 
     def __init__(self, folder: Path) -> None:
         self.source = make_trackml(folder / "csv", range(100, 100 + N_EVENTS))

@@ -24,7 +24,8 @@ from hpctrack import convert, evaluate, export, infer, inspect, report, simulate
 from hpctrack.config import dump_yaml
 from hpctrack.errors import EXIT_PREEMPTED
 from hpctrack.formats import replacement
-from hpctrack.storage import candidates, journals, store
+from hpctrack.storage import journals, store
+from hpctrack.storage.hdf5 import INDEX
 from hpctrack.training import checkpoint, checkpoint_metadata, loop
 
 
@@ -249,7 +250,7 @@ class Replace(Convert):
 
     def standing(self, out: Path) -> list[str]:
         """There is a whole dataset all the time, the old one or the new one; the latter may be on its way."""
-        if (out / "data" / replacement.NEW / store.INDEX).exists():
+        if (out / "data" / replacement.NEW / INDEX).exists():
             return []
         try:
             return [] if len(store.open_dataset(out / "data")) else ["an empty dataset"]
@@ -304,7 +305,7 @@ class Infer(Work):
 
     def progress(self, out: Path) -> int:
         """Events that are committed."""
-        whole = (out / "found" / candidates.INDEX).exists()
+        whole = (out / "found" / INDEX).exists()
         return len(store.open_dataset(self.inputs.data)) if whole else len(journals.committed(out / "found"))
 
 

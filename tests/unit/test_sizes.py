@@ -17,7 +17,7 @@ from hpctrack.events import sizes
 from hpctrack.events.loader import EventLoader
 from hpctrack.events.selection import Draw
 from hpctrack.parallel.env import distributed
-from hpctrack.storage import store
+from hpctrack.storage.hdf5 import INDEX
 from hpctrack.storage.store import Dataset
 from hpctrack.training.batches import Batches
 from hpctrack.training.build import build_events
@@ -95,7 +95,7 @@ def test_what_is_not_drawn_is_counted_once(dataset, tmp_path, monkeypatch):
         first.kept.unlink()
         table()
         assert another.exists(), "a run's folder keeps the sizes of training and validation events"
-        (other / store.INDEX).touch()  # a dataset's folder: what it was before
+        (other / INDEX).touch()  # a dataset's folder: what it was before
         first.kept.unlink()
         table()
         assert len(list((other / sizes.FOLDER).iterdir())) == 2 and not another.exists()

@@ -14,6 +14,7 @@ from hpctrack.config import DataConfig
 from hpctrack.errors import InputError, MachineError
 from hpctrack.events.loader import columns_read, open_events
 from hpctrack.storage import schema, shard_writer, staging, store
+from hpctrack.storage.hdf5 import INDEX
 
 EVENTS = [random_event(i, 20 + i, 3) for i in range(6)]
 
@@ -42,7 +43,7 @@ def test_a_copy_is_made_once(tmp_path, dataset):
 def test_an_old_copy_is_checked_and_a_damaged_one_is_made_anew(tmp_path, dataset, monkeypatch, capsys):
     copy = staging.stage(dataset.folder, tmp_path / "scratch")
     for damage in (flip_last_byte, lambda path: os.truncate(path, 100), lambda path: path.unlink()):
-        for name in (shard_writer.shard_name(0), store.INDEX):
+        for name in (shard_writer.shard_name(0), INDEX):
             damage(copy / name)
             staging.stage(dataset.folder, tmp_path / "scratch")
             check_copy(copy)
@@ -55,7 +56,7 @@ def test_an_old_copy_is_checked_and_a_damaged_one_is_made_anew(tmp_path, dataset
 def flip_last_byte(path):
     """In the first column of a shard, or somewhere in an index."""
     data = bytearray(path.read_bytes())
-    at = data.find(EVENTS[0].column("hits.x").tobytes()) if path.name != store.INDEX else len(data) // 2
+    at = data.find(EVENTS[0].column("hits.x").tobytes()) if path.name != INDEX else len(data) // 2
     data[at] ^= 1
     path.write_bytes(data)
 
@@ -97,7 +98,7 @@ def test_faults_are_named(tmp_path, dataset, monkeypatch):
     with pytest.raises(InputError, match=r"data/events-00000.h5: its copy is damaged.*event 0 does not match"):
         staging.stage(dataset.folder, tmp_path / "scratch")
     copies = [path for path in (tmp_path / "scratch").rglob("*") if path.is_file() and path.suffix != ".lock"]
-    assert not [path for path in copies if path.name in (shard_writer.shard_name(0), store.INDEX)]
+    assert not [path for path in copies if path.name in (shard_writer.shard_name(0), INDEX)]
 
 
 def test_full_scratch(small_disk, dataset, monkeypatch):
