@@ -17,7 +17,7 @@ from hpctrack.process import arguments
 from hpctrack.process.ends import verb
 from hpctrack.recipes import apply_overrides
 from hpctrack.tracking.builders import build_builder
-from hpctrack.training import checkpoint, run_settings
+from hpctrack.training import checkpoint, checkpoint_metadata, run_settings
 
 KEPT = ("hpctrack", "schema", "neutral", "step", "plan", "config", "data", "tuned")  # of the meta data
 
@@ -49,7 +49,7 @@ def export(found: Path, out: Path, overrides: Sequence[str] = ()) -> int:
         if not override.startswith("builder."):
             raise InputError(f"override '{override}': export takes builder.key=value, e.g. builder.cut=0.1")
     meta, state = checkpoint.read_meta(found), checkpoint.read_state(found)
-    config = run_settings.run_config(meta, found / checkpoint.META)
+    config = run_settings.run_config(meta, found / checkpoint_metadata.META)
     if meta["step"] < config.train.steps or meta["pending"]:
         raise InputError(f"{found}: step {meta['step']} is not the end of its training; let it end first")
     kept = {key: meta[key] for key in KEPT if key in meta}

@@ -22,8 +22,8 @@ from scipy.spatial import cKDTree
 from torch import Tensor, nn
 from torch_geometric.data import Batch, Data
 
-from hpctrack.benchmarks.measure import Figure, Page
-from hpctrack.benchmarks.model import FEATURES, event
+from hpctrack.benchmarks.measure import FEATURES, Figure, Page
+from hpctrack.benchmarks.model import event
 from hpctrack.config import MemoryConfig, Named, ParallelConfig
 from hpctrack.errors import MachineError
 from hpctrack.losses.term import LossTerm

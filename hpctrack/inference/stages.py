@@ -29,7 +29,7 @@ from hpctrack.storage.store import Dataset
 from hpctrack.tracking.builder import to_numpy, with_parameters
 from hpctrack.tracking.builders import OF_EDGES, build_builder
 from hpctrack.tracking.methods import MethodConfig
-from hpctrack.training import checkpoint, run_settings
+from hpctrack.training import checkpoint, checkpoint_metadata, run_settings
 
 INFER = 2  # random stream of draws in inference
 
@@ -56,7 +56,7 @@ def stages(runs: Sequence[Path], overrides: Sequence[str]) -> tuple[list[Path], 
 
 def infer_config(meta: dict[str, Any], overrides: Sequence[str], path: Path) -> InferConfig:
     """Settings of this inference: the run's model and (tuned) builder, then the overrides."""
-    run = run_settings.run_config(meta, path / checkpoint.META)
+    run = run_settings.run_config(meta, path / checkpoint_metadata.META)
     for override in overrides:
         if not override.startswith(("selection.", "graph.", "builder.", "builder=")):
             raise InputError(

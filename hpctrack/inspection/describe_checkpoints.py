@@ -13,6 +13,7 @@ from hpctrack.errors import InputError
 from hpctrack.models import build_model
 from hpctrack.storage.verify import Notes, Problem
 from hpctrack.training import checkpoint, run_settings
+from hpctrack.training.checkpoint_metadata import LATEST, META, STATE
 from hpctrack.training.optimizers import build_optimizer
 
 
@@ -47,7 +48,7 @@ def describe_checkpoints(folder: Path) -> dict[str, Any]:
 def _weights(state: dict[str, Any], folder: Path) -> dict[str, torch.Tensor]:
     model = state.get("model") if isinstance(state, dict) else None
     if not isinstance(model, dict) or not all(isinstance(value, torch.Tensor) for value in model.values()):
-        raise InputError(f"{folder / checkpoint.STATE}: holds no 'model' of tensors; not a checkpoint of hpctrack")
+        raise InputError(f"{folder / STATE}: holds no 'model' of tensors; not a checkpoint of hpctrack")
     return model
 
 
@@ -71,7 +72,7 @@ def check_checkpoint(folder: Path) -> list[Problem]:
 
     One without a problem serves inference and `train.start_from`, and a run can go on from it unless it was exported.
     """
-    notes = Notes(folder / checkpoint.META)
+    notes = Notes(folder / META)
     meta = config = None
     try:
         meta = checkpoint.read_meta(folder)
@@ -81,7 +82,7 @@ def check_checkpoint(folder: Path) -> list[Problem]:
             notes.add(f"step is {meta['step']}, but the folder is {folder.name}")
     except (KeyError, TypeError, ValueError) as error:
         notes.add(str(error).removeprefix(f"{notes.path}: "))
-    problems, notes = notes.problems, Notes(folder / checkpoint.STATE)
+    problems, notes = notes.problems, Notes(folder / STATE)
     try:
         state = checkpoint.read_state(folder)
         _check_finite(state, folder, notes)
@@ -101,7 +102,7 @@ def _check_use(meta: dict[str, Any], config: RunConfig, state: dict[str, Any], f
     checkpoint.check_goes_on(meta, state, folder)
     parameters = [p for group in build_optimizer(model, config.optim).param_groups for p in group["params"]]
     if problem := checkpoint.optimizer_problem(state["optimizer"], parameters, config.optim):
-        raise InputError(f"{folder / checkpoint.STATE}: {problem}; no run can go on from here")
+        raise InputError(f"{folder / STATE}: {problem}; no run can go on from here")
 
 
 def _check_finite(state: dict[str, Any], folder: Path, notes: Notes) -> None:
@@ -112,7 +113,7 @@ def _check_finite(state: dict[str, Any], folder: Path, notes: Notes) -> None:
 
 def check_checkpoints(folder: Path) -> list[Problem]:
     """Problems of all checkpoints of a run, and of `latest`."""
-    notes = Notes(folder / checkpoint.LATEST)
+    notes = Notes(folder / LATEST)
     try:
         checkpoint.latest(folder)
     except InputError as error:

@@ -16,7 +16,7 @@ from hpctrack.config import dump_yaml, load_config
 from hpctrack.errors import InputError
 from hpctrack.losses import build_loss
 from hpctrack.models import build_model
-from hpctrack.parallel.preemption import SIGNALS
+from hpctrack.process.signals import ALL
 from hpctrack.reporting import studies
 from tests.campaigns import ablation, halves, seeds
 from tests.campaigns.points import Points
@@ -140,7 +140,7 @@ def test_last_words_of_a_verb(tmp_path):
 
 def test_what_runs_ends_with_the_study(tmp_path):
     words = ("simulate", tmp_path / "csv", "--source", "helix", "--events", 10**6, "--particles", 10)
-    processes, handlers, begin = Processes(), {s: signal.getsignal(s) for s in SIGNALS}, time.monotonic()
+    processes, handlers, begin = Processes(), {s: signal.getsignal(s) for s in ALL}, time.monotonic()
     threading.Timer(3, os.kill, (os.getpid(), signal.SIGTERM)).start()
     try:
         assert list(processes.each("ab", lambda name: processes.verb(tmp_path / name, *words), 1)) == []

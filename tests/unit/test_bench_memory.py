@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from hpctrack.benchmarks import memory, model
+from hpctrack.benchmarks import measure, memory
 from hpctrack.errors import MachineError
 
 
@@ -27,7 +27,7 @@ def hits() -> torch.Tensor:
         "eta": np.arcsinh(z / r) / 4,
         "inverse_r": 0.03 / r,
     }
-    return torch.tensor(np.stack([columns[name] for name in model.FEATURES], axis=1), dtype=torch.float32)
+    return torch.tensor(np.stack([columns[name] for name in measure.FEATURES], axis=1), dtype=torch.float32)
 
 
 def test_pairs_go_outward_and_are_distinct(hits):

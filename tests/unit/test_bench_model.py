@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from hpctrack.benchmarks import model
+from hpctrack.benchmarks import measure, model
 
 
 def test_measures_each_pass_at_each_size():
-    x_NF = torch.randn(200, len(model.FEATURES))
+    x_NF = torch.randn(200, len(measure.FEATURES))
     for name in ("neighbours", "transformer"):
         seconds = model.measure(name, x_NF, [50, 200], rounds=2)
         assert set(seconds) == {"forward", "step"}

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
+from pathlib import Path
 
 import pytest
 
-from tests.architecture import FILES, ORDER, PAGE, ROOT, circles, imports, name_of, page, room_of, rooms
+from tests.architecture import FILES, ORDER, PAGE, ROOT, circles, imports, is_module, name_of, page, room_of, rooms
 
 ONLY_IN = {"h5py": "storage", "deepspeed": "parallel", "mpi4py": "parallel"}
 ENTRIES_WITHOUT_TORCH = ("report", "reporting", "evaluate", "evaluation")
+OUTSIDE = sorted(path for room in ("tests", "launch") for path in (ROOT / room).rglob("*.py"))
 FILES_A_ROOM, LINES_A_FILE, LINES_OF_MOST = 9, 450, 150
 
 
@@ -56,3 +59,67 @@ def test_files_are_readable():
     assert lengths[-1] <= LINES_A_FILE
     with_code = [path.parent for path in FILES if len(ast.parse(path.read_text()).body) > 1]  # not a docstring alone
     assert len(with_code) / len(set(with_code)) <= FILES_A_ROOM
+
+
+# ------------------------------------------------------------------------------------------------ where names stand
+
+
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+def file_of(module: str) -> Path:
+    path = ROOT.joinpath(*module.split("."))
+    return path.with_suffix(".py") if path.with_suffix(".py").exists() else path / "__init__.py"
+
+
+@cache
+def names_of(path: Path, kind: type[ast.AST]) -> frozenset[str]:
+    """Names that a module defines at its top level (kind Store), in `if` and `try` too, or imports from others."""
+    found, ahead = set(), list(parsed(path).body)
+    while ahead:
+        node = ahead.pop()
+        if isinstance(node, ast.ImportFrom):
+            found |= {alias.asname or alias.name for alias in node.names if kind is ast.ImportFrom}
+        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            found |= {node.name} if kind is ast.Store else set()
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, kind):
+            found.add(node.id)
+        else:
+            ahead += ast.iter_child_nodes(node)
+    return frozenset(found)
+
+
+def offered(path: Path) -> frozenset[str]:
+    """What a module says in `__all__` that it has, from wherever."""
+    values = (node.value for node in parsed(path).body if isinstance(node, ast.Assign) and "__all__" in targets(node))
+    return frozenset(name for value in values for name in ast.literal_eval(value))
+
+
+def targets(node: ast.Assign) -> list[str]:
+    return [target.id for target in node.targets if isinstance(target, ast.Name)]
+
+
+def borrowed(path: Path) -> list[str]:
+    """Where a file takes a name of the package from a module that has it from another one."""
+    found, modules = [], {}
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "hpctrack":
+            for alias in node.names:
+                if is_module(f"{node.module}.{alias.name}"):
+                    modules[alias.asname or alias.name] = f"{node.module}.{alias.name}"
+                    continue
+                file = file_of(node.module)
+                if alias.name not in names_of(file, ast.Store) | offered(file) or alias.asname == alias.name:
+                    found.append(f"{path}:{node.lineno} {node.module}.{alias.name}")
+    for node in ast.walk(parsed(path)) if path in FILES else ():
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
+            file = file_of(modules[node.value.id])
+            if node.attr in names_of(file, ast.ImportFrom) - offered(file):
+                found.append(f"{path}:{node.lineno} {modules[node.value.id]}.{node.attr}")
+    return found
+
+
+def test_names_are_imported_from_the_module_that_defines_them():
+    assert not [line for path in (*FILES, *OUTSIDE) for line in borrowed(path)]
