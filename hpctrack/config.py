@@ -356,6 +356,7 @@ class RunConfig(Section):
 
 
 S = TypeVar("S", bound=BaseModel)
+T = TypeVar("T")
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -401,7 +402,7 @@ def complaint(cls: type[BaseModel], error: Mapping[str, Any], key: str, override
     return f"key '{key}': {message[0].lower()}{message[1:]}, got {shortened(repr(value))}"
 
 
-def lookup(table: Mapping[str, Any], name: str, section: str) -> Any:
+def lookup(table: Mapping[str, T], name: str, section: str) -> T:
     """`table[name]`, or an InputError that lists what there is."""
     if name not in table:
         raise InputError(f"key '{section}.name': unknown '{name}'; one of: {', '.join(sorted(table))}")

@@ -15,15 +15,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from hpctrack.config import parse
 from hpctrack.errors import EXIT_INPUT, InputError
-from hpctrack.events.subevents import MAX_DRAWS, SubEventReader
+from hpctrack.formats import FORMATS
 from hpctrack.formats.building import Conversion, convert, convert_on_ranks, ending
-from hpctrack.formats.conversion import SKIPPED, Reader, TrackmlReader
-from hpctrack.formats.trackml_files import check_files, find_events
+from hpctrack.formats.conversion import SKIPPED, Reader
 from hpctrack.parallel.mpi import launched, mpi_world
 from hpctrack.process import arguments
-from hpctrack.storage import store
+from hpctrack.recipes import apply_overrides
 from hpctrack.storage.hdf5 import INDEX
+
+FLAGS = {  # of a format alone, each an option of it
+    "sub-events": ("tracks", "draws", "pt_min_gev", "min_hits", "remove_noise", "seed"),
+    "trackml": ("detectors", "no_truth"),
+}
 
 
 def parser() -> arguments.Parser:
@@ -38,6 +43,17 @@ def parser() -> arguments.Parser:
     p.add_argument("--limit", type=arguments.positive, metavar="N", help="only the first N events")
     p.add_argument("--skip-bad", action="store_true", help=f"leave bad events out and list them in {SKIPPED}")
     p.add_argument("--overwrite", action="store_true", help="replace the dataset in OUT, once the new one is whole")
+    other = p.add_argument_group("other formats")
+    other.add_argument(
+        "--format", metavar="NAME", help=f"of SOURCE, one of {', '.join(FORMATS.own)}, or of another package"
+    )
+    other.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="an option of the format; again for each",
+    )
     csv = p.add_argument_group("TrackML files")
     csv.add_argument("--detectors", metavar="FILE", help="detectors.csv[.gz]; default: in SOURCE or beside it")
     csv.add_argument("--no-truth", action="store_true", help="events without truth: all hits become noise")
@@ -63,29 +79,35 @@ def _positive_or_all(text: str) -> int:
     return 0 if text == "all" else arguments.positive(text)
 
 
-def make_reader(args: argparse.Namespace) -> Reader:
-    """The reader that SOURCE and the options ask for; InputError if they do not fit together."""
-    if Path(args.source).resolve() == args.out.resolve():
+def make_reader(args: argparse.Namespace) -> tuple[Reader, dict[str, str]]:
+    """The reader that SOURCE and the options ask for, and versions of other packages it is of.
+
+    InputError if they do not fit together.
+    """
+    source = Path(args.source)
+    if source.resolve() == args.out.resolve():
         raise InputError(f"{args.out}: OUT is SOURCE; choose another folder")
-    sub = {key: getattr(args, key) for key in ("tracks", "draws", "pt_min_gev", "min_hits", "remove_noise", "seed")}
-    given = [f"--{key.replace('_', '-')}" for key, value in sub.items() if value not in (None, False)]
-    if (Path(args.source) / INDEX).is_file():
-        if args.detectors or args.no_truth:
-            raise InputError(f"{args.source}: is a dataset already; --detectors and --no-truth are for TrackML files")
-        if args.tracks is None:
-            raise InputError(f"{args.source}: is a dataset already; --tracks T makes sub-events of it")
-        if args.draws is not None and args.draws > MAX_DRAWS:
-            raise InputError(f"--draws is {args.draws}, must be at most {MAX_DRAWS}")
-        options = {"pt_min_gev": sub["pt_min_gev"] or 0.0, "min_hits": sub["min_hits"] or 3, "seed": sub["seed"] or 0}
-        return SubEventReader(store.open_dataset(args.source), **(sub | options))
-    source = find_events(args.source)
-    if given:
-        raise InputError(f"{args.source}: holds TrackML files; {given[0]} is for a dataset, so convert these first")
-    check_files(source, with_truth=not args.no_truth)
-    faults = [source.faults[event_id] for event_id in list(source.events)[: args.limit] if event_id in source.faults]
-    if faults and not args.skip_bad:
-        raise InputError(faults[0])
-    return TrackmlReader(source, args.detectors, with_truth=not args.no_truth)
+    name = args.format or ("sub-events" if (source / INDEX).is_file() else "trackml")
+    if name not in FORMATS:
+        raise InputError(f"--format {name}: must be one of {', '.join(FORMATS)}")
+    given = {flag: getattr(args, flag) for flags in FLAGS.values() for flag in flags}
+    given = {flag: value for flag, value in given.items() if value not in (None, False)}
+    own = {flag: value for flag, value in given.items() if flag in FLAGS.get(name, ())}
+    values = apply_overrides({"format": own}, [f"format.{option}" for option in args.option], "--option")["format"]
+    kind = FORMATS[name]
+    reader = kind(parse(kind.Options, values, f"format '{name}'")).open(source, args.limit, args.skip_bad)
+    for flag in sorted(given.keys() - own.keys()):
+        raise misplaced(f"--{flag.replace('_', '-')}", name, source)
+    return reader, FORMATS.versions(name)
+
+
+def misplaced(flag: str, name: str, source: Path) -> InputError:
+    """The error of a flag that is not of the format `name`."""
+    if name == "sub-events":
+        return InputError(f"{source}: is a dataset already; --detectors and --no-truth are for TrackML files")
+    if name == "trackml":
+        return InputError(f"{source}: holds TrackML files; {flag} is for a dataset, so convert these first")
+    return InputError(f"--format {name}: {flag} is for datasets or TrackML files; options are --option KEY=VALUE")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
     if args.reference == bool(args.recipe):
         raise InputError("give either a RECIPE or --reference")
-    print(keys.page() if args.reference else resolved(args.recipe, args.overrides), end="")
+    print(keys.page(plugins=True) if args.reference else resolved(args.recipe, args.overrides), end="")
 
 
 def resolved(recipe: str, overrides: Sequence[str]) -> str:

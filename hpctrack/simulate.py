@@ -59,9 +59,9 @@ def settings_of(args: argparse.Namespace) -> Settings:
     """The checked settings; InputError for a value out of bounds or an option of another source."""
     given = {f.name: getattr(args, f.name) for f in dataclasses.fields(Settings) if getattr(args, f.name) is not None}
     settings = Settings(**given)
-    for other in SOURCES:
-        alien = given.keys() & set(source_class(other).OPTIONS) if other != settings.source else set()
-        for name in sorted(alien):
+    own = set(source_class(settings.source).OPTIONS)
+    for other in SOURCES.own:
+        for name in sorted(given.keys() & set(source_class(other).OPTIONS) - own):
             raise InputError(f"{option(name)}: an option of --source {other}, not of {settings.source}")
     return settings.check()
 

@@ -16,6 +16,7 @@ ORDER = [  # each may import what stands before it
     *(
         "errors",
         "process",
+        "registry",
         "numerics",
         "recipes",
         "named_recipes",

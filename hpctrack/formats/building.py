@@ -48,10 +48,11 @@ from hpctrack.storage.hdf5 import INDEX, SHARDS
 class Conversion:
     """What is to be made: a dataset in `out` of the events that `make_reader` finds, the first `limit` if that is set.
 
+    `make_reader` says the versions of other packages, too, that its reader is of: another version is other input.
     `skip_bad` leaves bad events out; `overwrite` lets a new dataset take the place of another.
     """
 
-    make_reader: Callable[[], Reader]
+    make_reader: Callable[[], tuple[Reader, dict[str, str]]]
     out: Path
     events_per_shard: int
     limit: int | None = None
@@ -71,20 +72,21 @@ class Plan:
     reader: Reader
     tasks: list[Task]
     folder: Path
+    versions: dict[str, str]
 
 
 def _plan(conversion: Conversion) -> Plan | None:
     """The work, the folder ready for it; None if the same call has finished it before."""
-    reader, out = conversion.make_reader(), conversion.out
+    (reader, versions), out = conversion.make_reader(), conversion.out
     if isinstance(reader, TrackmlReader) and reader.modules is None:
         print("convert: no detectors.csv: module ids are not checked", file=sys.stderr)
-    tasks = plan_tasks(reader, out, conversion.events_per_shard, conversion.limit, conversion.skip_bad)
+    tasks = plan_tasks(reader, out, conversion.events_per_shard, conversion.limit, conversion.skip_bad, versions)
     folder = _prepare(conversion, reader, tasks)
     if folder is None:
         print(f"convert: {out} is complete already", file=sys.stderr)
         _summary(out)
         return None
-    return Plan(reader, tasks, folder)
+    return Plan(reader, tasks, folder, versions)
 
 
 def convert(conversion: Conversion, jobs: int) -> None:
@@ -231,7 +233,8 @@ def _finish(out: Path, plan: Plan, done: Sequence[Done]) -> None:
     attributes = {"recipe": recipe_of(plan.tasks, skipped), "n_source": n_source, "n_skipped": len(skipped)}
     if plan.reader.field_t is not None:
         attributes["field_t"] = plan.reader.field_t
-    attributes["origin"] = json.dumps(plan.reader.origin())
+    origin = plan.reader.origin() | ({"versions": plan.versions} if plan.versions else {})
+    attributes["origin"] = json.dumps(origin)
     shard_writer.write_index(plan.folder, shards, attributes, {"skipped": json.dumps(skipped)}, beside=out)
     if plan.folder != out:
         replacement.move(out)

@@ -142,13 +142,25 @@ class Done:
     skipped: list[LeftOut] = field(default_factory=list)
 
 
-def plan_tasks(reader: Reader, out: Path, events_per_shard: int, limit: int | None, skip_bad: bool) -> list[Task]:
-    """Cut the source's (first `limit`) events, in the order of their ids, into shards."""
+def plan_tasks(
+    reader: Reader,
+    out: Path,
+    events_per_shard: int,
+    limit: int | None,
+    skip_bad: bool,
+    versions: dict[str, str] | None = None,
+) -> list[Task]:
+    """Cut the source's (first `limit`) events, in the order of their ids, into shards.
+
+    `versions`: of other packages that the reader is of, on which the content depends as well.
+    """
     ids = reader.event_ids()[:limit]
     tasks = []
     for number, start in enumerate(range(0, len(ids), events_per_shard)):
         chunk = ids[start : start + events_per_shard]
         stamps, sizes = zip(*(reader.stamp(event_id) for event_id in chunk), strict=True)
+        if versions:
+            stamps = [[stamp, versions] for stamp in stamps]
         tasks.append(Task(chunk, list(stamps), out / shard_writer.shard_name(number), skip_bad, float(sum(sizes))))
     return tasks
 

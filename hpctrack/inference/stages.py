@@ -124,6 +124,8 @@ class ByModel:
         self.product = "edges" if config.builder.name in OF_EDGES else "candidates"
         self._precision = Precision(config.precision, device)
         self.recipe = {"model_digest": checkpoint.digest(self._model), **config.model_dump(mode="json")}
+        if used := run_settings.package_versions(config):
+            self.recipe["versions"] = used
 
     def __call__(self, row: int) -> tuple[Candidates, dict[str, float]]:
         """Read the event, predict, build."""

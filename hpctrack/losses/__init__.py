@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
-from torch import nn
+from torch import Tensor, nn
+from torch_geometric.data import Batch
 
-from hpctrack.config import Named, lookup, parse
+from hpctrack.config import Named, Section, lookup, parse
 from hpctrack.losses.classification import EdgeLoss, TripletLoss
 from hpctrack.losses.condensation import CondensationLoss
 from hpctrack.losses.contrastive import ContrastiveLoss
@@ -14,18 +15,43 @@ from hpctrack.losses.hybrid import HybridLoss
 from hpctrack.losses.influencer import InfluencerLoss
 from hpctrack.losses.metric_learning import MetricLoss
 from hpctrack.losses.term import LossTerm
+from hpctrack.registry import Registry
 
-LOSSES: dict[str, Any] = {
-    "condensation": CondensationLoss,
-    "contrastive": ContrastiveLoss,
-    "edges": EdgeLoss,
-    "hybrid": HybridLoss,
-    "influencer": InfluencerLoss,
-    "metric": MetricLoss,
-    "triplets": TripletLoss,
-}
 
-__all__ = ["LOSSES", "LossTerm", "build_loss"]
+class Loss(Protocol):
+    """An `nn.Module` with all of this; the base class `BaseLoss` (losses/term.py) leaves `counted` and `terms` to do.
+
+    A term is defined for one event and averaged over the events of a step that have it, on whatever ranks they are.
+    """
+
+    Options: ClassVar[type[Section]]  # the keys of the section `loss` besides `name`
+    weights: dict[str, float]  # of the terms that are computed, all above 0
+
+    def __init__(self, options: Any) -> None:
+        """`options`: of `Options`."""
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """For each term of `weights`, how many of the batch's events have it; known before the forward pass."""
+
+    def __call__(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, LossTerm]:
+        """Each term of `weights`: its sum over the batch's events, without its weight, and their number."""
+
+
+LOSSES: Registry[type[Loss]] = Registry(
+    "hpctrack.losses",
+    "loss",
+    {
+        "condensation": CondensationLoss,
+        "contrastive": ContrastiveLoss,
+        "edges": EdgeLoss,
+        "hybrid": HybridLoss,
+        "influencer": InfluencerLoss,
+        "metric": MetricLoss,
+        "triplets": TripletLoss,
+    },
+)
+
+__all__ = ["LOSSES", "Loss", "LossTerm", "build_loss"]
 
 
 def build_loss(config: Named) -> nn.Module:

@@ -16,7 +16,7 @@ from torch_geometric.data import Batch
 from hpctrack.config import Section
 from hpctrack.errors import InputError
 from hpctrack.graphs.triplets import per_event, triplets
-from hpctrack.losses.term import Loss, needed
+from hpctrack.losses.term import BaseLoss, needed
 
 
 def edges_per_event(batch: Batch) -> Tensor:
@@ -33,7 +33,7 @@ def with_edge(batch: Batch) -> int:
     return int((edges_per_event(batch) > 0).sum())
 
 
-class EdgeLoss(Loss):
+class EdgeLoss(BaseLoss):
     """Term `edges`: weighted mean of the cross-entropy over an event's edges, mean over the events that have edges.
 
     An edge is true if graph truth has it (events/truth.py). True edges of particles that are no targets count as

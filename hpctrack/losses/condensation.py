@@ -15,7 +15,7 @@ from torch_geometric.data import Batch
 
 from hpctrack.config import Section
 from hpctrack.losses.pairs import Points, hinge_sum, neighbours
-from hpctrack.losses.term import Loss, events, with_track
+from hpctrack.losses.term import BaseLoss, events, with_track
 
 
 def with_noise(batch: Batch) -> int:
@@ -23,7 +23,7 @@ def with_noise(batch: Batch) -> int:
     return len(torch.unique(batch.batch[batch.track < 0]))
 
 
-class CondensationLoss(Loss):
+class CondensationLoss(BaseLoss):
     """Charges from beta; each track's largest charge, its condensation point, attracts its hits and repels the others.
 
     With q = arctanh(beta)^2 + q_min and alpha the hit with the largest charge of a track, terms, each the mean over the

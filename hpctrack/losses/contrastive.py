@@ -13,10 +13,10 @@ from torch_geometric.data import Batch
 
 from hpctrack.config import Section
 from hpctrack.losses.pairs import Points, hinge_sum, neighbours
-from hpctrack.losses.term import Loss, Tracks, events, own_groups, with_hit, with_track
+from hpctrack.losses.term import BaseLoss, Tracks, events, own_groups, with_hit, with_track
 
 
-class ContrastiveLoss(Loss):
+class ContrastiveLoss(BaseLoss):
     """Pull hits of a track together, push others out of a margin: hinge embedding loss on one embedding x.
 
     Terms, each the mean over the events that have it:

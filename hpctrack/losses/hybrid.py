@@ -20,7 +20,7 @@ from hpctrack.config import Section
 from hpctrack.graphs.triplets import CHUNK, per_event, triplet_chunks, true_triplets
 from hpctrack.losses.classification import EdgeLoss, edges_per_event
 from hpctrack.losses.metric_learning import MetricLoss
-from hpctrack.losses.term import Loss, needed
+from hpctrack.losses.term import BaseLoss, needed
 from hpctrack.models.memory_modes import again
 
 
@@ -49,7 +49,7 @@ def with_false_pair(batch: Batch) -> int:
     return int((false_pairs(batch) > 0).sum())
 
 
-class EdgeMetricLoss(Loss):
+class EdgeMetricLoss(BaseLoss):
     """Terms on the embedding x of edges, each the mean over the events that have it:
 
     - `positives`  |x_a - x_b|^2, mean over the event's triplets of true edges of targets;
@@ -97,7 +97,7 @@ class EdgeMetricLoss(Loss):
 METRICS = {"hits": MetricLoss, "edges": EdgeMetricLoss}
 
 
-class HybridLoss(Loss):
+class HybridLoss(BaseLoss):
     """Term `edges` of EdgeLoss, `positives` and `negatives` of an embedding `of` hits (MetricLoss) or of edges.
 
     In a graph that is given, positives of hits are the true edges that it has.

@@ -21,7 +21,7 @@ from hpctrack.config import Section
 from hpctrack.errors import InputError
 from hpctrack.events.perigee import PHI, SCALES
 from hpctrack.losses.pairs import Points, hinge_sum, neighbours
-from hpctrack.losses.term import Loss, Tracks, events, own_groups, with_hit, with_track
+from hpctrack.losses.term import BaseLoss, Tracks, events, own_groups, with_hit, with_track
 from hpctrack.models.embedding import representatives
 from hpctrack.models.geometry import wrapped
 
@@ -99,7 +99,7 @@ def pairs_of_groups(group: Tensor) -> tuple[Tensor, Tensor]:
 # ------------------------------------------------------------------------------------------------ the loss
 
 
-class InfluencerLoss(Loss):
+class InfluencerLoss(BaseLoss):
     """Attract users and influencers of a track, repel users and influencers of different ones, thin out influencers.
 
     Terms, each the mean over the events that have it:

@@ -17,7 +17,7 @@ from hpctrack.config import Section
 from hpctrack.graphs.neighbours import nearest
 from hpctrack.losses.classification import edges_per_event, sums
 from hpctrack.losses.pairs import Points, hinge_sum
-from hpctrack.losses.term import Loss, events, needed, own_groups, with_hit
+from hpctrack.losses.term import BaseLoss, events, needed, own_groups, with_hit
 
 
 def true_edges(batch: Batch) -> tuple[Tensor, Tensor]:
@@ -33,7 +33,7 @@ def with_true_edge(batch: Batch) -> int:
     return int((true_edges(batch)[1] > 0).sum())
 
 
-class MetricLoss(Loss):
+class MetricLoss(BaseLoss):
     """Terms on the embedding x, each the mean over the events that have it:
 
     - `positives`  |x_i - x_j|^2, mean over the batch's true edges on targets: data.graph {name: truth} gives them;

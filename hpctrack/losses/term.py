@@ -27,7 +27,7 @@ class LossTerm(NamedTuple):
     count: int
 
 
-class Loss(nn.Module):
+class BaseLoss(nn.Module):
     """What losses share: a loss sets `counted`, has in `Options` a weight for each term, and computes `terms`.
 
     Outputs are taken to fp32 at least before anything is computed with them: sums, means and norms over the hits of an

@@ -1,12 +1,9 @@
-"""Backbones: one file each, one line here; and what all models of the form backbone + heads share.
-
-A backbone: `backbone(x_NF, sizes) -> (h_NH, more outputs)`, `width`, `memory_modes`, `set_memory`, `relative_cost`.
-"""
+"""Backbones: one file each, one line here; and what all models of the form backbone + heads share."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -19,8 +16,30 @@ from hpctrack.models.geometry import Geometry, on_circle
 from hpctrack.models.neighbour_attention import NeighbourBackbone
 from hpctrack.models.perceptron import Exact, MlpBackbone, two_layers
 from hpctrack.models.transformer import TransformerBackbone
+from hpctrack.registry import Registry
 
-BACKBONES: dict[str, Any] = {"mlp": MlpBackbone, "neighbours": NeighbourBackbone, "transformer": TransformerBackbone}
+
+class Backbone(Protocol):
+    """A network on hits, an `nn.Module`; memory modes as a model has them."""
+
+    Options: ClassVar[type[Section]]  # the keys of the section `model.backbone` besides `name`
+    width: int  # H
+
+    def __init__(self, features: Sequence[str], options: Any) -> None:
+        """`features` [F]: names of the inputs; `options`: of `Options`."""
+
+    def __call__(self, x_NF: Tensor, sizes: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Hidden states [N, H] of events with so many hits each, one behind the other; and more outputs by name."""
+
+    def relative_cost(self, hits: np.ndarray) -> np.ndarray:
+        """Cost of a training pass over events with so many hits, up to a factor."""
+
+
+BACKBONES: Registry[type[Backbone]] = Registry(
+    "hpctrack.backbones",
+    "backbone",
+    {"mlp": MlpBackbone, "neighbours": NeighbourBackbone, "transformer": TransformerBackbone},
+)
 
 
 class BackboneModel(nn.Module):

@@ -19,7 +19,6 @@ from hpctrack.errors import InputError
 from hpctrack.events.features import FEATURES
 from hpctrack.process.arguments import REAL_MAX, WHOLE_MAX, Unit
 from hpctrack.reference.text import code, table
-from hpctrack.tracking.methods import METHODS, load
 from hpctrack.training.run_settings import OPTIONS, is_free, section_kind
 
 COLUMNS = ("key", "type", "default", "bounds", "unit", "changes the result", "what it is")
@@ -62,13 +61,13 @@ class Entry(NamedTuple):
     missing: str = ""
 
 
-def page() -> str:
-    """The page as Markdown."""
+def page(plugins: bool = False) -> str:
+    """The page as Markdown; with `plugins`, entries of other packages that are installed are on it."""
     parts = [HEAD, "## Sections of a recipe\n"]
     for prefix, kind in sections(RunConfig):
         parts.append(f"### {code(prefix) if prefix else 'Top level'}\n\n{kind.__doc__}\n")
         parts.append(key_table(kind, f"{prefix}." if prefix else ""))
-    found = list(entries())
+    found = list(entries(plugins))
     for section, about in SECTIONS.items():
         parts.append(f"## Entries of {code(section)}\n\n{about}\n")
         for entry in (each for each in found if each.section == section):
@@ -98,12 +97,12 @@ def is_section(info: FieldInfo) -> bool:
     return section_kind(info) not in (None, Named) and get_origin(info.annotation) is not list
 
 
-def entries() -> Iterator[Entry]:
-    """Every entry of every table."""
+def entries(plugins: bool) -> Iterator[Entry]:
+    """Every entry of every table; with `plugins`, those of other packages, too."""
     for section, known in OPTIONS.items():
-        for name, entry in sorted(known.items()):
+        for name in sorted(known if plugins else known.own):
             try:
-                kind = load(name, entry)[1] if known is METHODS else entry
+                kind = known[name]
             except InputError as error:
                 yield Entry(section, name, "", None, f"Not here: {error}.")
             else:

@@ -60,7 +60,7 @@ def run(settings: Settings, folder: Path, event_ids: range, jobs: int) -> Iterat
     settings.check()
     if event_ids and not 0 <= event_ids[0] <= event_ids[-1] <= MAX_EVENT_ID:
         raise InputError(f"--first-event {event_ids[0]} --events {len(event_ids)}: ids must lie in 0 … {MAX_EVENT_ID}")
-    versions = package_versions(source_class(settings.source))
+    versions = package_versions(settings.source)
     check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with only_writer_of(folder, event_ids):

@@ -113,7 +113,7 @@ def check_pairs(pairs: int, n_hits: int, option: str, radius: float) -> None:
         )
 
 
-class Builder:
+class BaseBuilder:
     """A builder says how hits become candidates, `lists(outputs)`, and which options can be tuned, `grid()`."""
 
     class Options(Section):

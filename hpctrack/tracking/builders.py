@@ -1,38 +1,68 @@
 """Model outputs -> track candidates: a table of builders, and their tuning.
 
-`build(outputs, hit_rows, n_hits, event_id) -> Candidates`. A builder with an open option is tuned on validation events:
-`grid()` lists the settings to try, `sweep` applies a builder with each to an event, `tuning_counts` counts how each
-does, `choose` picks one.
+A builder with an open option is tuned on validation events: `grid()` lists the settings to try, `sweep` applies a
+builder with each to an event, `tuning_counts` counts how each does, `choose` picks one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from hpctrack.config import Named, lookup, parse
+from hpctrack.config import Named, Section, lookup, parse
 from hpctrack.evaluation import metrics
 from hpctrack.evaluation.matching import match
+from hpctrack.registry import Registry
+from hpctrack.storage.edges import Edges
+from hpctrack.storage.schema import Candidates
 from hpctrack.tracking.builder import Outputs
 from hpctrack.tracking.condensing import CondensationBuilder, GreedyBuilder
 from hpctrack.tracking.edge_clustering import ComponentsBuilder, DbscanBuilder, HdbscanBuilder, WalkBuilder
 from hpctrack.tracking.radius_builder import RadiusBuilder
 from hpctrack.tracking.stage_edges import EdgesBuilder, RadiusEdgesBuilder, RadiusGraphBuilder
 
-BUILDERS: dict[str, Any] = {
-    "components": ComponentsBuilder,
-    "condensation": CondensationBuilder,
-    "dbscan": DbscanBuilder,
-    "edges": EdgesBuilder,
-    "greedy": GreedyBuilder,
-    "hdbscan": HdbscanBuilder,
-    "radius": RadiusBuilder,
-    "radius_edges": RadiusEdgesBuilder,
-    "radius_graph": RadiusGraphBuilder,
-    "walk": WalkBuilder,
-}
+
+class Builder(Protocol):
+    """Makes track candidates, or edges for a next stage, of a model's outputs on one event.
+
+    One that is tuned needs `grid` and `sweep` as well: the base class `BaseBuilder` (tracking/builder.py) has them.
+    """
+
+    Options: ClassVar[type[Section]]  # the keys of the section `builder` besides `name`
+    options: Any
+
+    def __init__(self, options: Any) -> None:
+        """`options`: of `Options`."""
+
+    @property
+    def needs_tuning(self) -> bool:
+        """Whether an option is open, so that training has to choose it on validation events."""
+
+    def build(self, outputs: Outputs, hit_rows: np.ndarray, n_hits: int, event_id: int) -> Candidates | Edges:
+        """Candidates of an event with `n_hits` hits from `outputs` on those that it saw, `hit_rows` [N], ascending.
+
+        `outputs` has also `edge_index` [2, M], if the event has a graph. Candidates are of rows of the whole event.
+        """
+
+
+BUILDERS: Registry[type[Builder]] = Registry(
+    "hpctrack.builders",
+    "builder",
+    {
+        "components": ComponentsBuilder,
+        "condensation": CondensationBuilder,
+        "dbscan": DbscanBuilder,
+        "edges": EdgesBuilder,
+        "greedy": GreedyBuilder,
+        "hdbscan": HdbscanBuilder,
+        "radius": RadiusBuilder,
+        "radius_edges": RadiusEdgesBuilder,
+        "radius_graph": RadiusGraphBuilder,
+        "walk": WalkBuilder,
+    },
+)
 OF_EDGES = ("edges", "radius_edges", "radius_graph")  # these make edges for a next stage, not candidates
 
 

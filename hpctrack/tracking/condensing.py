@@ -12,17 +12,17 @@ from pydantic import Field
 from scipy.spatial import cKDTree
 
 from hpctrack.storage.schema import Candidates
-from hpctrack.tracking.builder import Builder, Lists, Outputs, joined, radii
+from hpctrack.tracking.builder import BaseBuilder, Lists, Outputs, joined, radii
 
 
-class GreedyBuilder(Builder):
+class GreedyBuilder(BaseBuilder):
     """Greedy random condensation, the baseline of D. Murnane, "Influencer Loss", CHEP 2023.
 
     A random free hit takes all free hits within the radius, until no hit is free; candidates do not overlap. The order
     is drawn from the event id, so a repetition gives the same. A candidate's score is 1 - mean distance / radius.
     """
 
-    class Options(Builder.Options):
+    class Options(BaseBuilder.Options):
         """The radius, and the smallest candidate that counts."""
 
         radius: float | None = Field(
@@ -47,14 +47,14 @@ class GreedyBuilder(Builder):
         return joined([rows for _, rows in groups], scores)
 
 
-class CondensationBuilder(Builder):
+class CondensationBuilder(BaseBuilder):
     """Object condensation's inference (J. Kieseler, arXiv 2002.03329, section 2).
 
     Hits with beta above `beta_min` get their turn by falling beta (then the lowest row); one that is still free takes
     all free hits within the radius. Candidates do not overlap; a candidate's score is the beta of its hit.
     """
 
-    class Options(Builder.Options):
+    class Options(BaseBuilder.Options):
         """Threshold, radius, and the smallest candidate that counts."""
 
         beta_min: float | None = Field(None, ge=0, lt=1, description="t_beta; null: tuned on validation events")

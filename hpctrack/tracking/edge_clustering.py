@@ -19,17 +19,17 @@ from scipy.sparse import coo_matrix, csr_matrix
 from scipy.sparse.csgraph import connected_components
 
 from hpctrack.errors import InputError
-from hpctrack.tracking.builder import Builder, Lists, Outputs
+from hpctrack.tracking.builder import BaseBuilder, Lists, Outputs
 
 
-class EdgeBuilder(Builder):
+class EdgeBuilder(BaseBuilder):
     """What builders on edges share; each says how hits become groups: `groups(edge_2M, probability_M) -> label [N]`.
 
     A hit's label is the number of its group from 0, or -1. Groups do not overlap. A candidate's score is the mean
     probability of the edges within it.
     """
 
-    class Options(Builder.Options):
+    class Options(BaseBuilder.Options):
         """The cut, and the smallest candidate that counts."""
 
         cut: float | None = Field(None, gt=0, lt=1, description="edges must be as probable; null: tuned after training")

@@ -1,41 +1,47 @@
 """Methods that need no training, to compare with: one file a method, one line in METHODS.
 
-`reconstruct(event, rows) -> (Candidates, seconds)`: candidates from the hits `rows` [N] of an event, of which it sees
-`COLUMNS` alone, and the seconds of its parts; what makes Candidates of the result is `build_s`.
+A method is imported when it is asked for, since it may need a package of the extra `reference`.
 """
 
 from __future__ import annotations
 
-import importlib
 import time
-from dataclasses import dataclass
-from importlib import metadata
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
 
 from hpctrack.config import Named, Section, Seed, SelectionConfig, lookup, parse
-from hpctrack.errors import InputError
 from hpctrack.events import selection as selecting
-from hpctrack.storage.schema import Candidates
+from hpctrack.registry import Lazy, Registry
+from hpctrack.storage.schema import Candidates, Event
 from hpctrack.storage.store import Dataset
 
 
-@dataclass(frozen=True)
-class Entry:
-    """Where a method's class is, and the distribution of the `reference` extra that it needs."""
+class Method(Protocol):
+    """Makes track candidates of an event's hits."""
 
-    target: str
-    package: str
+    Options: ClassVar[type[Section]]  # the keys `method.…` besides `method.name`
+    COLUMNS: ClassVar[Sequence[str]]  # of an event, that it sees, as `hits.phi`; none of the truth
 
-    @property
-    def Options(self) -> type[Section]:
-        """The method's options; loads its class, InputError if that cannot be had."""
-        return load(self.target.rpartition(":")[2].lower(), self)[1].Options
+    def __init__(self, options: Any) -> None:
+        """`options`: of `Options`; a `field_t` of None among them becomes the dataset's magnetic field, Tesla."""
+
+    def reconstruct(self, event: Event, rows: np.ndarray) -> tuple[Candidates, dict[str, float]]:
+        """Candidates of the hits `rows` [N], ascending, and the seconds of its parts.
+
+        What makes Candidates of the result is the part `build_s`.
+        """
 
 
-METHODS = {
-    "ckf": Entry("hpctrack.tracking.ckf:Ckf", "pyacts"),
-    "dbscan": Entry("hpctrack.tracking.dbscan:Dbscan", "scikit-learn"),
-}
+METHODS: Registry[type[Method]] = Registry(
+    "hpctrack.methods",
+    "method",
+    {
+        "ckf": Lazy("hpctrack.tracking.ckf:Ckf", "pyacts", "reference"),
+        "dbscan": Lazy("hpctrack.tracking.dbscan:Dbscan", "scikit-learn", "reference"),
+    },
+)
 
 
 class MethodConfig(Section):
@@ -53,8 +59,7 @@ class ByMethod:
     """
 
     def __init__(self, config: MethodConfig, data: Dataset, stream: int) -> None:
-        entry: Entry = lookup(METHODS, config.method.name, "method")
-        version, cls = load(config.method.name, entry)
+        cls = lookup(METHODS, config.method.name, "method")
         options = parse(cls.Options, config.method.options, f"method '{config.method.name}'", "method")
         if getattr(options, "field_t", 0.0) is None:  # the dataset's
             options = options.model_copy(update={"field_t": data.field_t})
@@ -62,7 +67,7 @@ class ByMethod:
         self.product = "candidates"
         self._method, self._data = cls(options), data
         settings = config.model_dump(mode="json") | {"method": {"name": config.method.name, **options.model_dump()}}
-        self.recipe: dict[str, Any] = settings | {"versions": {entry.package: version}}
+        self.recipe: dict[str, Any] = settings | {"versions": METHODS.versions(config.method.name)}
 
     def __call__(self, row: int) -> tuple[Candidates, dict[str, float]]:
         """Candidates of event `row` of the dataset; hits seen, seconds of the parts, and of the processor (`cpu_s`)."""
@@ -74,16 +79,3 @@ class ByMethod:
         model_s = sum(seconds for name, seconds in parts.items() if name != "build_s")
         cpu_s = time.process_time() - cpu
         return found, {"n_hits": len(rows), "read_s": read_s, "model_s": model_s} | parts | {"cpu_s": cpu_s}
-
-
-def load(name: str, entry: Entry) -> tuple[str, Any]:
-    """The version of the package behind a method, and the method's class; InputError if it cannot be had."""
-    try:
-        version = metadata.version(entry.package)
-        module, cls = entry.target.split(":")
-        return version, getattr(importlib.import_module(module), cls)
-    except (metadata.PackageNotFoundError, ImportError) as error:
-        why = "is not installed" if isinstance(error, metadata.PackageNotFoundError) else f"does not load ({error})"
-        raise InputError(
-            f"method '{name}' needs {entry.package}, which {why}: pip install 'hpctrack[reference]'"
-        ) from error

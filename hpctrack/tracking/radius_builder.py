@@ -15,13 +15,13 @@ from scipy.sparse import csr_matrix
 from scipy.spatial import cKDTree
 
 from hpctrack.storage.schema import Candidates
-from hpctrack.tracking.builder import Builder, Lists, Outputs, TooManyPairs, check_pairs, pairs_limit, radii
+from hpctrack.tracking.builder import BaseBuilder, Lists, Outputs, TooManyPairs, check_pairs, pairs_limit, radii
 
 SAMPLE = 4096  # influencers whose neighbours are counted first
 DOUBTFUL = 0.25  # of the most pairs there can be
 
 
-class RadiusBuilder(Builder):
+class RadiusBuilder(BaseBuilder):
     """Users within a fixed radius of each influencer (D. Murnane, "Influencer Loss", CHEP 2023, inference).
 
     Every influencer whose neighbourhood has at least `min_hits` users is a candidate; nothing is removed, so candidates
@@ -32,7 +32,7 @@ class RadiusBuilder(Builder):
     high overlap by their hits' votes lowered them.
     """
 
-    class Options(Builder.Options):
+    class Options(BaseBuilder.Options):
         """The search radius, and the smallest candidate that counts."""
 
         radius: float | None = Field(

@@ -97,6 +97,7 @@ class Meta(Part):
     step: Count
     config: dict[str, Any]
     neutral: list[str] = []
+    packages: dict[str, dict[str, str]] = {}  # other than this one, by the key that names an entry of theirs
     data: str
     tuned: dict[str, bool | int | float | str | None]
     window: dict[str, float]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -24,12 +25,13 @@ from hpctrack.losses import LOSSES
 from hpctrack.models import MODELS
 from hpctrack.models.backbones import BACKBONES
 from hpctrack.process.arguments import shortened
+from hpctrack.registry import Registry
 from hpctrack.tracking.builders import BUILDERS
 from hpctrack.tracking.methods import METHODS
 from hpctrack.training.optimizers import learning_rate
 
 SCHEMA = 2  # 1: version 0.1.0, which did not write the number
-OPTIONS = {  # sections that name an entry of a table, by the last word of their key
+OPTIONS: dict[str, Registry[Any]] = {  # sections that name an entry of a table, by the last word of their key
     "model": MODELS,
     "loss": LOSSES,
     "builder": BUILDERS,
@@ -71,7 +73,8 @@ def read_settings(kind: type[S], values: Mapping[str, Any], schema: int, neutral
 
 
 def run_config(meta: Mapping[str, Any], path: Path) -> RunConfig:
-    """The configuration of the run that a checkpoint with this meta data is of."""
+    """The configuration of the run that a checkpoint with this meta data is of; InputError if a package is gone."""
+    check_packages(meta, path)
     return read_settings(RunConfig, meta["config"], meta["schema"], meta["neutral"], str(path))
 
 
@@ -166,6 +169,34 @@ def neutral(config: RunConfig) -> list[str]:
 def has_default(value: Any, info: FieldInfo) -> bool:
     """Whether a plain value is the field's default."""
     return not info.is_required() and value == to_jsonable_python(info.get_default())
+
+
+def packages(section: Section) -> dict[str, dict[str, str]]:
+    """Other packages whose entries a section names: {key of the name: {distribution: version}}."""
+    found = {
+        key: OPTIONS[key.split(".")[-2]].versions(value)
+        for key, value, _ in entries(section)
+        if key.endswith(".name") and key.split(".")[-2] in OPTIONS
+    }
+    return {key: versions for key, versions in found.items() if versions}
+
+
+def package_versions(section: Section) -> dict[str, str]:
+    """Versions of the distributions other than this one whose entries a section names."""
+    return {name: version for found in packages(section).values() for name, version in found.items()}
+
+
+def check_packages(meta: Mapping[str, Any], path: Path) -> None:
+    """InputError naming the first package that a checkpoint's run had an entry of and that is not installed."""
+    for key, versions in meta.get("packages", {}).items():
+        for package, version in versions.items():
+            try:
+                metadata.version(package)
+            except metadata.PackageNotFoundError:
+                raise InputError(
+                    f"{path}: key '{key}' names an entry of {package} {version}, which is not installed: "
+                    f"pip install {package}"
+                ) from None
 
 
 def difference(then: Settings, now: Settings) -> str | None:

@@ -12,11 +12,12 @@ from hpctrack import convert, evaluate, infer, simulate
 from hpctrack.config import Named
 from hpctrack.errors import InputError
 from hpctrack.evaluation.matching import check_candidates
+from hpctrack.registry import Lazy, Registry
 from hpctrack.storage.candidates import CandidateStore
 from hpctrack.storage.schema import Event
 from hpctrack.storage.store import Dataset
 from hpctrack.tracking import methods
-from hpctrack.tracking.methods import METHODS, ByMethod, Entry, MethodConfig
+from hpctrack.tracking.methods import METHODS, ByMethod, MethodConfig
 
 HARD = ("selection.pt_min_gev=1", "selection.noise=false", "selection.other_hits=false")
 
@@ -70,7 +71,7 @@ def test_it_sees_the_selected_hits_only(dataset, tmp_path):
 @pytest.mark.parametrize("n", [0, 1, 2, 3])
 def test_hardly_any_hits(dataset, n):
     event = some_hits(dataset, n)
-    for name in METHODS:
+    for name in METHODS.own:
         found, seconds = method(name, dataset).reconstruct(event, np.arange(n))
         check_candidates(found, n)
         assert len(found) == 0 and min(seconds.values()) >= 0
@@ -85,12 +86,12 @@ def test_hits_off_the_detector_are_refused(dataset, column, value):
 
 
 def test_no_method_reads_the_truth(dataset):
-    assert all(column.startswith("hits.") for name in METHODS for column in method(name, dataset).COLUMNS)
+    assert all(column.startswith("hits.") for name in METHODS.own for column in method(name, dataset).COLUMNS)
 
 
 def test_clusters_of_straight_tracks_are_found():
     pytest.importorskip("sklearn", reason="scikit-learn is not installed")
-    cls = methods.load("dbscan", METHODS["dbscan"])[1]
+    cls = METHODS["dbscan"]
     track = np.repeat(np.arange(40), 8)
     rng = np.random.default_rng(1)
     phi, eta = rng.uniform(-3, 3, 40)[track], (np.arange(40) / 10 - 2)[track]
@@ -113,13 +114,17 @@ def test_refusals(dataset, tmp_path, capsys, monkeypatch):
     assert "unknown key 'method.pt_min'; did you mean 'pt_min_gev'?" in refused("--method", "ckf", "method.pt_min=2")
     assert "key 'method.branches': " in refused("--method", "ckf", "method.branches=0")
     assert "takes selection.key=value and method.key=value" in refused("--method", "ckf", "builder.radius=1")
-    missing = {"ckf": Entry("hpctrack.tracking.ckf:Ckf", "no-such-acts")}
-    broken = {"ckf": Entry("hpctrack.tracking.no_such_file:Ckf", "numpy")}
+    missing = table(Lazy("hpctrack.tracking.ckf:Ckf", "no-such-acts", "reference"))
+    broken = table(Lazy("hpctrack.tracking.no_such_file:Ckf", "numpy", "reference"))
     monkeypatch.setattr(methods, "METHODS", missing)
     assert "needs no-such-acts, which is not installed: pip install 'hpctrack[reference]'" in refused("--method", "ckf")
     monkeypatch.setattr(methods, "METHODS", broken)
     assert "method 'ckf' needs numpy, which does not load" in refused("--method", "ckf")
     assert not (tmp_path / "no").exists()
+
+
+def table(ckf: Lazy) -> Registry:
+    return Registry("hpctrack.methods", "method", {"ckf": ckf})
 
 
 def some_hits(dataset: Path, n: int) -> Event:

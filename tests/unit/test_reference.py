@@ -15,7 +15,7 @@ from hpctrack.reference.__main__ import PAGES
 from hpctrack.training.run_settings import OPTIONS, settings
 
 FOLDER = Path(__file__).parents[2] / "docs" / "reference"
-ENTRIES = list(keys.entries())
+ENTRIES = list(keys.entries(plugins=False))
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -50,7 +50,7 @@ def test_every_key_and_every_entry_is_on_the_page():
         for name, info in kind.model_fields.items():
             assert keys.is_section(info) or f"{prefix}.{name}".lstrip(".") in on_page
     for section, table in OPTIONS.items():
-        assert all(f"### `{section}: {{name: {name}}}`" in text for name in table)
+        assert all(f"### `{section}: {{name: {name}}}`" in text for name in table.own)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_a_recipe_with_its_defaults_is_the_same_recipe(name, tmp_path, capsys):
 
 def test_config_takes_a_recipe_or_reference(capsys):
     assert show_config.main(["--reference"]) == 0
-    assert capsys.readouterr().out == keys.page()
+    assert capsys.readouterr().out == keys.page(plugins=True)
     assert show_config.main([]) == 2 and "either a RECIPE or --reference" in capsys.readouterr().err
     assert show_config.main(["influencer", "loss.repel=1"]) == 2
     assert "unknown key 'loss.repel'" in capsys.readouterr().err

@@ -1,0 +1,61 @@
+"""The formats that `hpctrack convert` reads by itself: TrackML's files, and datasets, of which it makes sub-events."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from hpctrack.config import Section, Seed
+from hpctrack.errors import InputError
+from hpctrack.events.subevents import MAX_DRAWS, SubEventReader
+from hpctrack.formats.conversion import TrackmlReader
+from hpctrack.formats.trackml_files import check_files, find_events
+from hpctrack.storage import store
+
+
+class TrackmlFormat:
+    """TrackML's CSV files, in a folder or an archive."""
+
+    class Options(Section):
+        """Detector and truth."""
+
+        detectors: str | None = Field(None, description="detectors.csv[.gz]; null: in the source or beside it")
+        no_truth: bool = Field(False, description="events without truth: all hits become noise")
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+
+    def open(self, source: Path, limit: int | None = None, skip_bad: bool = False) -> TrackmlReader:
+        """The reader; InputError if files of an event are missing."""
+        found, with_truth = find_events(str(source)), not self.options.no_truth
+        check_files(found, with_truth=with_truth)
+        faults = [found.faults[event_id] for event_id in list(found.events)[:limit] if event_id in found.faults]
+        if faults and not skip_bad:
+            raise InputError(faults[0])
+        return TrackmlReader(found, self.options.detectors, with_truth=with_truth)
+
+
+class SubEventsFormat:
+    """A dataset, of whose events sub-events are drawn."""
+
+    class Options(Section):
+        """What is drawn."""
+
+        tracks: int | None = Field(None, ge=0, description="tracks a sub-event, needed; 0: those of an event")
+        draws: int | None = Field(None, ge=1, description="at most so many sub-events an event; null: all")
+        pt_min_gev: float = Field(0.0, ge=0, description="least transverse momentum of a track")
+        min_hits: int = Field(3, ge=1, description="least hits of a track")
+        remove_noise: bool = Field(False, description="else noise is thinned like the tracks")
+        seed: Seed = 0
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+
+    def open(self, source: Path, limit: int | None = None, skip_bad: bool = False) -> SubEventReader:
+        """The reader; InputError without a number of tracks."""
+        if self.options.tracks is None:
+            raise InputError(f"{source}: is a dataset already; --tracks T makes sub-events of it")
+        if self.options.draws is not None and self.options.draws > MAX_DRAWS:
+            raise InputError(f"--draws is {self.options.draws}, must be at most {MAX_DRAWS}")
+        return SubEventReader(store.open_dataset(source), **self.options.model_dump())

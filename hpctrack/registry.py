@@ -1,0 +1,112 @@
+"""Tables of what recipes and commands name: the package's own entries, and those that other packages add as plugins.
+
+A plugin is an entry point of another distribution, in a group such as `hpctrack.models`:
+
+    [project.entry-points."hpctrack.models"]
+    my_model = "my_package.model:MyModel"
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from importlib.metadata import EntryPoint
+from typing import TypeVar
+
+from hpctrack.errors import InputError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Lazy:
+    """An own entry that is imported when it is asked for: `module:attribute`, and the package of an extra it needs."""
+
+    target: str
+    package: str = ""
+    extra: str = ""
+
+
+class Registry(Mapping[str, T]):
+    """Entries by name. Names of plugins are known from the start; a plugin is imported when it is asked for by name.
+
+    `group`: of the entry points; `what`: one entry in a word, for messages; `own`: the entries of this package.
+    """
+
+    def __init__(self, group: str, what: str, own: Mapping[str, T | Lazy]) -> None:
+        self.group, self.what, self.own = group, what, own
+
+    @property
+    def plugins(self) -> dict[str, list[EntryPoint]]:
+        """The entry points of other packages by name; more than one where packages claim the same name."""
+        found: dict[str, list[EntryPoint]] = {}
+        for point in sorted(_all_entry_points(tuple(sys.path)).select(group=self.group)):
+            found.setdefault(point.name, []).append(point)
+        return found
+
+    def __getitem__(self, name: str) -> T:
+        """The entry of that name. KeyError if there is none, InputError if it does not load or two packages have it."""
+        claims = self.plugins.get(name, [])
+        owners = ["hpctrack"] * (name in self.own) + [_package(point) for point in claims]
+        if len(owners) > 1:
+            raise InputError(
+                f"{self.what} '{name}' is in {' and in '.join(owners)}: rename the entry point of {owners[-1]} in "
+                f"'{self.group}', or uninstall that package"
+            )
+        if claims:
+            return self._plugin(claims[0])
+        entry = self.own[name]
+        return self._imported(name, entry) if isinstance(entry, Lazy) else entry
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.own or name in self.plugins
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([*self.own, *(name for name in self.plugins if name not in self.own)])
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    def versions(self, name: str) -> dict[str, str]:
+        """Versions of the distributions other than this one that the entry is of, or that it needs; maybe none."""
+        entry = self.own.get(name)
+        if entry is None:
+            return {point.dist.name: point.dist.version for point in self.plugins.get(name, []) if point.dist}
+        return {entry.package: metadata.version(entry.package)} if isinstance(entry, Lazy) and entry.package else {}
+
+    def _plugin(self, point: EntryPoint) -> T:
+        try:
+            return point.load()
+        except Exception as error:  # whatever the other package's import raises
+            raise InputError(
+                f"{self.what} '{point.name}' of {_package(point)} does not load: entry point '{point.value}' of "
+                f"'{self.group}': {type(error).__name__}: {error}"
+            ) from error
+
+    def _imported(self, name: str, entry: Lazy) -> T:
+        try:
+            if entry.package:
+                metadata.version(entry.package)
+            module, attribute = entry.target.split(":")
+            return getattr(importlib.import_module(module), attribute)
+        except (metadata.PackageNotFoundError, ImportError) as error:
+            if not entry.package:
+                raise
+            why = "is not installed" if isinstance(error, metadata.PackageNotFoundError) else f"does not load ({error})"
+            raise InputError(
+                f"{self.what} '{name}' needs {entry.package}, which {why}: pip install 'hpctrack[{entry.extra}]'"
+            ) from error
+
+
+@functools.cache
+def _all_entry_points(path: tuple[str, ...]) -> metadata.EntryPoints:
+    """Those of all distributions on `sys.path`, which is `path`: reading them takes some milliseconds."""
+    return metadata.entry_points()
+
+
+def _package(point: EntryPoint) -> str:
+    return f"{point.dist.name} {point.dist.version}" if point.dist else "an unknown package"
