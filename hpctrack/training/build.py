@@ -23,7 +23,7 @@ from hpctrack.parallel.watchdog import Watchdog
 from hpctrack.resources.peak_memory import Memory
 from hpctrack.storage.store import Dataset
 from hpctrack.tracking.builders import build_builder
-from hpctrack.training import checkpoint
+from hpctrack.training import checkpoint, run_settings
 from hpctrack.training.batches import Batches, EventSet
 from hpctrack.training.compiled import compile_model
 from hpctrack.training.optimizers import build_optimizer
@@ -40,6 +40,8 @@ def build(config: RunConfig, env: Env, watchdog: Watchdog | None = None, owner: 
     `owner`: of the run's folder, on rank 0. InputError for data or options that do not fit each other.
     """
     found = run_on_main(lambda: checkpoint.latest(Path(config.run) / "checkpoints"), env)
+    if found:
+        run_settings.check_packages(checkpoint.read_meta(found), found)
     precision = Precision(config.train.precision, env.device, config.train.tf32)
     loss = build_loss(config.loss)
     alive = watchdog.feed if watchdog else _nobody_asks

@@ -126,7 +126,7 @@ class Trainer:
             for name in (CONFIG, VERSIONS, METRICS, LEDGER):
                 clear_leftovers(self.folder, name, owned=True)
             write_text(self.folder / CONFIG, sealed_text(dump_yaml(self.config)))
-            write_json(self.folder / VERSIONS, sealed(versions()))
+            write_json(self.folder / VERSIONS, sealed(versions() | run_settings.package_versions(self.config)))
             self.metrics = Metrics(self.folder, self.step, marks.get(METRICS))
             self.ledger = Ledger(self.folder, self.step, len(self.data), marks.get(LEDGER))
         n = self.engine.n_parameters
@@ -220,6 +220,7 @@ class Trainer:
             "config": self.config.model_dump(mode="json"),
             "neutral": run_settings.neutral(self.config),
             "data": self.data.fingerprint,
+            "packages": run_settings.packages(self.config),
             "tuned": self.tuned,
             "window": self.window.sums,
             "pending": self.pending,
