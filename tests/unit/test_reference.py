@@ -99,5 +99,5 @@ def test_config_takes_a_recipe_or_reference(capsys):
 def test_the_pages_of_the_modules_are_built_without_a_warning(tmp_path):
     pytest.importorskip("pdoc", reason="pdoc is not installed (dev extra)")
     api.build(tmp_path)
-    assert "InfluencerModel" in (tmp_path / "hpctrack" / "models" / "influencer.html").read_text()
+    assert "InfluencerModel" in (tmp_path / "hpctrack" / "models" / "embedding.html").read_text()
     assert all((tmp_path / f"{module.__name__.replace('.', '/')}.html").is_file() for module in api.PUBLIC)
