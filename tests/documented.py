@@ -21,8 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
 INDEX = ROOT / "docs/how-to/README.md"  # makes the data and the run of the other how-to pages
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs/how-to").glob("*.md"))]
+PAGES = [README, *sorted((ROOT / "docs/how-to").glob("*.md"))]
 COPIED = ("hpctrack", "configs", "launch", "slurm")
 _BLOCK = re.compile(r"((?:^<!-- .* -->\n)*)^```(\w+)(.*)\n((?:.*\n)*?)^```$", re.MULTILINE)
 _COMMENT = re.compile(r"<!-- (runs|with): (.*) -->")
@@ -103,7 +104,12 @@ def clone(folder: Path) -> Path:
     return folder
 
 
-def environment(folder: Path) -> dict[str, str]:
-    """Variables with which commands use the clone in `folder`."""
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+def environment(folder: Path, *commands: Path) -> dict[str, str]:
+    """Variables with which commands use the clone in `folder`, those in the folders `commands` first."""
+    path = os.pathsep.join([*map(str, commands), str(Path(sys.executable).parent), os.environ["PATH"]])
     return os.environ | {"PATH": path, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+
+
+def changes_the_package(page: Path) -> bool:
+    """Whether the page saves or patches files of the package."""
+    return any(re.match(r"(# |--- )hpctrack/", block.text) for block in blocks(page) if block.language != "bash")

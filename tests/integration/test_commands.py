@@ -1,8 +1,7 @@
-"""The commands as a user types them: helix events through the whole chain, on two ranks of torchrun."""
+"""How commands end that cannot do what they are asked, and the `hpctrack` command itself."""
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -11,7 +10,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-TINY = ["model.backbone={name: transformer, width: 16, layers: 1, heads: 2}", "train.valid_every=10"]
 
 
 def shell(*words: str | Path, code: int = 0, **environment: str) -> str:
@@ -27,43 +25,12 @@ def hpctrack(verb: str, *words: str | Path, **keywords) -> str:
     return shell(sys.executable, "-m", f"hpctrack.{verb}", *words, **keywords)
 
 
-def torchrun(verb: str, *words: str | Path) -> str:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    return shell(*launcher, "-m", f"hpctrack.{verb}", *words)
-
-
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("helix")
     hpctrack("simulate", folder / "csv", "--source", "helix", "--events", "4", "--particles", "60", "--jobs", "2")
     hpctrack("convert", folder / "csv", folder / "data", "--jobs", "2")
     return folder / "data"
-
-
-def test_the_whole_chain_on_two_ranks(dataset, tmp_path):
-    text = torchrun(
-        "train", "configs/influencer.yaml", f"run={tmp_path / 'run'}", f"data.train={dataset}", f"data.valid={dataset}",
-        "data.selection.tracks=10", "train.steps=20", *TINY,
-    )  # fmt: skip
-    assert "2 x cpu (torchrun, gloo process group)" in text and "step 20/20" in text and "builder.radius=" in text
-    assert list((tmp_path / "run" / "tensorboard").glob("events.*"))
-    text = torchrun("infer", "--checkpoint", tmp_path / "run", "--data", dataset, "--out", tmp_path / "c")
-    assert "candidates of 4 events, digest" in text
-    hpctrack("infer", "--checkpoint", tmp_path / "run", "--data", dataset, "--out", tmp_path / "c1")
-    one, two = (json.dumps(digest_of(tmp_path / name)) for name in ("c", "c1"))
-    assert one == two
-    hpctrack("evaluate", tmp_path / "c", "--data", dataset, "--out", tmp_path / "results.json")
-    hpctrack(
-        "report", "--run", tmp_path / "run", "--results", tmp_path / "results.json", "--candidates", tmp_path / "c",
-        "--data", dataset, "--out", tmp_path / "report.html",
-    )  # fmt: skip
-    assert "<html" in (tmp_path / "report.html").read_text()
-
-
-def digest_of(folder: Path) -> str:
-    from hpctrack.storage.candidates import CandidateStore
-
-    return CandidateStore(folder).digest
 
 
 @pytest.mark.parametrize(
