@@ -1,6 +1,6 @@
 """`hpctrack convert SOURCE OUT`: TrackML CSV -> sharded HDF5, or a dataset -> a dataset of sub-events.
 
-A shard is the unit of work, handed out by size to processes of one machine or, under `mpirun` or `srun`, to the MPI
+A shard is the unit of work, given by size to processes of one machine or, under `mpirun` or `srun`, to the MPI
 ranks. Shards get their names when they are whole, the index is written last, and a rerun keeps the shards that the same
 call made before. The files do not depend on the number of processes, byte for byte.
 """

@@ -17,7 +17,7 @@ from hpctrack.evaluation import edge_metrics, resolutions
 from hpctrack.evaluation.results import RESULTS_FORMAT, RESULTS_VERSION, table
 from hpctrack.evaluation.tally import COLUMNS as TALLY_COLUMNS
 from hpctrack.evaluation.tally import Cuts, EventTally, add_up, event_row, tally_event
-from hpctrack.files.jsonlines import TIMINGS, is_cut, read_lines
+from hpctrack.files.jsonlines import TIMINGS, is_truncated, read_lines
 from hpctrack.files.outputs import check_output, write_json_output
 from hpctrack.process import arguments, pools
 from hpctrack.process.ends import verb
@@ -158,7 +158,7 @@ def read_timings(path: Path) -> dict | None:
     """
     if not path.is_file():
         return None
-    unreadable = int(is_cut(path))
+    unreadable = int(is_truncated(path))
     events = {
         row["event_id"]: ([row["n_hits"], row["read_s"], row["model_s"], row["build_s"]], row["rank"])
         for row in read_lines(path, "no timing of an event", TIMED)

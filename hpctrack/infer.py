@@ -22,7 +22,7 @@ from hpctrack.inference.stages import INFER, Chain, method_config, stages
 from hpctrack.inference.work import Part
 from hpctrack.parallel.collectives import run_on_main
 from hpctrack.parallel.env import distributed, launcher_argument
-from hpctrack.parallel.pulse import Pulse
+from hpctrack.parallel.heartbeat import Heartbeat
 from hpctrack.parallel.watchdog import Watchdog
 from hpctrack.process import arguments
 from hpctrack.process.ends import verb
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ):
         data = run_on_main(lambda: Dataset(args.data, verify=True), env)
         how = ByMethod(config, data, INFER) if args.method else Chain(configs, paths, data, env.device)
-        with Pulse(env, meeting_s, "--timeout-s", lambda: watchdog.at):
+        with Heartbeat(env, meeting_s, "--timeout-s", lambda: watchdog.at):
             code = infer(how, data, args.out, env, args.part, watchdog)
         if args.submission and env.is_main and code == 0:
             write_submission(args.submission, submission_blocks(data, args.out))

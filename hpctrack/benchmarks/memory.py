@@ -2,7 +2,7 @@
 
 Each pass (forward and backward) has a process of its own, `memory_pass`. Plain fits on a part of the event only: a
 sector in phi, whose passes also say beforehand which modes the whole event has room for. The last
-part says how well the memory model foretells such peaks.
+part says how well the memory model predicts such peaks.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ EDGES, PART_EDGES = 1_600_000, 200_000
 NEAR = 24  # candidates for edges at each hit
 STEP_M = 0.005  # an edge goes outward by at least this
 CAP_GIB = 16.0
-MODEL_GIB = 6.0  # room of the passes that the memory model foretells
+MODEL_GIB = 6.0  # room of the passes that the memory model predicts
 ROOM = 0.9  # of the memory that is available
 INTERACTION = {"name": "interaction", "width": 128, "iterations": 8}
 INFLUENCER = {"name": "influencer", "backbone": {"name": "neighbours"}}
@@ -74,7 +74,7 @@ def run(quick: bool, data: Path | None = None) -> Page:
         hardest = list(interaction)[-1]
         short = passes(whole, INTERACTION | {"iterations": 2}, hardest)
     models = {"interaction": INTERACTION, "influencer": INFLUENCER}
-    foretold = predictions(models, FEATURES, x_NF, edge_2M, MODEL_GIB, quick)
+    predicted = predictions(models, FEATURES, x_NF, edge_2M, MODEL_GIB, quick)
     source = f"the largest event of {data}" if data else "a helix event made for this run"
     text = "\n".join(
         [
@@ -85,10 +85,10 @@ def run(quick: bool, data: Path | None = None) -> Page:
             table("Interaction network, width 128, 8 iterations", interaction),
             table("Influencer model, backbone neighbours with its defaults, without the loss", influencer),
             "",
-            foretold.text,
+            predicted.text,
         ]
     )
-    return Page(figures(interaction, hardest, short) + foretold.figures, text)
+    return Page(figures(interaction, hardest, short) + predicted.figures, text)
 
 
 def climb(model: dict[str, Any], whole: Event, part: Event, ratio: float) -> dict[str, tuple[Pass, Pass]]:

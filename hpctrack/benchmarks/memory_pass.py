@@ -18,7 +18,7 @@ from torch_geometric.data import Batch, Data
 from hpctrack.benchmarks.measure import new_high_water_gib, status_gib
 from hpctrack.config import Named
 from hpctrack.models import build_model
-from hpctrack.resources.peak_memory import GIB, give_back
+from hpctrack.resources.peak_memory import GIB, return_freed_memory
 
 
 def main(argument: str) -> None:
@@ -26,7 +26,7 @@ def main(argument: str) -> None:
     asked = json.loads(argument)
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    give_back(asked["cap_gib"] * GIB)
+    return_freed_memory(asked["cap_gib"] * GIB)
     tensors = torch.load(asked["graph"], weights_only=True)
     batch = Batch.from_data_list([Data(**tensors, num_nodes=len(tensors["x"]))])
     del tensors

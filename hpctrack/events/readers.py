@@ -34,7 +34,7 @@ ENDING_S = 0.5  # between the end of a process's connections and its own
 Specification = tuple[int, np.ndarray]  # epoch, rows of the dataset
 
 
-class Parcel:
+class Message:
     """What a reader process sends: a batch, or the error that it met.
 
     It is pickled by `of` and not by the thread that sends it, which would lose it, and the rank would wait for ever.
@@ -44,12 +44,12 @@ class Parcel:
         self.sent = sent
 
     @classmethod
-    def of(cls, batch: Batch) -> Parcel:
+    def of(cls, batch: Batch) -> Message:
         """The batch, its tensors in one buffer of shared memory."""
         return cls(bytes(ForkingPickler.dumps(pack(batch, in_shared_memory))))
 
     @classmethod
-    def of_error(cls, error: Exception) -> Parcel:
+    def of_error(cls, error: Exception) -> Message:
         """The error; raised in a reader process, it would lose its one line."""
         return cls(pickle.dumps(error))
 
@@ -72,25 +72,25 @@ class MicroBatches(torch.utils.data.Dataset):
     def __init__(self, load: EventLoader) -> None:
         self.load = load
 
-    def __getitem__(self, specification: Specification) -> Parcel | Batch | Exception:
+    def __getitem__(self, specification: Specification) -> Message | Batch | Exception:
         """The batch, as a parcel if it is to leave this process; a fault of the input or the machine is returned."""
         epoch, rows = specification
         alone = get_worker_info() is None
         try:
             batch = Batch.from_data_list([self.load(int(row), epoch) for row in rows])
-            return batch if alone else Parcel.of(batch)
+            return batch if alone else Message.of(batch)
         except (InputError, OSError, MemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and not isinstance(error, MachineError) and not out_of(error):
                 raise
-            return error if alone else Parcel.of_error(error)
+            return error if alone else Message.of_error(error)
 
 
 def begin_reader(rank: int, _: int) -> None:
-    """In a reader process: leave signals to the rank, process `rank`, and shared memory to `Parcel`.
+    """In a reader process: leave signals to the rank, process `rank`, and shared memory to `Message`.
 
     A batch system, or Ctrl-C, signals it with its rank, which needs it to end in good order.
     """
-    signals.leave_to(rank)
+    signals.die_with_parent(rank)
     torch.utils.data.get_worker_info = lambda: None  # PyG would collate into shared memory, each attribute by itself
 
 
@@ -117,12 +117,12 @@ class Readers:
     def __call__(self, specifications: Iterable[Specification]) -> Iterator[Batch]:
         """Batches for the specifications, in order. Raises what reading raises, and MachineError if a reader dies."""
         self.sampler.specifications = specifications
-        with signals.held(), _own_handler():  # readers are born with them blocked
+        with signals.blocked_signals(), _own_handler():  # readers are born with them blocked
             batches = self._begin()
         while True:
             try:
                 batch = next(batches)
-                batch = batch.open() if isinstance(batch, Parcel) else batch
+                batch = batch.open() if isinstance(batch, Message) else batch
             except StopIteration:
                 return
             except (RuntimeError, OSError, EOFError) as error:
@@ -239,7 +239,7 @@ def in_process(size: int) -> torch.Tensor:
 
 
 def in_shared_memory(size: int) -> torch.Tensor:
-    """A buffer that another process can be handed without a copy, uint8 [size]; MachineError if there is no room."""
+    """A buffer that can be sent to another process without a copy, uint8 [size]; MachineError if there is no room."""
     try:
         storage = torch.UntypedStorage._new_shared(size)
     except RuntimeError as error:

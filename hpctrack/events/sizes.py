@@ -66,7 +66,7 @@ def place(folder: Path, data: Dataset, draw: Draw) -> Path:
 
 
 def load(path: Path, data: Dataset, draw: Draw) -> Sizes | None:
-    """The sizes in the file; None if there is none, or it is not whole or of something else: they are counted anew."""
+    """The sizes in the file; None if there is none, or it is not whole or of something else: they are counted again."""
     try:
         with open(path) as file:
             text = file.read(BYTES_OF_HEAD + BYTES_PER_EVENT * len(data))

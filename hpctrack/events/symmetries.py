@@ -31,7 +31,7 @@ PLACED = ("volume", "layer", "global_eta", "global_phi")  # features that need t
 
 
 @dataclass(frozen=True)
-class Move:
+class Transformation:
     """First the reflections, `flip_y` and `flip_z` = 1 or -1, then the turn by `angle` (rad) about the beam line."""
 
     angle: np.float32
@@ -39,7 +39,7 @@ class Move:
     flip_z: np.float32
 
 
-Change = Callable[[Columns, Move], np.ndarray]
+Change = Callable[[Columns, Transformation], np.ndarray]
 
 
 def unchanged(name: str) -> Change:
@@ -55,7 +55,7 @@ def reflected(name: str, axis: str) -> Change:
 def turned(vector: str, axis: str) -> Change:
     """The x or y of a vector, given the beginning of its columns' names."""
 
-    def change(c: Columns, move: Move) -> np.ndarray:
+    def change(c: Columns, move: Transformation) -> np.ndarray:
         cos, sin = np.cos(move.angle), np.sin(move.angle)
         x, y = c[f"{vector}x"], move.flip_y * c[f"{vector}y"]
         return cos * x - sin * y if axis == "x" else sin * x + cos * y
@@ -63,31 +63,31 @@ def turned(vector: str, axis: str) -> Change:
     return change
 
 
-def azimuth(c: Columns, move: Move) -> np.ndarray:
+def azimuth(c: Columns, move: Transformation) -> np.ndarray:
     """Of a hit."""
     return wrap(move.flip_y * c["hits.phi"] + move.angle)
 
 
-def other_volume(c: Columns, move: Move) -> np.ndarray:
+def other_volume(c: Columns, move: Transformation) -> np.ndarray:
     """The volume at the hit's new place."""
     volume = c["hits.volume_id"]
     return volume if move.flip_z > 0 else lookup(ENDCAPS, volume, volume)
 
 
-def other_layer(c: Columns, move: Move) -> np.ndarray:
+def other_layer(c: Columns, move: Transformation) -> np.ndarray:
     """The layer there."""
     volume, layer = c["hits.volume_id"], c["hits.layer_id"]
     mirrored = np.where(np.isin(volume, list(LAYERS)), lookup(LAYERS, volume, 0) - layer, layer)
     return layer if move.flip_z > 0 else mirrored
 
 
-def cluster_eta(c: Columns, move: Move) -> np.ndarray:
+def cluster_eta(c: Columns, move: Transformation) -> np.ndarray:
     """Of a cluster's direction: in endcaps it changes sides, in barrels l_v stays along +z."""
     eta = c["cells.global_eta"]
     return np.where(np.isin(c["hits.volume_id"], list(ENDCAPS)), move.flip_z * eta, eta)
 
 
-def cluster_phi(c: Columns, move: Move) -> np.ndarray:
+def cluster_phi(c: Columns, move: Transformation) -> np.ndarray:
     """Of a cluster's direction: the module's azimuth and, on one side of it, the angle that l_u makes; 0 without cells.
 
     A reflection takes the module's azimuth to its negative, but l_u stays along the module's u.
@@ -160,7 +160,7 @@ def augment(columns: Columns, rotate: bool, mirror: bool, rng: np.random.Generat
     flip_y, flip_z = (np.float32(s) for s in (rng.choice([-1.0, 1.0], 2) if mirror else (1.0, 1.0)))
     if not (rotate or mirror):
         return dict(columns)
-    move = Move(angle, flip_y, flip_z)
+    move = Transformation(angle, flip_y, flip_z)
     return {name: CHANGES[name](columns, move) for name in columns}
 
 

@@ -28,7 +28,7 @@ ABANDONED_S = 3600.0  # age of a temporary file of another machine that nobody w
 
 def temporary_name(path: Path) -> Path:
     """A fresh hidden name beside `path`, which `publish` turns into `path`; says which process of which machine's."""
-    return path.with_name(f".{path.name}.{os.getpid()}-{_short(machine())}{secrets.token_hex(2)}.tmp")
+    return path.with_name(f".{path.name}.{os.getpid()}-{_short(machine_id())}{secrets.token_hex(2)}.tmp")
 
 
 def publish(temporary: Path, path: Path) -> None:
@@ -52,8 +52,8 @@ def clear_leftovers(folder: Path, name: str = "*", owned: bool = False) -> None:
     """
     found = [(path, match) for path in folder.glob(f".{name}.*.tmp") if (match := TEMPORARY.fullmatch(path.name))]
     for path, match in found:
-        pid, here = int(match["pid"]), match["token"].startswith(_short(machine())) and len(match["token"]) == 12
-        dead = (here and started(pid) is None) or _is_abandoned(path)
+        pid, here = int(match["pid"]), match["token"].startswith(_short(machine_id())) and len(match["token"]) == 12
+        dead = (here and start_time(pid) is None) or _is_abandoned(path)
         if dead or (owned and pid != os.getpid()):
             with contextlib.suppress(PermissionError):  # another user's
                 remove(path)
@@ -75,12 +75,12 @@ def remove(path: Path) -> None:
 
 
 @functools.cache
-def machine() -> str:
+def machine_id() -> str:
     """Where a process number means one process: this boot of this machine, and what Linux calls a PID namespace."""
     return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
 
 
-def started(pid: int) -> str | None:
+def start_time(pid: int) -> str | None:
     """When a process of this machine began, in ticks since its boot: tells a reused number. None if it has ended.
 
     HIDDEN if it is there, but another user's on a machine that shows each user its own processes alone (hidepid).
@@ -115,20 +115,20 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all."""
     temporary = temporary_name(path)
     try:
-        with naming(path):
+        with os_errors_with(path):
             temporary.write_text(text)
         publish(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def sealed(value: dict[str, Any]) -> dict[str, Any]:
+def with_checksum(value: dict[str, Any]) -> dict[str, Any]:
     """A JSON object with its own checksum, in the place of one that it has."""
     bare = {key: item for key, item in value.items() if key != CHECKSUM}
     return bare | {CHECKSUM: f"xxh3 {_of_json(bare)}"}
 
 
-def unsealed(value: dict[str, Any], path: Path) -> dict[str, Any]:
+def without_checksum(value: dict[str, Any], path: Path) -> dict[str, Any]:
     """The object without its checksum, if it has one (0.1.0 wrote none); InputError if that does not fit."""
     bare = {key: item for key, item in value.items() if key != CHECKSUM}
     if CHECKSUM in value and value[CHECKSUM] != f"xxh3 {_of_json(bare)}":
@@ -142,19 +142,19 @@ def _of_json(value: dict[str, Any]) -> str:
     return xxhash.xxh3_64_hexdigest(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode())
 
 
-def sealed_text(text: str) -> str:
+def text_with_checksum(text: str) -> str:
     """A text of whole lines (YAML, say, where # begins a comment), and as its last line a checksum of those above."""
     return f"{text}{LAST_LINE}{xxhash.xxh3_64_hexdigest(text.encode())}\n"
 
 
-def seal_broken(path: Path) -> bool | None:
+def checksum_is_wrong(path: Path) -> bool | None:
     """Whether a text's last line is a checksum that does not fit those above; None if the text has none."""
     above, mark, found = path.read_bytes().rpartition(LAST_LINE.encode())
     return found != f"{xxhash.xxh3_64_hexdigest(above)}\n".encode() if mark else None
 
 
 @contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
+def os_errors_with(path: Path) -> Iterator[None]:
     """An OSError that comes from writing an open file (a full disk, say) gets that file's name."""
     try:
         yield

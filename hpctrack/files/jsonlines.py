@@ -16,7 +16,7 @@ from typing import Any
 import xxhash
 
 from hpctrack.errors import InputError
-from hpctrack.files.atomic import naming, sync
+from hpctrack.files.atomic import os_errors_with, sync
 
 Mark = dict[str, Any]  # bytes, xxh3
 METRICS = "metrics.jsonl"  # of a run
@@ -45,12 +45,12 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     return read_lines(run / METRICS, "not a metrics line", {"kind": str, "step": int})
 
 
-def is_cut(path: Path) -> bool:
+def is_truncated(path: Path) -> bool:
     """Whether the last line is not whole."""
-    return whole_bytes(path) != path.stat().st_size
+    return complete_bytes(path) != path.stat().st_size
 
 
-def whole_bytes(path: Path) -> int:
+def complete_bytes(path: Path) -> int:
     """The length of all whole lines."""
     with open(path, "rb") as file:
         end = file.seek(0, os.SEEK_END)
@@ -69,9 +69,9 @@ class Lines:
 
     def __init__(self, path: Path, keep: int | None = None) -> None:
         self.path = path
-        with naming(path):
+        with os_errors_with(path):
             self.file = open(path, "ab", buffering=0)  # noqa: SIM115 - open as long as its writer
-            self.bytes = whole_bytes(path) if keep is None else keep
+            self.bytes = complete_bytes(path) if keep is None else keep
             self.file.truncate(self.bytes)
         sync(path.parent)
         self.hash = _hash_of(path, self.bytes)
@@ -79,7 +79,7 @@ class Lines:
     def append(self, entry: dict[str, Any]) -> None:
         """One line; returns when it is with the operating system."""
         line = (json.dumps(entry) + "\n").encode()
-        with naming(self.path):
+        with os_errors_with(self.path):
             written = 0
             while written < len(line):  # a nearly full disk takes part of it before it refuses
                 written += self.file.write(line[written:])
@@ -88,7 +88,7 @@ class Lines:
 
     def mark(self) -> Mark:
         """What the file holds now, once that is on disk."""
-        with naming(self.path):
+        with os_errors_with(self.path):
             os.fsync(self.file.fileno())
         return {"bytes": self.bytes, "xxh3": self.hash.hexdigest()}
 
@@ -103,7 +103,7 @@ def mark_of(path: Path) -> Mark:
     return {"bytes": size, "xxh3": _hash_of(path, size).hexdigest()}
 
 
-def misfit(path: Path, mark: Mark) -> str | None:
+def mismatch(path: Path, mark: Mark) -> str | None:
     """What is wrong with a file that once held `mark`; None if it still begins so."""
     if not path.is_file():
         return "missing"

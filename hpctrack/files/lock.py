@@ -25,7 +25,7 @@ from pathlib import Path
 
 from hpctrack.errors import InputError, MachineError
 from hpctrack.files import atomic
-from hpctrack.files.atomic import HIDDEN, machine, naming, started
+from hpctrack.files.atomic import HIDDEN, machine_id, os_errors_with, start_time
 from hpctrack.files.outputs import check_folder
 
 LOCK = ".lock"
@@ -150,7 +150,7 @@ class Record:
             fcntl.flock(self.handle, fcntl.LOCK_UN)
         except BlockingIOError:
             # file systems keep the lock of a node that was lost for minutes, in which a run is to go on elsewhere
-            if self.about.get("machine", machine()) == machine():
+            if self.about.get("machine", machine_id()) == machine_id():
                 return True
         except OSError as error:
             if error.errno not in _NO_LOCKS:
@@ -159,17 +159,17 @@ class Record:
             return self._moves(path, EMPTY_S)
         if not self.about:  # of a version that wrote no more than a line, and relied on flock
             return False
-        if self.about.get("machine") == machine():
+        if self.about.get("machine") == machine_id():
             if self.about.get("pid") == os.getpid():  # a record that could not be removed may outlive its owner
                 return any(_is_at(handle, path) for handle in _held)
-            return started(self.about.get("pid", 0)) in (self.about.get("started"), HIDDEN)
+            return start_time(self.about.get("pid", 0)) in (self.about.get("started"), HIDDEN)
         if aloud:
             line = f"{path.parent}: {self.said} writes or wrote here; looking for {DEAD_S:g} s whether it lives"
             print(line, file=sys.stderr, flush=True)
         return self._moves(path, DEAD_S)
 
     def _moves(self, path: Path, seconds: float) -> bool:
-        """Whether the file at `path` changes within some seconds; it is opened anew each time, for caches of NFS."""
+        """Whether the file at `path` changes within some seconds; it is opened again each time, for caches of NFS."""
         first, end = _stamp(path), time.monotonic() + seconds
         while time.monotonic() < end:
             time.sleep(min(0.5, seconds / 10))
@@ -258,10 +258,11 @@ def _create(path: Path) -> int | None:
     except FileExistsError:
         return None
     _held.add(handle)
-    about = {"id": secrets.token_hex(8), "pid": os.getpid(), "started": started(os.getpid()), "machine": machine()}
+    about = {"id": secrets.token_hex(8), "pid": os.getpid(), "machine": machine_id()}
+    about |= {"started": start_time(os.getpid())}
     about |= {"host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())}
     try:
-        with naming(path):
+        with os_errors_with(path):
             os.write(handle, (json.dumps(about) + "\n").encode())
             os.fdatasync(handle)  # other machines read it
             _lock(handle)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from hpctrack.errors import InputError
-from hpctrack.files.atomic import naming, publish, temporary_name
+from hpctrack.files.atomic import os_errors_with, publish, temporary_name
 
 _OPEN = re.compile(r"/dev/fd/(\d+)|/proc/self/fd/(\d+)|/dev/std(out|err)")  # names of what is open already
 
@@ -41,13 +41,13 @@ def check_folder(path: Path) -> None:
 def output(path: Path) -> Iterator[BinaryIO]:
     """The file to write `path` into; it has this name once the block has ended well. InputError as `check_output`."""
     if _is_stream(path):
-        with naming(path), open(_open_stream(path), "wb") as file:
+        with os_errors_with(path), open(_open_stream(path), "wb") as file:
             yield file
         return
     final = Path(os.path.realpath(path))
     temporary = temporary_name(final)
     try:
-        with naming(path), open(temporary, "wb") as file:
+        with os_errors_with(path), open(temporary, "wb") as file:
             yield file
         publish(temporary, final)
     finally:

@@ -27,16 +27,16 @@ from hpctrack.formats import replacement
 from hpctrack.formats.conversion import (
     KEEPING_COST,
     SKIPPED,
-    Done,
     Reader,
-    Task,
+    ShardResult,
+    ShardTask,
     TrackmlReader,
     left_out_of,
     plan_tasks,
     recipe_of,
+    retry_events,
     run_task,
     run_tasks,
-    try_again,
 )
 from hpctrack.planning.partition import partition
 from hpctrack.process.ends import verb
@@ -70,7 +70,7 @@ class Plan:
     """What is to be made: the dataset of `tasks`, in `folder`, which is OUT or in it."""
 
     reader: Reader
-    tasks: list[Task]
+    tasks: list[ShardTask]
     folder: Path
     versions: dict[str, str]
 
@@ -131,7 +131,7 @@ def convert_on_ranks(conversion: Conversion, world: Any) -> int:
         code, plan = world.bcast((code, plan))
         if plan is None:
             return code
-        mine: list[Done] = []
+        mine: list[ShardResult] = []
         if code := ending(lambda: mine.extend(_share(plan, world))):
             world.Abort(code)
         results = world.gather(mine)
@@ -151,7 +151,7 @@ def _or_abort(world: Any) -> Iterator[None]:
         world.Abort(EXIT_MACHINE)
 
 
-def _share(plan: Plan, world: Any) -> Iterator[Done]:
+def _share(plan: Plan, world: Any) -> Iterator[ShardResult]:
     """Make the shards of this rank: an equal share of the bytes, the largest first; finished ones cost little."""
     present = world.bcast([task.path.exists() for task in plan.tasks] if world.rank == 0 else None)
     costs = np.array([task.cost for task in plan.tasks]) * np.where(present, KEEPING_COST, 1.0)
@@ -168,7 +168,7 @@ def _share(plan: Plan, world: Any) -> Iterator[Done]:
 # ------------------------------------------------------------------------------------------------ before and after
 
 
-def _prepare(conversion: Conversion, reader: Reader, tasks: Sequence[Task]) -> Path | None:
+def _prepare(conversion: Conversion, reader: Reader, tasks: Sequence[ShardTask]) -> Path | None:
     """Make the output ready: the folder to write into; None if the same call has finished it before.
 
     InputError if it holds anything else. A finished dataset stays as it is until another is whole.
@@ -189,14 +189,14 @@ def _prepare(conversion: Conversion, reader: Reader, tasks: Sequence[Task]) -> P
     left_out = left_out_of(dataset)
     if dataset.attributes.get("recipe") not in (recipe_of(tasks, left_out), recipe_of(tasks)):
         raise InputError(f"{out}: holds a dataset of other input or options; {otherwise}")
-    if left_out == (bad := try_again(reader, left_out, conversion.skip_bad)):
+    if left_out == (bad := retry_events(reader, left_out, conversion.skip_bad)):
         replacement.discard(out)
         return None
     changed = {entry["event_id"] for entry in left_out if entry not in bad}
     return _beside(out, tasks, [task for task in tasks if changed & set(task.event_ids)])
 
 
-def _beside(out: Path, tasks: Sequence[Task], to_make: Sequence[Task]) -> Path:
+def _beside(out: Path, tasks: Sequence[ShardTask], to_make: Sequence[ShardTask]) -> Path:
     """A folder beside the finished dataset in OUT, where the shards `to_make` are made."""
     folder = out / replacement.NEW
     folder.mkdir(exist_ok=True)
@@ -207,7 +207,7 @@ def _beside(out: Path, tasks: Sequence[Task], to_make: Sequence[Task]) -> Path:
     return folder
 
 
-def _of_others(folder: Path, tasks: Sequence[Task]) -> Iterator[Path]:
+def _of_others(folder: Path, tasks: Sequence[ShardTask]) -> Iterator[Path]:
     """Shards in `folder` that are none of these tasks'; a damaged one is made again, so it is."""
     own = {task.path.name: task for task in tasks}
     for path in sorted(folder.glob(SHARDS)):
@@ -216,7 +216,7 @@ def _of_others(folder: Path, tasks: Sequence[Task]) -> Iterator[Path]:
             yield path
 
 
-def _finish(out: Path, plan: Plan, done: Sequence[Done]) -> None:
+def _finish(out: Path, plan: Plan, done: Sequence[ShardResult]) -> None:
     """Write skipped.json and then the index, and say what was done."""
     skipped = sorted((entry for result in done for entry in result.skipped), key=lambda entry: entry["event_id"])
     shards = sorted(result.name for result in done if result.name)
@@ -241,7 +241,7 @@ def _finish(out: Path, plan: Plan, done: Sequence[Done]) -> None:
     _summary(out)
 
 
-def _show_progress(results: Iterator[Done], tasks: Sequence[Task]) -> Iterator[Done]:
+def _show_progress(results: Iterator[ShardResult], tasks: Sequence[ShardTask]) -> Iterator[ShardResult]:
     """Pass the results on; a line on stderr now and then."""
     total, start, last, events = sum(len(task.event_ids) for task in tasks), time.monotonic(), 0.0, 0
     for number, result in enumerate(results, 1):

@@ -112,7 +112,7 @@ class TrackmlReader:
 
 
 @dataclass
-class Task:
+class ShardTask:
     """One shard to make; `stamps` say from what, by event, so that a rerun can tell its own shards from another's."""
 
     event_ids: list[int]
@@ -134,7 +134,7 @@ class Task:
 
 
 @dataclass
-class Done:
+class ShardResult:
     """What became of a task; `name` is None if every event of it was bad."""
 
     name: str | None
@@ -149,7 +149,7 @@ def plan_tasks(
     limit: int | None,
     skip_bad: bool,
     versions: dict[str, str] | None = None,
-) -> list[Task]:
+) -> list[ShardTask]:
     """Cut the source's (first `limit`) events, in the order of their ids, into shards.
 
     `versions`: of other packages that the reader is of, on which the content depends as well.
@@ -161,16 +161,16 @@ def plan_tasks(
         stamps, sizes = zip(*(reader.stamp(event_id) for event_id in chunk), strict=True)
         if versions:
             stamps = [[stamp, versions] for stamp in stamps]
-        tasks.append(Task(chunk, list(stamps), out / shard_writer.shard_name(number), skip_bad, float(sum(sizes))))
+        tasks.append(ShardTask(chunk, list(stamps), out / shard_writer.shard_name(number), skip_bad, float(sum(sizes))))
     return tasks
 
 
-def recipe_of(tasks: Sequence[Task], left_out: Sequence[LeftOut] = ()) -> str:
+def recipe_of(tasks: Sequence[ShardTask], left_out: Sequence[LeftOut] = ()) -> str:
     """Digest of all that a dataset's content follows from."""
     return xxhash.xxh3_128_hexdigest("".join(task.recipe(left_out) for task in tasks).encode())
 
 
-def run_task(reader: Reader, task: Task) -> Done:
+def run_task(reader: Reader, task: ShardTask) -> ShardResult:
     """Make one shard, or keep the one that an earlier run of the same call left.
 
     An event that was left out then is tried again. MachineError, or OSError, for what is the machine's fault.
@@ -178,8 +178,8 @@ def run_task(reader: Reader, task: Task) -> Done:
     found = store.shard_attributes(task.path)
     skipped: list[LeftOut] = json.loads(found.get("skipped", "[]")) if found else []
     kept = found is not None and task.fits(found.get("recipe"), skipped) and is_intact(task.path)
-    if kept and skipped == try_again(reader, skipped, task.skip_bad):
-        return Done(task.path.name, len(task.event_ids), skipped)
+    if kept and skipped == retry_events(reader, skipped, task.skip_bad):
+        return ShardResult(task.path.name, len(task.event_ids), skipped)
     skipped, written = [], []
     with shard_writer.ShardWriter(task.path) as writer:
         for event_id in task.event_ids:
@@ -189,10 +189,10 @@ def run_task(reader: Reader, task: Task) -> Done:
                     written.append(event.event_id)
         writer.attributes |= {"recipe": task.recipe(skipped), "event_ids": _digest_of(written)}
         writer.texts["skipped"] = json.dumps(skipped)
-    return Done(task.path.name if written else None, len(task.event_ids), skipped)
+    return ShardResult(task.path.name if written else None, len(task.event_ids), skipped)
 
 
-def try_again(reader: Reader, left_out: Sequence[LeftOut], skip_bad: bool) -> list[LeftOut]:
+def retry_events(reader: Reader, left_out: Sequence[LeftOut], skip_bad: bool) -> list[LeftOut]:
     """Those of these events that are still bad, and why; without `skip_bad` the first of them is an InputError."""
     bad: list[LeftOut] = []
     for entry in left_out:
@@ -270,7 +270,7 @@ def _digest_of(event_ids: Sequence[int]) -> str:
 # ------------------------------------------------------------------------------------------------ processes
 
 
-def run_tasks(reader: Reader, tasks: Sequence[Task], jobs: int) -> Iterator[Done]:
+def run_tasks(reader: Reader, tasks: Sequence[ShardTask], jobs: int) -> Iterator[ShardResult]:
     """Run the tasks in `jobs` processes, the largest first; results come as they are ready.
 
     The first error in the order of the tasks is the one that is raised, whatever the number of processes.
@@ -282,7 +282,7 @@ def run_tasks(reader: Reader, tasks: Sequence[Task], jobs: int) -> Iterator[Done
         return
     failed: pools.Outcome | None = None
 
-    def todo() -> Iterator[tuple[int, Task]]:
+    def todo() -> Iterator[tuple[int, ShardTask]]:
         """Once a task has failed, only those before it: they may still change which error is the first."""
         for k in sorted(range(len(tasks)), key=lambda k: -tasks[k].cost):
             if failed is None or k < failed.place:

@@ -67,7 +67,7 @@ BLOCK = 8192  # points a block: bounds the pairs listed at a time
 TILE = {
     "cpu": (128, 2048),
     "cuda": (4096, 8192),
-}  # rows and columns handed out at a time: on a CPU what its cache holds
+}  # rows and columns at a time: on a CPU what its cache holds
 DENSE_SHARE = 0.012  # of a rectangle's pairs in reach: above, computing it whole is faster than listing (measured)
 REACH = 1 + 1e-5  # trees search a little further than the radius: rounding in fp32 can bring a pair nearer
 

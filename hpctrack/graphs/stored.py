@@ -1,4 +1,4 @@
-"""Edges that an earlier stage of a pipeline has found: written (storage/edges.py), or handed on in memory."""
+"""Edges that an earlier stage of a pipeline has found: written (storage/edges.py), or passed on in memory."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class StoredEdges:
         return edges_among(event, rows, found, self.options.score_min)
 
 
-class HandedEdges:
+class PassedEdges:
     """As StoredEdges, of the one event whose edges are `found`."""
 
     COLUMNS: ClassVar = COLUMNS

@@ -22,7 +22,7 @@ from hpctrack.files.atomic import write_json, write_text
 from hpctrack.files.jsonlines import TIMINGS, read_lines
 from hpctrack.files.lock import LOCK, only_writer, owner_of
 from hpctrack.inference.stages import InferConfig, Reconstruction
-from hpctrack.inference.work import PRODUCTS, Part, Task, everyones
+from hpctrack.inference.work import PRODUCTS, Part, Task, union_over_ranks
 from hpctrack.parallel.collectives import barrier, broadcast, on_main, run_on_main
 from hpctrack.parallel.env import Env
 from hpctrack.parallel.mpi import launched, mpi_world
@@ -51,7 +51,7 @@ def infer(
     attributes = {"dataset_fingerprint": data.fingerprint, **how.recipe}
     task = Task(how, data, out, env, part, watchdog)
     task.look()
-    with on_main(lambda: begun(out, attributes, how.product, part), env) as complete:
+    with on_main(lambda: claim(out, attributes, how.product, part), env) as complete:
         if broadcast(complete, env):
             env.say(f"{out}: complete, nothing to do")
             return 0
@@ -64,13 +64,13 @@ def infer(
             done = run_on_main(lambda: part.end(out), env)
             env.say(f"{out}: {done} of {part.of} parts done")
             if done == part.of:
-                sources = everyones(journals.committed(out, env.rank, env.world), env)
+                sources = union_over_ranks(journals.committed(out, env.rank, env.world), env)
                 join(data, out, attributes, sources, env, how.product, watchdog)
     return 0
 
 
 @contextlib.contextmanager
-def begun(out: Path, attributes: dict[str, Any], product: str, part: Part | None) -> Iterator[bool]:
+def claim(out: Path, attributes: dict[str, Any], product: str, part: Part | None) -> Iterator[bool]:
     """Whether `out` is complete; else, until the end, this call owns its events there. On rank 0.
 
     A call for all owns the folder; parts hold it only while they begin and end, so that they work side by side, each
@@ -80,20 +80,20 @@ def begun(out: Path, attributes: dict[str, Any], product: str, part: Part | None
     own = parts / (part.name if part else FOR_ALL)
     with contextlib.ExitStack() as stack:
         if part is not None:
-            refuse_beside(parts / FOR_ALL)  # else this call would wait for its end
+            check_not_running(parts / FOR_ALL)  # else this call would wait for its end
         with contextlib.ExitStack() as beginning:
             (beginning if part else stack).enter_context(only_writer(out, wait=part is not None))
             complete = prepare(out, attributes, product)
             if not complete:
                 for other in sorted(parts.iterdir()):
                     if other.is_dir() and other != own and not (part and part.is_beside(other.name)):
-                        refuse_beside(other)
+                        check_not_running(other)
                         (other / LOCK).unlink(missing_ok=True)  # of one that was killed; nobody begins meanwhile
                 stack.enter_context(only_writer(own))
         yield complete
 
 
-def refuse_beside(folder: Path) -> None:
+def check_not_running(folder: Path) -> None:
     """InputError if another call is at the share that `folder` stands for; only looks, since others look, too."""
     if said := owner_of(folder / LOCK):
         what = "a call for all" if folder.name == FOR_ALL else folder.name
@@ -108,30 +108,30 @@ def prepare(out: Path, attributes: dict[str, Any], product: str = "candidates") 
     settings = out / journals.PARTS / journals.SETTINGS
     if (out / INDEX).exists():
         found = PRODUCTS[product].open_store(out)
-        differs(found.attributes, attributes, out)
+        check_same_settings(found.attributes, attributes, out)
         found.check_files()
         candidates.clean(out)  # a kill may have come between the index and this
         return True
     if settings.exists():
-        differs(json.loads(settings.read_text()), attributes, out)
+        check_same_settings(json.loads(settings.read_text()), attributes, out)
         return False
     settings.parent.mkdir(parents=True, exist_ok=True)
     write_json(settings, attributes)
     return False
 
 
-def differs(then: dict[str, Any], now: dict[str, Any], out: Path) -> None:
+def check_same_settings(then: dict[str, Any], now: dict[str, Any], out: Path) -> None:
     """InputError if candidates in `out` were begun with other settings."""
-    if found := run_settings.difference(completed(then, out), completed(now, out)):
+    if found := run_settings.difference(with_defaults(then, out), with_defaults(now, out)):
         raise InputError(f"{out}: holds candidates made with {found}; choose another --out")
 
 
-def completed(recipe: dict[str, Any], out: Path) -> dict[str, Any]:
+def with_defaults(recipe: dict[str, Any], out: Path) -> dict[str, Any]:
     """A recipe's settings by key, with those that an older version did not know."""
     kind = InferConfig if "model" in recipe else MethodConfig
     own = {key: value for key, value in recipe.items() if key in kind.model_fields}
     rest = {key: value for key, value in recipe.items() if key not in own and key != "stages"}
-    stages = [completed(stage, out) for stage in recipe.get("stages", [])]
+    stages = [with_defaults(stage, out) for stage in recipe.get("stages", [])]
     return run_settings.settings(parse(kind, own, str(out)), str(out)) | rest | ({"stages": stages} if stages else {})
 
 
@@ -157,11 +157,11 @@ def join(
             name = f"{product}-{shard:05d}.h5"
             if watchdog:
                 watchdog.feed(f"the writing of {name}")
-            with all_or_none(world):
+            with abort_together(world):
                 files[shard] = (name, events, form.write_shard(out, name, events, sources, world))
     if watchdog:
         watchdog.rest()
-    joined = everyones(files, env)
+    joined = union_over_ranks(files, env)
     if env.is_main:
         write_timings(out)
         form.write_index(out, [joined[shard] for shard in sorted(joined)], attributes)
@@ -179,7 +179,7 @@ def mpi_ranks(env: Env) -> Any:
 
 
 @contextlib.contextmanager
-def all_or_none(world: Any) -> Iterator[None]:
+def abort_together(world: Any) -> Iterator[None]:
     """An error amid collective writes ends all ranks at once: the others would wait for this one for ever."""
     try:
         yield

@@ -20,7 +20,7 @@ from hpctrack.errors import InputError, MachineError
 from hpctrack.events.loader import EventLoader
 from hpctrack.events.selection import Draw
 from hpctrack.graphs import build_graph
-from hpctrack.graphs.stored import HandedEdges, StoredEdges
+from hpctrack.graphs.stored import PassedEdges, StoredEdges
 from hpctrack.models import build_model
 from hpctrack.parallel.precision import WEIGHTS, Precision
 from hpctrack.recipes import apply_overrides
@@ -105,7 +105,7 @@ class ByModel:
     """A checkpoint's model, and a builder on what it puts out; its graph is that of `config`, unless one is given."""
 
     def __init__(
-        self, config: InferConfig, path: Path, data: Dataset, device: torch.device, graph: HandedEdges | None = None
+        self, config: InferConfig, path: Path, data: Dataset, device: torch.device, graph: PassedEdges | None = None
     ) -> None:
         self._data, self._device = data, device
         self._model = load_model(config, path, device)
@@ -155,8 +155,9 @@ class Chain:
     def __init__(
         self, configs: Sequence[InferConfig], paths: Sequence[Path], data: Dataset, device: torch.device
     ) -> None:
-        self._handed = [None] + [handed(config, path) for config, path in zip(configs[1:], paths[1:], strict=True)]
-        stages = zip(configs, paths, self._handed, strict=True)
+        later = zip(configs[1:], paths[1:], strict=True)
+        self._graphs = [None] + [passed_edges(config, path) for config, path in later]
+        stages = zip(configs, paths, self._graphs, strict=True)
         self._stages = [ByModel(config, path, data, device, graph) for config, path, graph in stages]
         for stage, path in zip(self._stages[:-1], paths, strict=False):
             if stage.product != "edges":
@@ -169,7 +170,7 @@ class Chain:
     def __call__(self, row: int) -> tuple[Candidates, dict[str, float]]:
         """What the last stage finds; seconds are sums over the stages, with those of each besides, as `stage_s`."""
         found, total, stage_s = None, {}, []
-        for stage, graph in zip(self._stages, self._handed, strict=True):
+        for stage, graph in zip(self._stages, self._graphs, strict=True):
             if graph is not None:
                 graph.found = found
             found, took = stage(row)
@@ -178,12 +179,12 @@ class Chain:
         return found, total if len(stage_s) == 1 else total | {"stage_s": stage_s}
 
 
-def handed(config: InferConfig, path: Path) -> HandedEdges:
-    """The graph of a stage that sees stored edges, for edges that are handed on instead."""
+def passed_edges(config: InferConfig, path: Path) -> PassedEdges:
+    """The graph of a stage that sees stored edges, for edges that are passed on instead."""
     if config.graph is None or config.graph.name != "stored":
         name = config.graph.name if config.graph else "none"
         raise InputError(f"{path}: its graph is {name}, so it cannot follow a stage; its recipe needs 'stored'")
-    return HandedEdges(parse(StoredEdges.Options, config.graph.options, "graph", "graph"))
+    return PassedEdges(parse(StoredEdges.Options, config.graph.options, "graph", "graph"))
 
 
 class NotFinite(MachineError):

@@ -108,7 +108,7 @@ class Task:
         cost = self.hits.astype(np.float64)
         chosen = longest_first(cost, part.of)[0] == part.number if part else np.ones(len(cost), dtype=bool)
         others = part.is_beside if part else None  # their events are theirs
-        self.sources = done = everyones(journals.committed(self.out, env.rank, env.world, others), env)
+        self.sources = done = union_over_ranks(journals.committed(self.out, env.rank, env.world, others), env)
         ids = self.data.event_ids
         todo = np.array([row for row in np.flatnonzero(chosen) if int(ids[row]) not in done], dtype=np.int64)
         of = f"part {part.number} of {part.of}, " if part else ""
@@ -142,7 +142,7 @@ class Task:
             journal.close()
             if self.watchdog:
                 self.watchdog.rest()
-            self.sources = self.sources | everyones(places, self.env)
+            self.sources = self.sources | union_over_ranks(places, self.env)
             faults = sorted(fault for part in gather(faults, self.env) for fault in part)
             if faults:
                 more = f", and {len(faults) - 1} events more" if len(faults) > 1 else ""
@@ -155,7 +155,7 @@ class Task:
             return code
 
 
-def everyones(found: dict[int, Any], env: Env) -> dict[int, Any]:
+def union_over_ranks(found: dict[int, Any], env: Env) -> dict[int, Any]:
     """The union of what the ranks found; of an event that is there twice, the lowest rank's."""
     union: dict[int, Any] = {}
     for part in gather(found, env):

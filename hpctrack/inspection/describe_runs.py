@@ -8,8 +8,8 @@ from typing import Any
 from hpctrack.config import load_config
 from hpctrack.errors import InputError
 from hpctrack.evaluation.results import load_results, table
-from hpctrack.files.atomic import seal_broken
-from hpctrack.files.jsonlines import METRICS, misfit, read_metrics
+from hpctrack.files.atomic import checksum_is_wrong
+from hpctrack.files.jsonlines import METRICS, mismatch, read_metrics
 from hpctrack.storage.verify import Notes, Problem
 from hpctrack.training import ledger
 from hpctrack.training.checkpoint_metadata import LATEST, META, read_meta
@@ -96,7 +96,7 @@ def check_run(folder: Path) -> list[Problem]:
     notes = Notes(folder / CONFIG)
     steps = None
     try:
-        if seal_broken(notes.path):
+        if checksum_is_wrong(notes.path):
             notes.add("fails its checksum; it was changed or is damaged")
         steps = load_config(notes.path, []).train.steps
     except (InputError, UnicodeDecodeError) as error:
@@ -135,7 +135,7 @@ def _misfits(folder: Path) -> dict[str, str]:
     """Journals that do not begin with what they held when the checkpoint was written that the run goes on from."""
     try:
         marks = _newest_meta(folder / "checkpoints").get("journals", {})
-        return {name: wrong for name, mark in marks.items() if (wrong := misfit(folder / name, mark))}
+        return {name: wrong for name, mark in marks.items() if (wrong := mismatch(folder / name, mark))}
     except InputError:  # the checkpoint's own problem
         return {}
 

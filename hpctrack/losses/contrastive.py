@@ -13,7 +13,7 @@ from torch_geometric.data import Batch
 
 from hpctrack.config import Section
 from hpctrack.losses.pairs import Points, hinge_sum, neighbours
-from hpctrack.losses.term import BaseLoss, Tracks, events, own_groups, with_hit, with_track
+from hpctrack.losses.term import BaseLoss, Tracks, events, parameter_groups, with_hit, with_track
 
 
 class ContrastiveLoss(BaseLoss):
@@ -54,7 +54,7 @@ class ContrastiveLoss(BaseLoss):
         """Summed over events; an event without a pair in reach contributes 0."""
         total = x_NE.new_zeros(())
         for rows in events(batch):
-            points = Points(x_NE[rows], own_groups(batch.track[rows]))
+            points = Points(x_NE[rows], parameter_groups(batch.track[rows]))
             pushed, n_pairs = hinge_sum(points, None, self.options.margin, self.options.squared_hinge)
             total = total + pushed / max(1, len(points.x) if self.options.per == "hit" else n_pairs)
         return total

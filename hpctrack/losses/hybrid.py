@@ -21,7 +21,7 @@ from hpctrack.graphs.triplets import CHUNK, per_event, triplet_chunks, true_trip
 from hpctrack.losses.classification import EdgeLoss, edges_per_event
 from hpctrack.losses.metric_learning import MetricLoss
 from hpctrack.losses.term import BaseLoss, needed
-from hpctrack.models.memory_modes import again
+from hpctrack.models.memory_modes import recompute
 
 
 def true_pairs(batch: Batch, targets: bool) -> tuple[Tensor, Tensor]:
@@ -85,7 +85,7 @@ class EdgeMetricLoss(BaseLoss):
         for pair_2t in triplet_chunks(batch.edge_index, batch.num_nodes, CHUNK):
             a, b = pair_2t[:, ~batch.edge_truth[pair_2t].all(dim=0)]
             event_t = batch.batch[batch.edge_index[0, a]]
-            total = total + again(self.hinge, x_ME, a, b, number_B[event_t]).sum()
+            total = total + recompute(self.hinge, x_ME, a, b, number_B[event_t]).sum()
         return total
 
     def hinge(self, x_ME: Tensor, a: Tensor, b: Tensor, number_t: Tensor) -> Tensor:

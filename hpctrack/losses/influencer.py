@@ -21,7 +21,7 @@ from hpctrack.config import Section
 from hpctrack.errors import InputError
 from hpctrack.events.perigee import PHI, SCALES
 from hpctrack.losses.pairs import Points, hinge_sum, neighbours
-from hpctrack.losses.term import BaseLoss, Tracks, events, own_groups, with_hit, with_track
+from hpctrack.losses.term import BaseLoss, Tracks, events, parameter_groups, with_hit, with_track
 from hpctrack.models.embedding import representatives
 from hpctrack.models.geometry import wrapped
 
@@ -170,7 +170,7 @@ class InfluencerLoss(BaseLoss):
         ui, ii = user.new_zeros(()), user.new_zeros(())
         for rows in events(batch):
             u, v, track = user[rows], influencer[rows], batch.track[rows]
-            own = own_groups(track)
+            own = parameter_groups(track)
             if options.repulsion_ui:
                 other = torch.where(track < 0, own - len(own), own)  # a hit of no track repels its own influencer, too
                 sum_and_pairs = hinge_sum(Points(u, own), Points(v, other), 1.0, options.squared_hinge_ui)

@@ -17,7 +17,7 @@ from hpctrack.config import Section
 from hpctrack.graphs.neighbours import nearest
 from hpctrack.losses.classification import edges_per_event, sums
 from hpctrack.losses.pairs import Points, hinge_sum
-from hpctrack.losses.term import BaseLoss, events, needed, own_groups, with_hit
+from hpctrack.losses.term import BaseLoss, events, needed, parameter_groups, with_hit
 
 
 def true_edges(batch: Batch) -> tuple[Tensor, Tensor]:
@@ -71,7 +71,7 @@ class MetricLoss(BaseLoss):
         """All ordered pairs within the margin, per hit of their event, summed over events."""
         total = x_NE.new_zeros(())
         for rows in events(batch):
-            points = Points(x_NE[rows], own_groups(batch.track[rows]))
+            points = Points(x_NE[rows], parameter_groups(batch.track[rows]))
             total = total + hinge_sum(points, None, self.options.margin, squared=True)[0] / max(1, len(points.x))
         return total
 
@@ -81,7 +81,7 @@ class MetricLoss(BaseLoss):
         row_NK, exists_NK = nearest(x_NE.detach(), sizes.tolist(), self.options.mined + 1)
         i, column = exists_NK.nonzero(as_tuple=True)
         j = row_NK[i, column]
-        group_N = own_groups(batch.track)
+        group_N = parameter_groups(batch.track)
         other = (group_N[i] != group_N[j]) & (i != j)
         i, j = i[other], j[other]
         distance_P = ((x_NE[i] - x_NE[j]).square().sum(1) + 1e-12).sqrt()

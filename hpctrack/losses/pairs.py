@@ -165,11 +165,11 @@ def neighbours(outputs: dict[str, Tensor], batch: Batch) -> Tensor:
         x_MD = space_ND[tracks.hits]
         square_M = (x_MD - tracks.mean(x_MD)[tracks.track]).square().sum(1)
         pull = tracks.per_hit((square_M - TRACK_RADIUS**2).clamp(min=0))
-        total = total + pull + push_others(space_ND, batch)
+        total = total + pull + repel_others(space_ND, batch)
     return total
 
 
-def push_others(space_ND: Tensor, batch: Batch) -> Tensor:
+def repel_others(space_ND: Tensor, batch: Batch) -> Tensor:
     """Squared hinge from hits on tracks to all hits of other tracks or none, per hit on a track, summed over events."""
     total = space_ND.new_zeros(())
     for rows in events(batch):

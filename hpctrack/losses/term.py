@@ -116,6 +116,6 @@ class Tracks:
         return (values_M / torch.bincount(event, minlength=len(self.n_tracks))[event]).sum()
 
 
-def own_groups(track_N: Tensor) -> Tensor:
+def parameter_groups(track_N: Tensor) -> Tensor:
     """The tracks [N] of an event's hits, where each hit of no track is a group of its own, numbered from -1 down."""
     return torch.where(track_N < 0, -1 - torch.arange(len(track_N), device=track_N.device), track_N)

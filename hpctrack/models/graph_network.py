@@ -29,15 +29,15 @@ from torch_geometric.data import Batch
 from hpctrack.config import Section, free_field
 from hpctrack.errors import InputError
 from hpctrack.models.geometry import PAIR_FEATURES, Geometry, pair_features
-from hpctrack.models.memory_modes import MODES, MemoryModes, again, in_chunks
+from hpctrack.models.memory_modes import MODES, MemoryModes, in_chunks, recompute
 from hpctrack.models.perceptron import Activation, Norm, Sizes, SplitPerceptron
 from hpctrack.models.sweeps import (
     Autocast,
     EdgeLayer,
     EdgeSweep,
+    GradientSums,
     Graph,
     OnEdges,
-    Tally,
     backward_edges,
     backward_rows,
     forward_edges,
@@ -157,7 +157,7 @@ class GraphNetwork(MemoryModes, nn.Module):
         """
         graph = self.graph(batch)
         place_N4 = self.geometry(batch.x) if self.edge_start is not None else batch.x
-        start = self.start if self.memory == "plain" else partial(again, self.start)
+        start = self.start if self.memory == "plain" else partial(recompute, self.start)
         x_NH = start(batch.x).to(batch.x.dtype)
         if not torch.is_grad_enabled():
             read_MK, x_NH, _ = NodeStates(self, graph, place_N4).forward(x_NH)
@@ -176,7 +176,7 @@ class GraphNetwork(MemoryModes, nn.Module):
         """Embedding [N, E] of hits with states `x_NH`."""
         if self.memory in ("chunks", "offload") or not torch.is_grad_enabled():
             return in_chunks(self.hit_head, x_NH, size=chunk)
-        return self.hit_head(x_NH) if self.memory == "plain" else again(self.hit_head, x_NH)
+        return self.hit_head(x_NH) if self.memory == "plain" else recompute(self.hit_head, x_NH)
 
     def graph(self, batch: Batch) -> Graph:
         """The batch's edges."""
@@ -196,7 +196,7 @@ class GraphNetwork(MemoryModes, nn.Module):
         def iterate(steps: Sequence[Iteration], x_NH: Tensor, e_MH: Tensor | None) -> tuple[Tensor, Tensor | None]:
             for step in steps:
                 e_MH, inward, outward = run(step, graph, x_NH, e_MH)
-                update = step.update if self.memory == "plain" else partial(again, step.update)
+                update = step.update if self.memory == "plain" else partial(recompute, step.update)
                 x_NH = update(x_NH, inward, outward, degree_N1)
             return x_NH, e_MH
 
@@ -204,7 +204,7 @@ class GraphNetwork(MemoryModes, nn.Module):
         if self.memory == "nested":
             size = max(1, math.isqrt(self.n_iterations))
             for first in range(0, self.n_iterations, size):
-                x_NH, e_MH = again(iterate, self.steps[first : first + size], x_NH, e_MH)
+                x_NH, e_MH = recompute(iterate, self.steps[first : first + size], x_NH, e_MH)
         else:
             x_NH, e_MH = iterate(self.steps, x_NH, e_MH)
         return run(self.head, graph, x_NH, e_MH)[0], x_NH
@@ -271,7 +271,7 @@ class NodeStates:
     ) -> tuple[Tensor, list[Tensor | None]]:
         """Gradients of x_0 and of the network's edge parameters, from those of what `forward` gave."""
         self.anchor, (e_MH, inward, outward), states = tuple(kept[:3]), kept[3:6], list(kept[6:])
-        graph, tally = self.graph, Tally(self.net.edge_parameters())
+        graph, tally = self.graph, GradientSums(self.net.edge_parameters())
         x_NH = states.pop().to(graph.device)
         g_x, g_e = backward_edges(self.net.head, graph, x_NH, e_MH, (g_read_MK, None, None), tally)
         g_x += g_last_NH
@@ -323,7 +323,7 @@ class KeepNodeStates(torch.autograd.Function):
     def forward(ctx: FunctionCtx, run: NodeStates, x_NH: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
         """What edges are read as [M, K], and x_T; `parameters` are the network's `edge_parameters`."""
         ctx.run, ctx.autocast = run, Autocast(x_NH.device)
-        with ctx.autocast.again():
+        with ctx.autocast.restored():
             read_MK, last_NH, kept = run.forward(x_NH, backward=True)
         ctx.save_for_backward(*kept)
         return read_MK, last_NH.clone() if last_NH is x_NH else last_NH  # no output is an input
@@ -332,6 +332,6 @@ class KeepNodeStates(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: FunctionCtx, g_read_MK: Tensor, g_last_NH: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x_0 and the parameters."""
-        with ctx.autocast.again():
+        with ctx.autocast.restored():
             g_x, gradients = ctx.run.backward(ctx.saved_tensors, g_read_MK, g_last_NH)
         return (None, g_x, *gradients)

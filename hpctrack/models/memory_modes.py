@@ -39,7 +39,7 @@ class MemoryModes:
         self.memory = mode
 
 
-def again(work: Callable[..., Any], *args: Any) -> Any:
+def recompute(work: Callable[..., Any], *args: Any) -> Any:
     """`work(*args)`, keeping only the arguments: the backward pass computes it again, under the same autocast."""
     if not torch.is_grad_enabled():
         return work(*args)
@@ -54,14 +54,14 @@ def run_layers(layers: Sequence[Callable[..., Tensor]], h: Tensor, mode: str, *a
     """
     if mode in ("plain", "recompute"):
         for layer in layers:
-            h = layer(h, *args) if mode == "plain" else again(layer, h, *args)
+            h = layer(h, *args) if mode == "plain" else recompute(layer, h, *args)
         return h
     size = max(1, math.isqrt(len(layers)))
     for start in range(0, len(layers), size):
-        h = again(run_layers, layers[start : start + size], h, "recompute", *args)
+        h = recompute(run_layers, layers[start : start + size], h, "recompute", *args)
     return h
 
 
 def in_chunks(work: Callable[[Tensor], Tensor], x: Tensor, dim: int = 0, size: int = CHUNK) -> Tensor:
     """`work(x)` part by part along `dim`, if parts do not depend on each other; each computed again backward."""
-    return torch.cat([again(work, part) for part in x.split(size, dim)], dim)
+    return torch.cat([recompute(work, part) for part in x.split(size, dim)], dim)

@@ -19,7 +19,7 @@ from hpctrack.graphs.neighbours import nearest
 from hpctrack.models.geometry import PAIR_FEATURES, Geometry, on_circle, pair_features
 from hpctrack.models.memory_modes import MemoryModes
 from hpctrack.models.perceptron import Exact, LayerNorm, two_layers, width_splits_into_heads
-from hpctrack.models.sweeps import Autocast, Tally, backward_rows, chunks, forward_rows, leaf
+from hpctrack.models.sweeps import Autocast, GradientSums, backward_rows, chunks, forward_rows, leaf
 from hpctrack.numerics import at_least_fp32
 
 CHUNK = {"cpu": 2048, "cuda": 16384}  # hits at a time: what is made of their pairs stays in a core's cache
@@ -75,7 +75,7 @@ class NeighbourBackbone(MemoryModes, nn.Module):
             if self.memory == "plain":
                 near.keep_pairs()
             for step in stage.steps:
-                h_NH = Listen.apply(step, near, h_NH, *step.parameters())
+                h_NH = NeighbourAttention.apply(step, near, h_NH, *step.parameters())
         return self.norm(h_NH), spaces
 
     @property
@@ -116,7 +116,7 @@ class Step(nn.Module):
         self.feed_forward = nn.Sequential(LayerNorm(width), *two_layers(width, expansion * width, width))
 
     def forward(self, h_NH: Tensor, near: Neighbours) -> Tensor:
-        """[N, H] -> [N, H] for all hits at once, as autograd would have it; what `Listen` computes."""
+        """[N, H] -> [N, H] for all hits at once, as autograd would have it; what `NeighbourAttention` computes."""
         everyone = slice(None)
         heard_NKH = near.gather(self.say(h_NH), everyone)
         return self.update(h_NH, heard_NKH, near.pairs(everyone, h_NH.dtype), near.exists_NK)
@@ -172,7 +172,7 @@ class Neighbours:
         return gather(x_NH, self.row_NK[rows])
 
 
-class Listen(torch.autograd.Function):
+class NeighbourAttention(torch.autograd.Function):
     """`Step.forward` chunk by chunk of hits; keeps its input only, and computes a chunk's inside again backward.
 
     Even where memory is plentiful this is faster than to keep tensors [N, K, H]: those of a chunk stay in the cache.
@@ -183,11 +183,11 @@ class Listen(torch.autograd.Function):
         """[N, H] -> [N, H]; `parameters` are the step's, in order."""
         ctx.step, ctx.near, ctx.autocast = step, near, Autocast(h_NH.device)
         ctx.save_for_backward(h_NH)
-        with ctx.autocast.again():
+        with ctx.autocast.restored():
             said_NH = forward_rows(step.say, near.chunk, h_NH)[0]
             out_NH = torch.empty_like(h_NH)
             for rows in chunks(len(h_NH), near.chunk):
-                out_NH[rows] = Listen.update(step, near, rows, h_NH[rows], near.gather(said_NH, rows))
+                out_NH[rows] = NeighbourAttention.update(step, near, rows, h_NH[rows], near.gather(said_NH, rows))
         return out_NH
 
     @staticmethod
@@ -195,14 +195,14 @@ class Listen(torch.autograd.Function):
     def backward(ctx: FunctionCtx, g_NH: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of hits and parameters."""
         step, near, [h_NH] = ctx.step, ctx.near, ctx.saved_tensors
-        tally = Tally(step.parameters())
-        with ctx.autocast.again():
+        tally = GradientSums(step.parameters())
+        with ctx.autocast.restored():
             said_NH = forward_rows(step.say, near.chunk, h_NH)[0]
             g_h, g_said = torch.empty_like(h_NH), torch.zeros_like(at_least_fp32(said_NH))
             for rows in chunks(len(h_NH), near.chunk):
                 with torch.enable_grad():
                     leaves = [leaf(h_NH[rows]), leaf(near.gather(said_NH, rows))]
-                    out_nH = Listen.update(step, near, rows, *leaves)
+                    out_nH = NeighbourAttention.update(step, near, rows, *leaves)
                 g_h[rows], g_nKH = tally.pull(step, leaves, [out_nH], [g_NH[rows]])
                 g_said.index_add_(0, near.row_NK[rows].flatten(), g_nKH.flatten(0, 1).to(g_said.dtype))
             g_h += backward_rows(step.say, step, near.chunk, [h_NH], [g_said], tally)[0]

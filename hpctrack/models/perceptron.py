@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hpctrack.config import Section
-from hpctrack.models.memory_modes import CHUNK, MemoryModes, again, in_chunks
+from hpctrack.models.memory_modes import CHUNK, MemoryModes, in_chunks, recompute
 from hpctrack.numerics import at_least_fp32, without_autocast
 
 Norm = Annotated[Literal["layer", "none"], Field(description="normalization of hidden layers")]
@@ -146,7 +146,7 @@ class MlpBackbone(MemoryModes, nn.Module):
         """Hidden state [N, H] of hits with features `x_NF`, no more outputs; `sizes` play no part."""
         if self.memory == "chunks":
             return in_chunks(self.layers, x_NF, size=CHUNK), {}
-        return self.layers(x_NF) if self.memory == "plain" else again(self.layers, x_NF), {}
+        return self.layers(x_NF) if self.memory == "plain" else recompute(self.layers, x_NF), {}
 
     def relative_cost(self, hits: np.ndarray) -> np.ndarray:
         """Weights applied in a forward pass by event size."""

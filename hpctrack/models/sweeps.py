@@ -167,7 +167,7 @@ def forward_edges(
 # ------------------------------------------------------------------------------------------------ backward
 
 
-class Tally:
+class GradientSums:
     """Gradients of parameters, added up in place."""
 
     def __init__(self, parameters: Iterable[Tensor]) -> None:
@@ -204,7 +204,7 @@ def backward_rows(
     chunk: int,
     inputs: Sequence[Tensor],
     grads: Sequence[Tensor],
-    tally: Tally,
+    tally: GradientSums,
     fixed: Sequence[Tensor] = (),
 ) -> list[Tensor]:
     """Gradients of `inputs` of `work(*inputs, *fixed)`, computed again in chunks of rows; weights go to `tally`."""
@@ -225,7 +225,7 @@ def backward_edges(
     x_NH: Tensor,
     e_MH: Tensor | None,
     grads: OnEdges,
-    tally: Tally,
+    tally: GradientSums,
     into: Tensor | None = None,
     nodes: bool = True,
 ) -> tuple[Tensor | None, Tensor | None]:
@@ -270,7 +270,7 @@ class EdgeSweep(torch.autograd.Function):
         ctx.layer, ctx.graph, ctx.autocast = layer, graph, Autocast(x_NH.device)
         ctx.save_for_backward(x_NH, e_MH)
         ctx.set_materialize_grads(False)
-        with ctx.autocast.again():
+        with ctx.autocast.restored():
             return forward_edges(layer, graph, x_NH, e_MH)
 
     @staticmethod
@@ -278,10 +278,10 @@ class EdgeSweep(torch.autograd.Function):
     def backward(ctx: FunctionCtx, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         """Gradients of nodes, edges and parameters."""
         x_NH, e_MH = ctx.saved_tensors
-        tally = Tally(ctx.layer.parameters())
+        tally = GradientSums(ctx.layer.parameters())
         if all(grad is None for grad in grads):
             return (None, None, None, None, *tally.gradients())
-        with ctx.autocast.again():
+        with ctx.autocast.restored():
             g_x, g_e = backward_edges(ctx.layer, ctx.graph, x_NH, e_MH, grads, tally, nodes=ctx.needs_input_grad[2])
         return (None, None, g_x, g_e, *tally.gradients())
 
@@ -293,6 +293,6 @@ class Autocast:
         self.kind = device.type
         self.enabled, self.dtype = torch.is_autocast_enabled(self.kind), torch.get_autocast_dtype(self.kind)
 
-    def again(self) -> AbstractContextManager:
+    def restored(self) -> AbstractContextManager:
         """Context with that state."""
         return torch.autocast(self.kind, self.dtype, enabled=self.enabled, cache_enabled=False)

@@ -76,7 +76,7 @@ class TripletNetwork(nn.Module):
         triplet_2T = triplets(edge_2M, batch.num_nodes)
         segment_MG = self.segments(batch.x, edge_2M).to(batch.x.dtype)
         found = self.network(Data(x=segment_MG, edge_index=triplet_2T, num_nodes=len(segment_MG)))
-        outputs = {raised(name): value for name, value in found.items()}
+        outputs = {name_on_graph(name): value for name, value in found.items()}
         return outputs | {"edge_score": self.of_edges(outputs["triplet_score"], triplet_2T, len(segment_MG))}
 
     def segments(self, x_NF: Tensor, edge_2M: Tensor) -> Tensor:
@@ -116,6 +116,6 @@ def segment(a_M4: Tensor, b_M4: Tensor) -> Tensor:
     return torch.cat([middle, pair_features(a_M4, b_M4)], dim=1)
 
 
-def raised(name: str) -> str:
+def name_on_graph(name: str) -> str:
     """The name on the graph of an output on the line graph: edges there are triplets here, hits there are edges."""
     return name.replace("edge_", "triplet_", 1) if name.startswith("edge_") else f"edge_{name}"

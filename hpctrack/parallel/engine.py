@@ -44,9 +44,9 @@ class Engine:
         self.n_parameters = sum(parameter.numel() for parameter in model.parameters())
         self.parallel: nn.Module = model
         self.optimizer: torch.optim.Optimizer
-        self.spread(make_optimizer, config, clip_norm)
+        self.wrap(make_optimizer, config, clip_norm)
 
-    def spread(self, make_optimizer: MakeOptimizer, config: ParallelConfig, clip_norm: float | None) -> None:
+    def wrap(self, make_optimizer: MakeOptimizer, config: ParallelConfig, clip_norm: float | None) -> None:
         """Set `optimizer`, and `parallel` unless it is `module` itself; steps will be clipped to `clip_norm`."""
         raise NotImplementedError
 

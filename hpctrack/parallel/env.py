@@ -18,10 +18,10 @@ import torch.distributed as dist
 from hpctrack import __version__
 from hpctrack.config import ParallelConfig
 from hpctrack.errors import EXIT_INPUT, InputError, MachineError
-from hpctrack.parallel.launchers import INIT_METHOD, MPI, Place, find_place, interface_for, slurm_meeting, step_id
-from hpctrack.parallel.mpi import mpi_end, mpi_meeting
+from hpctrack.parallel.launchers import INIT_METHOD, MPI, Place, find_place, interface_for, slurm_rendezvous, step_id
+from hpctrack.parallel.mpi import mpi_end, mpi_rendezvous
 from hpctrack.parallel.orphans import end_with_launcher
-from hpctrack.parallel.rendezvous import Meeting, Run, deadline, lost_ranks, spans
+from hpctrack.parallel.rendezvous import Rendezvous, Run, deadline, lost_ranks, spans
 
 KEY = "parallel.rendezvous_timeout_s"
 INTERFACE = "GLOO_SOCKET_IFNAME"
@@ -73,7 +73,7 @@ def distributed(
     variables: dict[str, str] = {}
     if place.world > 1:
         end_with_launcher()
-        place = with_meeting(place, config.rendezvous_timeout_s, key)
+        place = with_rendezvous(place, config.rendezvous_timeout_s, key)
         variables = torch_variables(place)
         os.environ.update(variables)  # for the libraries beside torch
     env = make_env(config, place)
@@ -81,8 +81,9 @@ def distributed(
         run = Run.of(verb=verb, settings=settings, version=__version__, launcher=step_id(os.environ, place.source))
         env, set_for_it = start_group(env, config, run, key)
         variables |= set_for_it
-    cores = introduce(env, threads if config.bind_cores else None)
-    with settled(env), lost_ranks(config.timeout_s, "parallel.timeout_s" if key == KEY else ""), bound(cores):
+    cores = exchange_places(env, threads if config.bind_cores else None)
+    option = "parallel.timeout_s" if key == KEY else ""
+    with release_collectives(env), lost_ranks(config.timeout_s, option), bound(cores):
         yield env
     if env.backend is not None:
         ENDED.append(dist.group.WORLD)
@@ -94,7 +95,7 @@ def distributed(
 
 
 @contextmanager
-def settled(env: Env) -> Iterator[None]:
+def release_collectives(env: Env) -> Iterator[None]:
     """At the end, also after an error, time for the group's threads to give back the tensors of its last collectives.
 
     They need Python for that. Those that come to it while the interpreter ends abort the process, after a good run and
@@ -112,17 +113,17 @@ def launcher_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
 
 
-def with_meeting(place: Place, limit_s: float = 300.0, key: str = KEY) -> Place:
+def with_rendezvous(place: Place, limit_s: float = 300.0, key: str = KEY) -> Place:
     """The place with everything that its launcher left open: where the ranks meet, and the number on the node."""
     known = INIT_METHOD in os.environ or (place.address is not None and place.port is not None)
     if place.source == "Slurm" and not known:
-        address, port = slurm_meeting(os.environ)
+        address, port = slurm_rendezvous(os.environ)
         place = replace(place, address=place.address or address, port=place.port or port)
     if place.source in MPI and not (known and place.local_rank is not None):
         waits = f"waits for the other ranks of {place.source} in MPI (until {key}={limit_s:g} s)"
         ends = f"rank {place.rank} of {place.world} did not meet the others in MPI within {key}={limit_s:g} s"
         with deadline(limit_s, place.rank, waits, ends):
-            address, port, local_rank = mpi_meeting(place.world)
+            address, port, local_rank = mpi_rendezvous(place.world)
         place = replace(place, address=place.address or address, port=place.port or port, local_rank=local_rank)
     return place
 
@@ -153,7 +154,7 @@ def choose_device(wanted: str, local_rank: int, source: str) -> torch.device:
         raise InputError("key 'parallel.device': cuda asked for, but torch sees no GPU; use cpu or auto")
     if n_gpus == 0:
         return torch.device("cpu")
-    own = n_gpus == 1 and (source == "Slurm" or source in MPI)  # if it is not, `introduce` finds two ranks on a GPU
+    own = n_gpus == 1 and (source == "Slurm" or source in MPI)  # else `exchange_places` finds two ranks on a GPU
     if local_rank >= n_gpus and not own:
         raise InputError(
             f"local rank {local_rank} has no GPU of its own ({n_gpus} here); start {n_gpus} ranks per node"
@@ -172,7 +173,7 @@ def start_group(env: Env, config: ParallelConfig, run: Run, key: str = KEY) -> t
     limit_s, variables = config.timeout_s + WATCHDOG_FIRST_S, dict[str, str]()
     if env.world > 1:
         speaks = env.local_rank == 0 or env.rank == 1
-        met = Meeting(env.rank, env.world, run, config.rendezvous_timeout_s, key, speaks).meet()
+        met = Rendezvous(env.rank, env.world, run, config.rendezvous_timeout_s, key, speaks).meet()
         store = met.store
         store.set_timeout(timedelta(seconds=limit_s))
         interface = interface_for(env.rank, met.hosts, met.addresses)
@@ -201,7 +202,7 @@ def start_group(env: Env, config: ParallelConfig, run: Run, key: str = KEY) -> t
     return replace(env, store=store), variables
 
 
-def introduce(env: Env, threads: int | None) -> Cores:
+def exchange_places(env: Env, threads: int | None) -> Cores:
     """The ranks tell each other where they are, and rank 0 of a launcher's ranks prints it.
 
     Returns the cores that this rank, of so many threads, is to be bound to; none on GPUs or for `threads` None.

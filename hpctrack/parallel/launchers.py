@@ -125,7 +125,7 @@ def step_id(environ: Mapping[str, str], source: str) -> str:
 # ------------------------------------------------------------------------------------------------ Slurm
 
 
-def slurm_meeting(environ: Mapping[str, str]) -> tuple[str, int]:
+def slurm_rendezvous(environ: Mapping[str, str]) -> tuple[str, int]:
     """Where the tasks of a job step meet: an address of the step's first node, and a port that follows from its ids."""
     names = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "SLURM_STEP_ID")
     job, restart, step = (int(re.sub(r"\D", "", environ.get(name, "")) or 0) for name in names)

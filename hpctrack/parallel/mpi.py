@@ -47,7 +47,7 @@ def mpi_world(size: int, finalize: bool = True) -> Any:
         raise
 
 
-def mpi_meeting(size: int) -> tuple[str, int, int]:
+def mpi_rendezvous(size: int) -> tuple[str, int, int]:
     """Rank 0's address and a free port of it, the same on all ranks, and this rank's number on its node.
 
     A process that fails leaves MPI open: closing it would wait for ranks that wait for this one, while the launcher

@@ -55,7 +55,7 @@ def end_with_launcher() -> None:
     if place is None or place.source == ENVIRONMENT or (place.source == "Slurm" and not is_stepd(os.getppid())):
         return
     _watched[os.getpid()] = launcher = Launcher(os.getppid(), place.rank, place.source)
-    if place.source in TORCH_LAUNCHERS and is_adopted(launcher.parent, place.rank):
+    if place.source in TORCH_LAUNCHERS and is_reparented(launcher.parent, place.rank):
         end(place.rank, f"{place.source}, which started this rank, had gone before it began, so it ends")
     threading.Thread(target=launcher.watch, name="launcher", daemon=True).start()
 
@@ -68,7 +68,7 @@ def is_stepd(pid: int) -> bool:
         return False
 
 
-def is_adopted(parent: int, rank: int) -> bool:
+def is_reparented(parent: int, rank: int) -> bool:
     """Whether `parent` cannot have started a rank of torch's launchers: it is none, and no wrapper in a rank's place.
 
     Whoever adopts the processes of one that has ended, init or a session's, has neither torch nor a rank.

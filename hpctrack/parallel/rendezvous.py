@@ -66,7 +66,7 @@ class Met:
 
 
 @dataclass
-class Meeting:
+class Rendezvous:
     """One rank's way to the others. `limit_s` is set by the option `key`."""
 
     rank: int

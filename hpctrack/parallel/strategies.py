@@ -23,7 +23,7 @@ from hpctrack.parallel.zero import ZeroEngine
 class DDPEngine(Engine):
     """Replicated model (torch's DistributedDataParallel); without ranks, the model itself."""
 
-    def spread(self, make_optimizer: MakeOptimizer, config: ParallelConfig, clip_norm: float | None) -> None:
+    def wrap(self, make_optimizer: MakeOptimizer, config: ParallelConfig, clip_norm: float | None) -> None:
         """Wrap the model, if there are ranks."""
         self.optimizer = make_optimizer(self.module)
         if self.env.backend is not None:
@@ -67,7 +67,7 @@ class FSDPEngine(Engine):
 
     lockstep = True
 
-    def spread(self, make_optimizer: MakeOptimizer, config: ParallelConfig, clip_norm: float | None) -> None:
+    def wrap(self, make_optimizer: MakeOptimizer, config: ParallelConfig, clip_norm: float | None) -> None:
         """Share out the units, then the rest of the model."""
         mesh = init_device_mesh(self.env.device.type, (self.env.world,))
         policy = MixedPrecisionPolicy(reduce_dtype=torch.bfloat16 if config.compress == "bf16" else None)

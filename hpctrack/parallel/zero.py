@@ -38,7 +38,7 @@ class ZeroEngine(Engine):
 
     rehearses = False  # the library keeps gradients where they cannot be cleared
 
-    def spread(self, make_optimizer: MakeOptimizer, config: ParallelConfig, clip_norm: float | None) -> None:
+    def wrap(self, make_optimizer: MakeOptimizer, config: ParallelConfig, clip_norm: float | None) -> None:
         """Let the library share out; InputError if stage 3 cannot."""
         self.stage, model = config.zero_stage, self.module
         layers = units(model)
@@ -94,7 +94,7 @@ class ZeroEngine(Engine):
         state: dict[int, dict[str, Any]] = {index: {} for index in range(len(self.parameters) if share else 0)}
         for key, value in share.items():
             for index, parameter in enumerate(self.parameters):
-                if is_spread(value):
+                if is_sharded(value):
                     state[index][key] = whole(safe_get_full_optimizer_state(parameter, key))
                 else:  # one tensor each: optimizers count steps in place
                     state[index][key] = value.detach().cpu().clone() if torch.is_tensor(value) else value
@@ -123,7 +123,7 @@ class ZeroEngine(Engine):
             self.link_state()
             for index, parameter in enumerate(self.parameters):
                 for key, value in saved[index].items():
-                    if is_spread(value):
+                    if is_sharded(value):
                         self.set_share(parameter, value.to(self.env.device), key)
 
     def set_share(self, parameter: nn.Parameter, value: Tensor, key: str | None = None) -> None:
@@ -144,7 +144,9 @@ class ZeroEngine(Engine):
         zero, third = self.zero, self.stage == 3
         for share in zero.fp32_partitioned_groups_flat if third else zero.single_partition_of_fp32_groups:
             self.optimizer.state[share] = {
-                key: torch.zeros_like(share) if is_spread(value) else value.clone() if torch.is_tensor(value) else value
+                key: (
+                    torch.zeros_like(share) if is_sharded(value) else value.clone() if torch.is_tensor(value) else value
+                )
                 for key, value in example.items()
             }
 
@@ -155,7 +157,7 @@ class ZeroEngine(Engine):
             self.zero._lazy_init_hp_params_optimizer_state()
 
 
-def is_spread(value: Any) -> bool:
+def is_sharded(value: Any) -> bool:
     """Whether a value of an optimizer's state goes with the parameter's elements, rather than with its steps."""
     return torch.is_tensor(value) and value.dim() > 0
 

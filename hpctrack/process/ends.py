@@ -48,13 +48,13 @@ def verb(name: str) -> Callable:
                 except SystemExit:
                     raise
                 except BaseException as error:
-                    code = end_of(name, error)
+                    code = exit_code_of(name, error)
                     output.give_up()
                     if code is None:
                         raise
                 if not code:  # a verb has gone on to its end all the same
                     for words in [*ended, *([output.why()] if output.lost else [])]:
-                        print(f"{signals.who(name)}: {words}", file=sys.stderr)
+                        print(f"{signals.line_prefix(name)}: {words}", file=sys.stderr)
                 return code or output.code()
 
         return wrapped
@@ -96,7 +96,7 @@ def _threads() -> Iterator[list[str]]:
         threading.excepthook = before
 
 
-def end_of(name: str, error: BaseException) -> int | None:
+def exit_code_of(name: str, error: BaseException) -> int | None:
     """Say in one line how verb `name` ends by `error`; its exit code, or None (and no line) for a bug."""
     if isinstance(error, streams.OutputLost):
         if error.errno == errno.EPIPE:
@@ -134,7 +134,7 @@ def _place(error: BaseException) -> str:
 
 
 def _end(name: str, words: str, code: int) -> int:
-    print(f"{signals.who(name)}: error: {' '.join(words.split())}", file=sys.stderr, flush=True)
+    print(f"{signals.line_prefix(name)}: error: {' '.join(words.split())}", file=sys.stderr, flush=True)
     return code
 
 
@@ -150,7 +150,7 @@ def begin(name: str) -> None:
             words = f"{type(first_cause(error)).__name__}: {first_cause(error)}"[:LONGEST]
             _end(name, f"its libraries do not load within `ulimit -v {limit >> 10}` ({words})", EXIT_MACHINE)
             os._exit(EXIT_MACHINE)  # the end of Python would fail in as many
-        if begun or end_of(name, error) is None:
+        if begun or exit_code_of(name, error) is None:
             sys.__excepthook__(kind, error, trace)
 
     sys.excepthook = hook

@@ -71,15 +71,15 @@ def run(
     try:
         for item in left:
             workers.append(Worker(function, method))
-            workers[-1].give(item)
+            workers[-1].send(item)
             if len(workers) == jobs:
                 break
         while ends := {end: worker for worker in workers if worker.item for end in worker.ends}:
             for worker in dict.fromkeys(ends[end] for end in wait(list(ends))):
-                outcome = worker.take(named)
+                outcome = worker.receive(named)
                 yield outcome
                 if (item := next(left, None)) is not None:
-                    worker.give(item)
+                    worker.send(item)
         for worker in workers:
             worker.end()
     finally:
@@ -99,12 +99,12 @@ class Worker:
         """Begin the process."""
         self.pipe, theirs = self.context.Pipe()
         self.process = self.context.Process(target=_serve, args=(theirs, self.function, os.getpid()), daemon=True)
-        with signals.held():
+        with signals.blocked_signals():
             self.process.start()
         theirs.close()
         self.ends = (self.pipe, self.process.sentinel)  # one of them is ready when it has answered or died
 
-    def give(self, item: tuple[int, Any]) -> None:
+    def send(self, item: tuple[int, Any]) -> None:
         """Let it begin with an item."""
         if self.process.exitcode is not None:
             self.kill()
@@ -115,7 +115,7 @@ class Worker:
         except OSError:  # it has died meanwhile, which `take` will find
             return
 
-    def take(self, named: Callable[[Any], str]) -> Outcome:
+    def receive(self, named: Callable[[Any], str]) -> Outcome:
         """What became of its item."""
         assert self.item is not None
         (place, item), self.item = self.item, None
@@ -123,12 +123,12 @@ class Worker:
             value, error, text = self.pipe.recv()
         except (EOFError, OSError):
             self.process.join(END_S)
-            return Outcome(place, error=self.obituary(named(item)))
+            return Outcome(place, error=self.exit_reason(named(item)))
         if error is not None and text:
             error.__cause__ = WorkerTraceback(text)
         return Outcome(place, value, error)
 
-    def obituary(self, item: str) -> WorkerDied:
+    def exit_reason(self, item: str) -> WorkerDied:
         """How it has ended."""
         code = self.process.exitcode or 0
         if code == -signal.SIGKILL:
@@ -156,7 +156,7 @@ class Worker:
 
 def _serve(pipe: Connection, function: Callable[[Any], Any], parent: int) -> None:
     """A worker's life; its signals were blocked when it began, and stay so."""
-    signals.leave_to(parent)
+    signals.die_with_parent(parent)
     while (item := pipe.recv()) is not None:
         try:
             answer = (function(item), None, "")

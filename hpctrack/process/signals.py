@@ -37,7 +37,7 @@ class Interrupted(KeyboardInterrupt):
         self.number = number
 
 
-def heeded(name: str) -> tuple[signal.Signals, ...]:
+def handled_signals(name: str) -> tuple[signal.Signals, ...]:
     """The signals that verb `name` answers; SIGUSR1 is for those that save, and ends others as it ends any process."""
     return BY_HAND + (BY_SYSTEM if name in SAVING else (signal.SIGTERM,))
 
@@ -51,10 +51,10 @@ def last_words(name: str, number: int) -> str:
     """The line with which verb `name` ends where it stands."""
     how = "preempted" if exit_code(name, number) == EXIT_PREEMPTED else "interrupted"
     goes_on = "; the same command goes on" if name in GOES_ON else ""
-    return f"{who(name)}: {how} ({signal.Signals(number).name}){goes_on}"
+    return f"{line_prefix(name)}: {how} ({signal.Signals(number).name}){goes_on}"
 
 
-def who(name: str) -> str:
+def line_prefix(name: str) -> str:
     """`hpctrack VERB`, with the rank where there are several: the beginning of lines on standard error."""
     rank, world = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")  # which need not be numbers
     of_rank = f" [rank {rank}]" if rank and world.strip() not in ("", "1") else ""
@@ -78,7 +78,7 @@ def _set(handlers: dict[int, object]) -> dict[int, object]:
 
 def end_at_once(name: str) -> None:
     """From now on a signal ends the process: for the time in which a verb's libraries are imported."""
-    _set(dict.fromkeys(heeded(name), lambda number, _: end_now(name, number)))
+    _set(dict.fromkeys(handled_signals(name), lambda number, _: end_now(name, number)))
 
 
 @contextlib.contextmanager
@@ -93,7 +93,7 @@ def raising(name: str) -> Iterator[None]:
         told = True
         raise Interrupted(number)
 
-    before = _set(dict.fromkeys(heeded(name), handle))
+    before = _set(dict.fromkeys(handled_signals(name), handle))
     try:
         yield
     finally:
@@ -107,7 +107,7 @@ def raising(name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def held(numbers: tuple[int, ...] = ALL) -> Iterator[None]:
+def blocked_signals(numbers: tuple[int, ...] = ALL) -> Iterator[None]:
     """Signals wait until the end of this; processes that are started meanwhile have them blocked from their birth."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
@@ -116,7 +116,7 @@ def held(numbers: tuple[int, ...] = ALL) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def leave_to(parent: int) -> None:
+def die_with_parent(parent: int) -> None:
     """In a worker process: leave all signals to process `parent`, but end with it, or when it tells this one to."""
     signal.pthread_sigmask(signal.SIG_BLOCK, ALL)
     if sys.platform == "linux":

@@ -147,7 +147,7 @@ def _any_letter(stream: TextIO) -> Iterator[None]:
 
 
 def open_closed() -> None:
-    """Let standard files that are closed lead nowhere, lest a data file takes their number and what is said with it."""
+    """Let closed standard files lead nowhere, so that no data file takes their number and what is said with it."""
     for number in range(3):
         try:
             os.fstat(number)

@@ -42,7 +42,7 @@ PIECES = 1 << 10  # blocks below it are less than this part of the cap
 
 
 class PeakFit(LinearFit):
-    """Peak bytes of a pass. What goes with hits^2 is taken in only if the largest events are foretold better with it.
+    """Peak bytes of a pass. What goes with hits^2 is taken in only if the largest events are predicted better with it.
 
     Small events alone cannot tell it from what goes with hits, and large ones would then be predicted far too high.
     """
@@ -89,9 +89,9 @@ class Memory:
         self.source = "memory.cap_gib"
         self.cap = (config.cap_gib or 0.0) * GIB
         if self.auto and not self.cap:
-            self.cap, self.source = own_share(self.env)
+            self.cap, self.source = memory_of_rank(self.env)
         if self.auto and self.env.device.type == "cpu":
-            give_back(self.cap)
+            return_freed_memory(self.cap)
         weights = next(engine.module.parameters())
         self.fixed = STATE_COPIES * engine.n_parameters * weights.element_size()
         self.fits = {mode: PeakFit(state.get("fits", {}).get(mode)) for mode in self.modes}
@@ -122,14 +122,16 @@ class Memory:
         """
         if not self.auto:
             return batches, [self.policy] * len(batches)
-        apart = [part for batch in batches for part in (self.apart(batch) if self.crowded(batch) else [batch])]
-        return apart, [self.choose(batch) for batch in apart]
+        parts = []
+        for batch in batches:
+            parts += self.split_events(batch) if self.exceeds_first_mode(batch) else [batch]
+        return parts, [self.choose(batch) for batch in parts]
 
-    def crowded(self, batch: Batch) -> bool:
+    def exceeds_first_mode(self, batch: Batch) -> bool:
         """Whether a micro-batch has several events that do not fit together in the first mode."""
         return batch.num_graphs > 1 and self.predict(batch, self.modes[0]) > self.room
 
-    def apart(self, batch: Batch) -> list[Batch]:
+    def split_events(self, batch: Batch) -> list[Batch]:
         """Its events one by one."""
         return [Batch.from_data_list([event]) for event in batch.to_data_list()]
 
@@ -158,10 +160,10 @@ class Memory:
         fit = self.fits.get(mode)
         return float(fit.predict(self.terms(batch))) if fit is not None and fit.fitted else float("inf")
 
-    def harder(self, batch: Batch, mode: str) -> list[tuple[Batch, str]]:
+    def next_mode(self, batch: Batch, mode: str) -> list[tuple[Batch, str]]:
         """What to try after a pass ran out of memory: its events one by one, then the next mode; in the end nothing."""
         if batch.num_graphs > 1:
-            return [(event, mode) for event in self.apart(batch)]
+            return [(event, mode) for event in self.split_events(batch)]
         following = self.modes[self.modes.index(mode) + 1 :]
         return [(batch, following[0])] if following else []
 
@@ -183,7 +185,7 @@ class Memory:
         self.collect()
         return [fit.line(f"memory: {mode}", "B") for mode, fit in self.fits.items() if fit.learn(ENOUGH)]
 
-    def lower(self, predictions: Sequence[float]) -> None:
+    def lower_ceiling(self, predictions: Sequence[float]) -> None:
         """Passes with these predictions ran out of memory, on any rank: choose below them from now on."""
         self.ceiling = min(self.ceiling, *predictions)
 
@@ -193,7 +195,7 @@ class Memory:
         return {"fits": {mode: fit.state() for mode, fit in self.fits.items()}, "ceiling": ceiling}
 
 
-def give_back(cap: float) -> None:
+def return_freed_memory(cap: float) -> None:
     """Let the C library give a freed tensor's memory back at once, so that the process holds what its tensors need.
 
     That is, of tensors that count against a cap of so many bytes: new pages cost time. By default glibc keeps blocks
@@ -204,7 +206,7 @@ def give_back(cap: float) -> None:
         libc.mallopt(M_MMAP_THRESHOLD, int(min(max(cap / PIECES, OWN_PAGES[0]), OWN_PAGES[1])))
 
 
-def own_share(env: Env) -> tuple[float, str]:
+def memory_of_rank(env: Env) -> tuple[float, str]:
     """Bytes that this rank may count on, and where they are: its GPU's, or its part of the machine's memory."""
     if env.device.type == "cuda":
         return float(torch.cuda.get_device_properties(env.device).total_memory), "the GPU's memory"

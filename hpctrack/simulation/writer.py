@@ -17,7 +17,7 @@ import numpy as np
 
 from hpctrack.errors import InputError
 from hpctrack.files import atomic
-from hpctrack.files.atomic import naming, temporary_name
+from hpctrack.files.atomic import os_errors_with, temporary_name
 from hpctrack.simulation.event import Tables
 from hpctrack.simulation.geometry import Geometry
 
@@ -65,7 +65,7 @@ def publish(path: Path, data: bytes, compressed: bool = False) -> None:
     """Write `data` under a temporary name, then rename it to `path`; OSError that names `path`."""
     temporary = temporary_name(path)
     try:
-        with naming(path), open(temporary, "wb") as file:
+        with os_errors_with(path), open(temporary, "wb") as file:
             # A fixed time and no name inside, so that the same event gives the same bytes.
             file.write(gzip.compress(data, compresslevel=4, mtime=0) if compressed else data)
             file.flush()

@@ -16,7 +16,7 @@ import numpy as np
 import xxhash
 
 from hpctrack.errors import InputError
-from hpctrack.files.atomic import naming, sync
+from hpctrack.files.atomic import os_errors_with, sync
 from hpctrack.storage.schema import ESTIMATE, Candidates
 
 PARTS = ".parts"
@@ -57,7 +57,7 @@ class Journal:
     def append_payload(self, event_id: int, payload: bytes) -> Place:
         """Commit one event that was encoded already; its bytes begin with LENGTHS."""
         header = HEADER.pack(MAGIC, event_id, len(payload), checksum(event_id, payload))
-        with naming(self.path):
+        with os_errors_with(self.path):
             self.file.write(header + payload)
             self.file.flush()
             os.fsync(self.file.fileno())

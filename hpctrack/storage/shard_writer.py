@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 
 from hpctrack.errors import InputError
-from hpctrack.files.atomic import naming
+from hpctrack.files.atomic import os_errors_with
 from hpctrack.files.reading import read_into, write_all
 from hpctrack.storage import schema
 from hpctrack.storage.columns import AXES, axis_of, column_checksum, event_checksum, stored_type, table_checksum
@@ -58,7 +58,7 @@ class ShardWriter:
             values = np.ascontiguousarray(event.column(name), dtype=stored_type(name))
             self._checksums[name].append(column_checksum(values))
             self._positions[name].append(self._waiting.tell())
-            with naming(self.path):
+            with os_errors_with(self.path):
                 write_all(self._waiting, values)
         for axis, length in lengths.items():
             self._lengths[axis].append(length)

@@ -21,8 +21,17 @@ from torch import Tensor, nn
 
 from hpctrack.config import OptimConfig
 from hpctrack.errors import InputError, MachineError
-from hpctrack.files.atomic import clear_leftovers, publish, remove, sealed, sync, temporary_name, write_json, write_text
-from hpctrack.files.jsonlines import Mark, mark_of, misfit
+from hpctrack.files.atomic import (
+    clear_leftovers,
+    publish,
+    remove,
+    sync,
+    temporary_name,
+    with_checksum,
+    write_json,
+    write_text,
+)
+from hpctrack.files.jsonlines import Mark, mark_of, mismatch
 from hpctrack.parallel.engine import Engine
 from hpctrack.process.arguments import shortened
 from hpctrack.training import checkpoint_metadata, run_settings
@@ -93,7 +102,7 @@ def write(final: Path, state: dict[str, Any], meta: dict[str, Any]) -> None:
             file = _Hashing(raw)
             torch.save(state, file)
         sync(temporary / STATE)
-        write_json(temporary / META, sealed(meta | {"state": file.mark()}))
+        write_json(temporary / META, with_checksum(meta | {"state": file.mark()}))
         if final.exists():
             os.rename(final, aside)
         publish(temporary, final)
@@ -110,7 +119,7 @@ def write(final: Path, state: dict[str, Any], meta: dict[str, Any]) -> None:
 def amend(path: Path, meta: dict[str, Any]) -> None:
     """Give a whole checkpoint other meta data on the same state, in one step."""
     state = _recorded(path) or mark_of(path / STATE)
-    write_json(path / META, sealed(meta | {"state": state}))
+    write_json(path / META, with_checksum(meta | {"state": state}))
 
 
 class _Hashing:
@@ -241,7 +250,7 @@ def check_state(path: Path) -> None:
     """InputError unless `state.pt` of a checkpoint is what was written, and nothing but tensors and plain values."""
     try:
         recorded = _recorded(path)
-        wrong = misfit(path / STATE, recorded) if recorded else None
+        wrong = mismatch(path / STATE, recorded) if recorded else None
         check_archive(path / STATE, compared=recorded is not None and not wrong)  # may say more of what is wrong
     except FileNotFoundError:
         raise InputError(f"{path / STATE}: missing; not a whole checkpoint") from None

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from hpctrack.errors import InputError
-from hpctrack.files.atomic import unsealed
+from hpctrack.files.atomic import without_checksum
 from hpctrack.process.arguments import WHOLE_MAX, shortened
 
 LATEST = "latest"  # in a folder of checkpoints: the name of the one to go on from
@@ -136,7 +136,7 @@ def read_meta(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not a checkpoint's meta data ({shortened(str(error), 200)})") from None
     if not isinstance(values, dict):
         raise InputError(f"{path}: not a checkpoint's meta data, which is a section, not a {type(values).__name__}")
-    values = unsealed(values, path)
+    values = without_checksum(values, path)
     meta = checked(Meta, values, path, "not a checkpoint's meta data")
     known = {"hpctrack": meta.hpctrack, "schema": meta.schema_, "neutral": meta.neutral, "pending": meta.pending}
     return known | values

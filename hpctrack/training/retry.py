@@ -23,7 +23,7 @@ Work = list[tuple[Batch, str | None]]  # micro-batches and their memory modes
 
 
 @dataclass(frozen=True)
-class Retreat:
+class OutOfMemoryRetry:
     """A pass that ran out of memory: where, on what, in which mode, and what came instead (`after`; None: nothing).
 
     `wanted` is the allocation that failed, `predicted` the peak in bytes that made the mode be chosen.
@@ -65,13 +65,13 @@ class Share:
     memory: Memory | None = None
     measure: bool = False
 
-    def run(self, work: Work, overlap: bool) -> tuple[Sums, list[Retreat]]:
+    def run(self, work: Work, overlap: bool) -> tuple[Sums, list[OutOfMemoryRetry]]:
         """Sum of each term over the micro-batches, whose gradients add up; `overlap`: the last sums them over ranks.
 
         Without `overlap` no rank waits for another in here. A pass that runs out of memory takes the rank's gradients
-        with it: all its passes are taken again, that one in a harder mode. If there is none, the last Retreat says so.
+        with it: all its passes are taken again, that one in a harder mode. If there is none, the last of them says so.
         """
-        work, retreats = list(work), []
+        work, retries = list(work), []
         while True:
             sums, failed = dict.fromkeys(self.loss.weights, 0.0), ""
             for i, (batch, mode) in enumerate(work):
@@ -85,10 +85,10 @@ class Share:
                     break
                 sums = {name: sums[name] + found[name] for name in sums}
             else:
-                return sums, retreats
-            instead = self.retreat(retreats, batch, mode, failed)
+                return sums, retries
+            instead = self.retry(retries, batch, mode, failed)
             if not instead:
-                return sums, retreats
+                return sums, retries
             work[i : i + 1] = instead
 
     def forward_backward(self, batch: Batch, mode: str | None, last: bool, first: bool) -> Sums:
@@ -99,7 +99,7 @@ class Share:
             self.engine.backward(sum(weights[name] * terms[name].sum / max(1, self.total[name]) for name in weights))
         return {name: term.sum.item() for name, term in terms.items()}
 
-    def retreat(self, retreats: list[Retreat], batch: Batch, mode: str | None, failed: str) -> Work:
+    def retry(self, retries: list[OutOfMemoryRetry], batch: Batch, mode: str | None, failed: str) -> Work:
         """Clear up after a pass that ran out of memory, note it, and say what comes in its place."""
         events = [int(event) for event in batch.event_id]
         if self.memory is None or mode is None or self.engine.lockstep:
@@ -108,10 +108,10 @@ class Share:
         self.engine.discard()
         if self.engine.env.device.type == "cuda":
             torch.cuda.empty_cache()
-        instead = self.memory.harder(batch, mode)
+        instead = self.memory.next_mode(batch, mode)
         after = None if not instead else "event by event" if len(instead) > 1 else f"in mode {instead[0][1]}"
         predicted = self.memory.predict(batch, mode)
-        retreats.append(Retreat(self.engine.env.rank, events, batch.num_nodes, mode, after, failed, predicted))
+        retries.append(OutOfMemoryRetry(self.engine.env.rank, events, batch.num_nodes, mode, after, failed, predicted))
         return instead
 
 
@@ -140,16 +140,16 @@ class Probe:
             self.share.cost.observe(batch_terms(self.batch), synchronize(self.device) - self.begin)
 
 
-def agree(engine: Engine, memory: Memory | None, retreats: list[Retreat]) -> list[Retreat]:
-    """All ranks' retreats, before gradients are summed; MachineError on all of them if one has no mode left."""
-    if not all_sum([len(retreats)], engine.env)[0]:
+def gather_retries(engine: Engine, memory: Memory | None, retries: list[OutOfMemoryRetry]) -> list[OutOfMemoryRetry]:
+    """All ranks' retries, before gradients are summed; MachineError on all of them if one has no mode left."""
+    if not all_sum([len(retries)], engine.env)[0]:
         return []
-    every = [retreat for part in gather(retreats, engine.env) for retreat in part]
-    for retreat in every:
-        if retreat.after is None:
-            raise MachineError(retreat.line())
+    every = [retry for part in gather(retries, engine.env) for retry in part]
+    for retry in every:
+        if retry.after is None:
+            raise MachineError(retry.line())
     if memory is not None:
-        memory.lower([retreat.predicted for retreat in every])
+        memory.lower_ceiling([retry.predicted for retry in every])
     return every
 
 

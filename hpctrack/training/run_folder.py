@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 from hpctrack.errors import InputError
-from hpctrack.files.atomic import unsealed
-from hpctrack.files.jsonlines import METRICS, is_cut, read_metrics
+from hpctrack.files.atomic import without_checksum
+from hpctrack.files.jsonlines import METRICS, is_truncated, read_metrics
 
 CONFIG, VERSIONS = "config.yaml", "versions.json"  # in a run's folder
 
@@ -28,7 +28,7 @@ class Run:
             raise InputError(f"{folder / CONFIG}: not a text ({error}); damaged") from None
         log = folder / METRICS
         rows = {(row["kind"], row["step"]): row for row in read_metrics(folder)} if log.is_file() else {}
-        self.unreadable = int(log.is_file() and is_cut(log))  # a last line that a kill cut short
+        self.unreadable = int(log.is_file() and is_truncated(log))  # a last line that a kill cut short
         ordered = [rows[key] for key in sorted(rows, key=lambda key: key[1])]
         self.train = [row for row in ordered if row["kind"] == "train" and "loss" in row]
         self.valid = [row for row in ordered if row["kind"] == "valid" and "loss" in row]
@@ -42,7 +42,7 @@ def read_versions(folder: Path) -> dict[str, str] | None:
     if not path.is_file():
         return None
     try:
-        found = unsealed(json.loads(path.read_text()), path)
+        found = without_checksum(json.loads(path.read_text()), path)
         return {str(name): str(version) for name, version in found.items()}
     except InputError:
         raise

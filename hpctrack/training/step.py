@@ -21,7 +21,7 @@ from hpctrack.parallel.engine import Engine
 from hpctrack.resources.cost_model import CostModel
 from hpctrack.resources.peak_memory import Memory
 from hpctrack.storage.schema import PARAMETERS
-from hpctrack.training.retry import Retreat, Share, Sums, Work, agree
+from hpctrack.training.retry import OutOfMemoryRetry, Share, Sums, Work, gather_retries
 from hpctrack.training.telemetry import synchronize
 
 ID_MODULUS = 1 << 31  # event ids are compared modulo this, so that their sum is exact in float64
@@ -33,7 +33,7 @@ class StepResult:
 
     `skipped`: the gradient overflowed fp16 and the weights are as they were; its norm is then given as 0.
     `parts`: this rank's seconds of computing, waiting for the slowest rank and summing gradients, if it was probed.
-    `stop`: a rank was asked to end. `retreats`: all ranks' passes that ran out of memory and were taken again.
+    `stop`: a rank was asked to end. `retries`: all ranks' passes that ran out of memory and were taken again.
     """
 
     loss: float
@@ -44,7 +44,7 @@ class StepResult:
     skipped: bool = False
     parts: dict[str, float] = field(default_factory=dict)
     stop: bool = False
-    retreats: list[Retreat] = field(default_factory=list)
+    retries: list[OutOfMemoryRetry] = field(default_factory=list)
 
 
 def train_step(
@@ -78,15 +78,16 @@ def train_step(
     overlap = cost is None and (memory is None or engine.lockstep)
     begin = synchronize(engine.env.device)
     share = Share(engine, loss, total, cost, memory, measure)
-    sums, retreats = share.run(take_part(engine, batches, modes), overlap)
+    sums, retries = share.run(pad_to_all_ranks(engine, batches, modes), overlap)
     if not overlap:
-        parts, retreats = sum_gradients(engine, memory, retreats, begin)
-    about = {"parts": parts if cost else {}, "retreats": retreats, "stop": stops > 0}
+        parts, retries = sum_gradients(engine, memory, retries, begin)
+    about = {"parts": parts if cost else {}, "retries": retries, "stop": stops > 0}
 
     events, hits = sum(b.num_graphs for b in batches), sum(b.num_nodes for b in batches)
     result = combine(engine, sums, total, loss.weights, events, hits)
     if not result.loss < float("inf"):
-        raise MachineError(f"loss is not finite in event {blame(engine, loss, batches)}; gradients were not applied")
+        found = find_non_finite_events(engine, loss, batches)
+        raise MachineError(f"loss is not finite in event {found}; gradients were not applied")
     norm = engine.gradient_norm(clip_norm)
     if engine.precision.accept(norm):
         engine.step()
@@ -100,14 +101,14 @@ def train_step(
 
 
 def sum_gradients(
-    engine: Engine, memory: Memory | None, retreats: list[Retreat], begin: float
-) -> tuple[dict[str, float], list[Retreat]]:
+    engine: Engine, memory: Memory | None, retries: list[OutOfMemoryRetry], begin: float
+) -> tuple[dict[str, float], list[OutOfMemoryRetry]]:
     """Sum gradients after all backward passes, once the ranks agree that all have theirs.
 
-    Seconds of computing, waiting and summing, and all ranks' retreats.
+    Seconds of computing, waiting and summing, and all ranks' retries.
     """
     computed = synchronize(engine.env.device)
-    every = agree(engine, memory, retreats)
+    every = gather_retries(engine, memory, retries)
     waited = synchronize(engine.env.device)
     engine.sum_gradients(empty_batch(engine))
     parts = {
@@ -126,7 +127,7 @@ def validate(engine: Engine, loss: nn.Module, batches: Iterable[Batch]) -> StepR
     sums, counts = dict.fromkeys(loss.weights, 0.0), dict.fromkeys(loss.weights, 0.0)
     events, hits, bad = 0, 0, []
     with torch.no_grad():
-        for batch in until_all_end(engine, batches):
+        for batch in in_lockstep(engine, batches):
             for name, term in loss(engine.predict(batch), batch).items():
                 value = term.sum.item()
                 sums[name] += value
@@ -148,12 +149,12 @@ def combine(engine: Engine, sums: Sums, total: Sums, weights: Sums, events: int,
     return StepResult(sum(weights[n] * v for n, v in terms.items()), terms, int(events), int(hits))
 
 
-def blame(engine: Engine, loss: nn.Module, batches: list[Batch]) -> str:
+def find_non_finite_events(engine: Engine, loss: nn.Module, batches: list[Batch]) -> str:
     """Ids of the events whose own loss is not finite, over all ranks."""
     bad = []
     with torch.no_grad():
         events = (Batch.from_data_list([event]) for batch in batches for event in batch.to_data_list())
-        for alone in until_all_end(engine, events):
+        for alone in in_lockstep(engine, events):
             value = sum(term.sum for term in loss(engine.predict(alone), alone).values())
             if not torch.isfinite(value):
                 bad.append(int(alone.event_id))
@@ -161,7 +162,7 @@ def blame(engine: Engine, loss: nn.Module, batches: list[Batch]) -> str:
     return ", ".join(map(str, found)) or "none alone, only in their sum"
 
 
-def take_part(engine: Engine, batches: list[Batch], modes: list[str] | None) -> Work:
+def pad_to_all_ranks(engine: Engine, batches: list[Batch], modes: list[str] | None) -> Work:
     """This rank's micro-batches and their modes, or an empty one, since every rank takes part in the gradient sum.
 
     Where passes are collective, as many as the rank with the most has, in modes that save enough for every rank.
@@ -175,7 +176,7 @@ def take_part(engine: Engine, batches: list[Batch], modes: list[str] | None) -> 
     return list(zip([*batches, *padding], own or [None], strict=True))
 
 
-def until_all_end(engine: Engine, batches: Iterable[Batch]) -> Iterator[Batch]:
+def in_lockstep(engine: Engine, batches: Iterable[Batch]) -> Iterator[Batch]:
     """This rank's batches, each for one prediction; where these are collective, empty ones until all ranks are done."""
     for batch in batches:
         if engine.lockstep:

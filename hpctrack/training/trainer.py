@@ -15,8 +15,8 @@ from torch_geometric.data import Batch, Data
 from hpctrack import __version__
 from hpctrack.config import RunConfig, dump_yaml
 from hpctrack.errors import InputError
-from hpctrack.files.atomic import clear_leftovers, sealed, sealed_text, write_json, write_text
-from hpctrack.files.jsonlines import METRICS, Mark, misfit
+from hpctrack.files.atomic import clear_leftovers, text_with_checksum, with_checksum, write_json, write_text
+from hpctrack.files.jsonlines import METRICS, Mark, mismatch
 from hpctrack.files.lock import Owner
 from hpctrack.parallel.collectives import all_max, all_sum, barrier, run_on_main
 from hpctrack.parallel.engine import Engine
@@ -36,7 +36,7 @@ from hpctrack.training.ledger import NAME as LEDGER
 from hpctrack.training.ledger import Ledger
 from hpctrack.training.planner import BY_INDEX, Planner, Rules
 from hpctrack.training.run_folder import CONFIG, VERSIONS
-from hpctrack.training.step import StepResult, until_all_end, validate
+from hpctrack.training.step import StepResult, in_lockstep, validate
 from hpctrack.training.telemetry import Metrics, Progress, Waste, Window, peak_gib, synchronize, waste_lines
 
 
@@ -125,8 +125,8 @@ class Trainer:
                 checkpoint.rotate(found, self.config.train.keep_checkpoints)
             for name in (CONFIG, VERSIONS, METRICS, LEDGER):
                 clear_leftovers(self.folder, name, owned=True)
-            write_text(self.folder / CONFIG, sealed_text(dump_yaml(self.config)))
-            write_json(self.folder / VERSIONS, sealed(versions() | run_settings.package_versions(self.config)))
+            write_text(self.folder / CONFIG, text_with_checksum(dump_yaml(self.config)))
+            write_json(self.folder / VERSIONS, with_checksum(versions() | run_settings.package_versions(self.config)))
             self.metrics = Metrics(self.folder, self.step, marks.get(METRICS))
             self.ledger = Ledger(self.folder, self.step, len(self.data), marks.get(LEDGER))
         n = self.engine.n_parameters
@@ -272,10 +272,10 @@ class Trainer:
         values = {"loss": result.loss, **terms, "lr": lr, "grad_norm": result.grad_norm, **sizes}
         if self.precision.scaled:
             values |= {"skipped": float(result.skipped), "loss_scale": self.precision.loss_scale}
-        for retreat in result.retreats:
-            self.env.say(f"step {self.step}: {retreat.line()}")
+        for retry in result.retries:
+            self.env.say(f"step {self.step}: {retry.line()}")
             if self.metrics:
-                self.metrics.write("memory", self.step, retreat.values())
+                self.metrics.write("memory", self.step, retry.values())
         if result.skipped:
             self.env.say(
                 f"step {self.step}: the gradient overflowed fp16, no update (number {self.precision.skipped_steps} of "
@@ -325,7 +325,7 @@ class Trainer:
             return
         events = (
             (to_numpy(self.engine.predict(b), b), *self.particles(b))
-            for b in until_all_end(self.engine, self.valid_batches())
+            for b in in_lockstep(self.engine, self.valid_batches())
         )
         counts = tuning_counts(config, events)
         counts = np.array(all_sum(counts.ravel(), self.env)).reshape(counts.shape)
@@ -372,7 +372,7 @@ class Trainer:
 def check_journals(run: Path, marks: dict[str, Mark], path: Path) -> None:
     """InputError if ledger or metrics do not begin with what they held when the checkpoint at `path` was written."""
     for name, mark in marks.items():
-        if wrong := misfit(run / name, mark):
+        if wrong := mismatch(run / name, mark):
             raise InputError(
                 f"{run / name}: {wrong}; {path.name} goes on from it: restore it, or begin another run from these "
                 f"weights with train.start_from={path}"

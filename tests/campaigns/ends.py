@@ -90,7 +90,7 @@ VERBS = {
     "evaluate --jobs 2": Verb(
         evaluate.main,
         "{root}/candidates --data {root}/data --out {out}.json --jobs 2",
-        ("hpctrack.process.pools", "Worker.take", 2),
+        ("hpctrack.process.pools", "Worker.receive", 2),
     ),
     "report": Verb(
         report.main, "--results {root}/results.json --out {out}.html", ("hpctrack.reporting.page", "page", 1)
@@ -99,7 +99,7 @@ VERBS = {
         inspect.main, "{root}/data --json {out}.json", ("hpctrack.inspection.describe_datasets", "describe_dataset", 1)
     ),
     "inspect --verify": Verb(
-        inspect.main, "{root}/data --verify --json {out}.json", ("hpctrack.process.pools", "Worker.take", 1)
+        inspect.main, "{root}/data --verify --json {out}.json", ("hpctrack.process.pools", "Worker.receive", 1)
     ),
     "export": Verb(export.main, "{root}/run {out}", ("hpctrack.training.checkpoint", "write", 1)),
     "bench": Verb(bench.main, "io --quick --json {out}.json", ("hpctrack.bench", "commit", 1)),

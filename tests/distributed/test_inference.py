@@ -17,7 +17,7 @@ from ranks import run_ranks, start_ranks
 from toys import toy_config, toy_dataset
 
 from hpctrack import infer
-from hpctrack.files.atomic import sealed
+from hpctrack.files.atomic import with_checksum
 from hpctrack.files.lock import only_writer
 from hpctrack.parallel.env import distributed
 from hpctrack.storage.candidates import CandidateStore
@@ -128,7 +128,7 @@ def another_model(path) -> None:
     """Meta data with a checksum that fits, of a model that the state is not of."""
     meta = json.loads(path.read_text())
     meta["config"]["model"]["embedding"] = 4
-    path.write_text(json.dumps(sealed(meta)))
+    path.write_text(json.dumps(with_checksum(meta)))
 
 
 def test_bad_checkpoints_are_named(trained, tmp_path, capsys):

@@ -51,8 +51,8 @@ def first_step(config, more_mib: int | None, rank: int) -> tuple[list[np.ndarray
         batches, modes = next(trainer.batches())
         with at_most(more_mib if env.rank == rank else None):
             result = train_step(engine, trainer.loss, batches, None, modes, memory=trainer.memory)
-        assert trainer.memory.ceiling == (1000.0 if result.retreats else float("inf"))
-        return found, result.loss, [retreat.values() for retreat in result.retreats]
+        assert trainer.memory.ceiling == (1000.0 if result.retries else float("inf"))
+        return found, result.loss, [retry.values() for retry in result.retries]
 
 
 class TooLow:
@@ -72,12 +72,12 @@ def test_a_step_that_runs_out_of_memory_is_taken_again(tmp_path, ranks):
     expected, value, none = run_ranks(1, first_step, config, None, 0)[0]
     assert none == []
     results = run_ranks(ranks, first_step, config, 110, 0)
-    for found, loss, retreats in results:
-        assert retreats == results[0][2]  # all ranks know
-        assert {r["rank"] for r in retreats} == {0} and 0 in retreats[-1]["events"] and len(retreats[-1]["events"]) == 1
-        steps = [(r["before"], r["after"]) for r in retreats]
+    for found, loss, retries in results:
+        assert retries == results[0][2]  # all ranks know
+        assert {r["rank"] for r in retries} == {0} and 0 in retries[-1]["events"] and len(retries[-1]["events"]) == 1
+        steps = [(r["before"], r["after"]) for r in retries]
         assert ("plain", "in mode recompute") in steps, steps
-        assert "tried to allocate" in retreats[-1]["wanted"]
+        assert "tried to allocate" in retries[-1]["wanted"]
         assert loss == pytest.approx(value, rel=1e-12)
         for a, b in zip(found, expected, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12 * np.abs(b).max())

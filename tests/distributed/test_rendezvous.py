@@ -250,7 +250,7 @@ def test_many_parts_look_at_once_for_a_call_that_was_killed(tmp_path):
     folder = tmp_path / ".parts" / run.FOR_ALL
     folder.mkdir(parents=True)
     with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(run.refuse_beside, [folder] * 400)) == [None] * 400
+        assert list(pool.map(run.check_not_running, [folder] * 400)) == [None] * 400
 
 
 def test_parts_and_a_call_for_all_refuse_each_other(trained, tmp_path):

@@ -17,7 +17,7 @@ from toys import losses, toy_config, toy_dataset
 from hpctrack import export, infer, inspect
 from hpctrack.config import dump_yaml
 from hpctrack.errors import MachineError
-from hpctrack.files.atomic import sealed
+from hpctrack.files.atomic import with_checksum
 from hpctrack.files.lock import LOCK, only_writer
 from hpctrack.parallel.env import distributed
 from hpctrack.storage.candidates import CandidateStore
@@ -163,7 +163,7 @@ def change(path: Path, edit) -> None:
     """Change meta data and seal them again."""
     meta = json.loads(path.read_text())
     edit(meta)
-    path.write_text(json.dumps(sealed(meta)))
+    path.write_text(json.dumps(with_checksum(meta)))
 
 
 def cut(path: Path) -> None:

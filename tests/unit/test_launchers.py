@@ -21,9 +21,9 @@ from hpctrack.parallel.env import (
     choose_device,
     ranks_line,
     shares,
-    with_meeting,
+    with_rendezvous,
 )
-from hpctrack.parallel.launchers import Place, find_place, first_node, slurm_meeting
+from hpctrack.parallel.launchers import Place, find_place, first_node, slurm_rendezvous
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "n1", "MASTER_PORT": "29500"}
 SLURM = {
@@ -102,16 +102,16 @@ def test_first_node_of_a_list(nodes, first):
 
 def test_slurm_tasks_agree_on_a_place_to_meet(monkeypatch):
     monkeypatch.setattr(launchers.socket, "getaddrinfo", lambda *_: [])
-    assert slurm_meeting(SLURM) == slurm_meeting(SLURM | {"SLURM_PROCID": "0"})
-    assert slurm_meeting(SLURM)[0] == "n1"
-    ports = {slurm_meeting(SLURM | {"SLURM_JOB_ID": str(job), "SLURM_STEP_ID": "1"})[1] for job in range(100)}
+    assert slurm_rendezvous(SLURM) == slurm_rendezvous(SLURM | {"SLURM_PROCID": "0"})
+    assert slurm_rendezvous(SLURM)[0] == "n1"
+    ports = {slurm_rendezvous(SLURM | {"SLURM_JOB_ID": str(job), "SLURM_STEP_ID": "1"})[1] for job in range(100)}
     assert len(ports) == 100 and min(ports) >= 20000 and max(ports) < 30000
-    again = slurm_meeting(SLURM | {"SLURM_RESTART_COUNT": "1"})[1]
-    assert again != slurm_meeting(SLURM)[1]  # what held the port at the last try may hold it still
-    assert slurm_meeting(SLURM | {"SLURM_STEP_NUM_NODES": "1"})[0] == "127.0.0.1"
+    again = slurm_rendezvous(SLURM | {"SLURM_RESTART_COUNT": "1"})[1]
+    assert again != slurm_rendezvous(SLURM)[1]  # what held the port at the last try may hold it still
+    assert slurm_rendezvous(SLURM | {"SLURM_STEP_NUM_NODES": "1"})[0] == "127.0.0.1"
     for missing in ("n[", ""):
         with pytest.raises(InputError, match="set MASTER_ADDR"):
-            slurm_meeting(SLURM | {"SLURM_STEP_NODELIST": missing})
+            slurm_rendezvous(SLURM | {"SLURM_STEP_NODELIST": missing})
 
 
 def test_names_that_do_not_resolve_are_asked_of_slurm(monkeypatch):
@@ -121,16 +121,16 @@ def test_names_that_do_not_resolve_are_asked_of_slurm(monkeypatch):
     said = "NodeName=n1 Arch=x86_64\n   NodeAddr=10.0.0.7 NodeHostName=n1 Version=22.05"
     monkeypatch.setattr(launchers.socket, "getaddrinfo", unknown)
     monkeypatch.setattr(launchers.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, said))
-    assert slurm_meeting(SLURM)[0] == "10.0.0.7"
+    assert slurm_rendezvous(SLURM)[0] == "10.0.0.7"
     monkeypatch.setattr(launchers.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 1, ""))
     with pytest.raises(InputError, match="node name 'n1' does not resolve"):
-        slurm_meeting(SLURM)
+        slurm_rendezvous(SLURM)
 
 
 def test_an_address_that_is_set_is_used(monkeypatch):
     for name, value in (SLURM | {"MASTER_ADDR": "login", "MASTER_PORT": "1234"}).items():
         monkeypatch.setenv(name, value)
-    place = with_meeting(find_place(env_module.os.environ))
+    place = with_rendezvous(find_place(env_module.os.environ))
     assert (place.address, place.port) == ("login", 1234)
 
 
@@ -139,7 +139,7 @@ def test_mpi_without_mpi4py_says_what_helps(monkeypatch):
         monkeypatch.setenv(name, value)
     monkeypatch.setitem(sys.modules, "mpi4py", None)
     with pytest.raises(InputError, match=r"pip install 'hpctrack\[mpi\]'"):
-        with_meeting(find_place(env_module.os.environ))
+        with_rendezvous(find_place(env_module.os.environ))
 
 
 def test_mpi_ranks_that_know_an_address_need_no_mpi4py(monkeypatch):
@@ -147,7 +147,7 @@ def test_mpi_ranks_that_know_an_address_need_no_mpi4py(monkeypatch):
         monkeypatch.setenv(name, value)
     monkeypatch.setitem(sys.modules, "mpi4py", None)
     monkeypatch.delitem(sys.modules, "mpi4py.MPI", raising=False)
-    place = with_meeting(find_place(env_module.os.environ))
+    place = with_rendezvous(find_place(env_module.os.environ))
     assert (place.address, place.port, place.local_rank) == ("n1", 1234, 1)
     mpi.mpi_end()
 
@@ -187,9 +187,9 @@ def test_two_ranks_on_a_gpu_are_refused(monkeypatch, capsys):
     monkeypatch.setattr(env_module, "gpu_identity", lambda device: "GPU-a")
     monkeypatch.setattr(env_module.dist, "all_gather_object", lambda box, own: box.__setitem__(slice(None), found))
     with pytest.raises(InputError, match=r"ranks 0 and 2 have the same GPU \(cuda:0 of n1\)"):
-        env_module.introduce(Env(0, 3, 0, torch.device("cpu"), "nccl", "Slurm"), 1)
+        env_module.exchange_places(Env(0, 3, 0, torch.device("cpu"), "nccl", "Slurm"), 1)
     with pytest.raises(SystemExit) as end:
-        env_module.introduce(Env(1, 3, 0, torch.device("cpu"), "nccl", "Slurm"), 1)
+        env_module.exchange_places(Env(1, 3, 0, torch.device("cpu"), "nccl", "Slurm"), 1)
     assert end.value.code == 2 and capsys.readouterr().out.count("\n") == 1
 
 

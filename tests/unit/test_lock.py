@@ -17,7 +17,7 @@ from faults import operations, strike
 
 from hpctrack.errors import InputError, MachineError
 from hpctrack.files import lock
-from hpctrack.files.atomic import clear_leftovers, machine, temporary_name, write_text
+from hpctrack.files.atomic import clear_leftovers, machine_id, temporary_name, write_text
 from hpctrack.files.lock import LOCK, only_writer, only_writer_of, owner_of
 
 
@@ -130,7 +130,7 @@ def test_an_owner_elsewhere_lives_by_its_beat(tmp_path, file_system, capsys):
 
 def test_the_process_number_alone_says_nothing(tmp_path):
     path = tmp_path / LOCK
-    about = {"id": "x", "pid": os.getpid(), "started": "1", "machine": machine(), "host": "here", "since": "then"}
+    about = {"id": "x", "pid": os.getpid(), "started": "1", "machine": machine_id(), "host": "here", "since": "then"}
     path.write_text(json.dumps(about) + "\n")
     with only_writer(tmp_path):  # that number belonged to another process before
         pass

@@ -121,7 +121,7 @@ def test_the_policy_takes_the_first_mode_that_fits_and_splits_first(loss, capsys
     assert chosen(100, batch) == chosen(100, batch) == [(1, hardest)]
     assert capsys.readouterr().out.count(f"even in mode {hardest}, memory.cap_gib leaves") == 1  # said once
     chosen(1.01 * need["plain"], batch)
-    memory.lower([need["plain"], float("inf")])  # it ran out of memory all the same
+    memory.lower_ceiling([need["plain"], float("inf")])  # it ran out of memory all the same
     assert chosen(1.01 * need["plain"], batch) == [(1, "recompute")]
     assert Memory(MemoryConfig(cap_gib=1.0), engine, memory.state()).ceiling == need["plain"]
 

@@ -111,8 +111,8 @@ def test_memory_modes_give_the_same_gradient(config, monkeypatch):
 def test_steps_in_chunks_are_those_of_autograd(monkeypatch):
     monkeypatch.setitem(neighbour_attention.CHUNK, "cpu", 5)
     config, gradients = Named(name="influencer", backbone={"name": "neighbours", "width": 8, "neighbours": 3}), []
-    for listen in (neighbour_attention.Listen.apply, lambda step, near, h_NH, *_: step(h_NH, near)):
-        monkeypatch.setattr(neighbour_attention.Listen, "apply", listen)
+    for listen in (neighbour_attention.NeighbourAttention.apply, lambda step, near, h_NH, *_: step(h_NH, near)):
+        monkeypatch.setattr(neighbour_attention.NeighbourAttention, "apply", listen)
         model = make(config)
         batch = toy_batch(sizes=(5, 2, 0))
         batch.x.requires_grad_()

@@ -18,7 +18,7 @@ from hpctrack.parallel.orphans import end
 TURNS = 5  # within the limit
 
 
-class Pulse:
+class Heartbeat:
     """While it is entered, this process ends if the next rank is silent for `limit_s` seconds, which the option `key`
     sets; `at()` says what this rank is doing."""
 
@@ -28,7 +28,7 @@ class Pulse:
         self.turns = 0  # in which the store has answered
         self.ended = threading.Event()
 
-    def __enter__(self) -> Pulse:
+    def __enter__(self) -> Heartbeat:
         if self.env.world > 1:
             for target in (self._beat, self._watch):
                 threading.Thread(target=target, name="pulse", daemon=True).start()
