@@ -87,8 +87,8 @@ def test_bench_refuses_before_it_measures(tmp_path, capsys):
 
 def test_standard_output_is_written_into(tmp_path):
     """Redirected to a file, /dev/stdout is that file, not a name to be replaced."""
-    code = "from hpctrack.files.outputs import write_output; "
-        "print('before', flush=True); write_output('/dev/stdout', 'text\\n')"
+    code = "from hpctrack.files.outputs import write_output as write; print('before', flush=True)"
+    code += "; write('/dev/stdout', 'text\\n')"
     with open(tmp_path / "said", "w") as file:
         subprocess.run([sys.executable, "-c", f"{code}; print('after')"], stdout=file, check=True, cwd=ROOT)
     assert (tmp_path / "said").read_text() == "before\ntext\nafter\n"
