@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from documented import ROOT, environment
 from hypothesis import HealthCheck, settings
+from preloaded import preloaded
 
 settings.register_profile("hpctrack", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("hpctrack")
@@ -43,3 +47,12 @@ def small_disk(tmp_path: Path):
     yield mount
     for folder in mounted:
         subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture(scope="session")
+def quick_commands() -> Iterator[Path]:
+    """A folder, to be put first into PATH, with an `hpctrack` that starts at once (tests/preloaded.py)."""
+    with tempfile.TemporaryDirectory(prefix="hpctrack-") as folder:  # a path short enough for a socket
+        commands = Path(folder) / "bin"
+        with preloaded(commands, environment(ROOT)):
+            yield commands

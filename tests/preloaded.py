@@ -7,6 +7,7 @@ standard files. The exit code is the command's.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -55,6 +56,8 @@ def serve(address: str) -> None:
 
     for verb in VERBS:
         importlib.import_module(module_of(verb))
+    gc.collect()
+    gc.freeze()  # a collection in a child would touch, and so copy, all pages
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks how the forked processes end
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(f"{address}.new")
@@ -88,7 +91,13 @@ def answer(client: socket.socket) -> None:
     os.environ.clear()
     os.environ.update(variables)
     sys.argv = arguments
-    sys.exit(importlib.import_module("hpctrack.cli").main())
+    try:
+        code = importlib.import_module("hpctrack.cli").main()
+    except SystemExit as end:  # of --help, or of options that argparse refuses
+        code = end.code if isinstance(end.code, int) else bool(end.code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code or 0)  # taking down all that was imported takes longer than most commands
 
 
 if __name__ == "__main__":

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import re
 import subprocess
-import tempfile
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from documented import INDEX, PAGES, README, ROOT, blocks, changes_the_package, clone, environment, script
-from preloaded import preloaded
 
 from hpctrack.storage.candidates import CandidateStore
 
 HOW_TO = {page.name: page for page in PAGES if page not in (README, INDEX)}
 
 
-def run(commands: str, folder: Path, *bins: Path) -> str:
-    """Run commands in a shell that stops at the first that fails; their output. Programs in `bins` come first."""
+def run(commands: str, folder: Path, *first: Path) -> str:
+    """Run commands in a shell that stops at the first that fails; their output. Programs in `first` come first."""
     shell = ["bash", "-c", commands]
     done = subprocess.run(
-        shell, cwd=folder, env=environment(folder, *bins), capture_output=True, text=True, timeout=300, check=False
+        shell, cwd=folder, env=environment(folder, *first), capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done.stdout
@@ -39,24 +36,16 @@ def test_the_commands_of_the_readme_run_on_two_ranks_and_one_rank_finds_the_same
 
 
 @pytest.fixture(scope="module")
-def bins() -> Iterator[Path]:
-    """A folder, of a path short enough for a socket, for the commands of the how-to pages."""
-    with tempfile.TemporaryDirectory(prefix="hpctrack-") as folder:
-        yield Path(folder) / "bin"
-
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory, bins) -> Iterator[Path]:
-    """A clone with the data and the run of the how-to pages, beside an `hpctrack` that starts at once."""
+def project(tmp_path_factory, quick_commands) -> Path:
+    """A clone with the data and the run of the how-to pages."""
     folder = clone(tmp_path_factory.mktemp("how-to"))
-    with preloaded(bins, environment(folder)):
-        run(script(INDEX), folder, bins)
-        yield folder
+    run(script(INDEX), folder, quick_commands)
+    return folder
 
 
 @pytest.mark.parametrize("page", HOW_TO.values(), ids=HOW_TO)
-def test_the_commands_of_a_page_run(page, project, bins):
-    run(script(page), project, *([] if changes_the_package(page) else [bins]))
+def test_the_commands_of_a_page_run(page, project, quick_commands):
+    run(script(page), project, *([] if changes_the_package(page) else [quick_commands]))
 
 
 def test_every_block_is_run_or_says_why_not():

@@ -13,7 +13,8 @@ NOTEBOOKS = sorted((Path(__file__).parents[2] / "docs/tutorial").glob("*.ipynb")
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_runs(path, tmp_path, monkeypatch):
+def test_a_notebook_runs(path, tmp_path, monkeypatch, quick_commands):
+    monkeypatch.setenv("PATH", f"{quick_commands}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))  # none of the user's settings
     notebook = nbformat.read(path, as_version=4)
@@ -24,7 +25,7 @@ def test_a_notebook_runs(path, tmp_path, monkeypatch):
     assert len(pictures) >= 5
     told = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
     assert "efficiency" in told and "fake rate" in told
-    assert os.path.exists(tmp_path / "first_hour/report.html")
+    assert (tmp_path / "first_hour/report.html").exists()
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
