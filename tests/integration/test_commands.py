@@ -26,10 +26,10 @@ def hpctrack(verb: str, *words: str | Path, **keywords) -> str:
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("helix")
-    hpctrack("simulate", folder / "csv", "--source", "helix", "--events", "4", "--particles", "60", "--jobs", "2")
-    hpctrack("convert", folder / "csv", folder / "data", "--jobs", "2")
+def dataset(tmp_path_factory, quick_commands) -> Path:
+    folder, quick = tmp_path_factory.mktemp("helix"), quick_commands / "hpctrack"
+    shell(quick, "simulate", folder / "csv", "--source", "helix", "--events", "4", "--particles", "60", "--jobs", "2")
+    shell(quick, "convert", folder / "csv", folder / "data", "--jobs", "2")
     return folder / "data"
 
 
@@ -50,20 +50,20 @@ def dataset(tmp_path_factory) -> Path:
         (["simulate", "/proc/nowhere", "--source", "helix", "--events", "1"], "/proc/nowhere"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_2(words, message):
+def test_bad_input_is_one_line_and_exit_2(words, message, quick_commands):
     code = 1 if words[0] == "simulate" else 2  # a folder that cannot be made is a fault of the machine
-    text = hpctrack(words[0], *words[1:], code=code)
+    text = shell(quick_commands / "hpctrack", *words, code=code)
     assert message in text and text.count("\n") == 1, text
 
 
-def test_the_console_command_lists_and_dispatches_its_verbs():
+def test_the_console_command_lists_and_dispatches_its_verbs(quick_commands):
     command = Path(sys.executable).with_name("hpctrack")
     text = shell(command, "--help")
     assert all(verb in text for verb in ("simulate", "convert", "train", "infer", "evaluate", "report", "bench"))
     assert "unknown verb 'fly'" in shell(command, "fly", code=2)
     assert "build_over_greedy" in shell(command, "bench", "inference", "--quick")
     for verb in ("simulate", "convert", "train", "infer", "evaluate", "report", "bench"):
-        assert "usage: hpctrack" in shell(command, verb, "--help")
+        assert "usage: hpctrack" in shell(quick_commands / "hpctrack", verb, "--help")
 
 
 def test_a_half_set_launcher_environment_is_named(dataset, tmp_path):
