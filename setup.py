@@ -62,7 +62,16 @@ setup(
         "deepspeed": ["deepspeed>=0.19.8", "ninja"],
         "optim": ["pytorch-optimizer>=4"],
         "scatter": ["torch-scatter>=2.1.2"],
-        "dev": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.9", "pdoc>=15", "nbclient>=0.10", "ipykernel>=6.29"],
+        "dev": [
+            "pytest>=8",
+            "hypothesis>=6.100",
+            "ruff>=0.9",
+            "mypy>=1.15",
+            "types-PyYAML>=6",
+            "pdoc>=15",
+            "nbclient>=0.10",
+            "ipykernel>=6.29",
+        ],
     },
     entry_points={"console_scripts": ["hpctrack=hpctrack.cli:main"]},
 )
