@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_origin
 
 import yaml
 from annotated_types import Le, Lt
@@ -420,7 +420,7 @@ def _hint(cls: type[BaseModel], location: tuple[Any, ...]) -> str:
     for part in location[:-1]:
         field = section.model_fields.get(part)
         section = field.annotation if field else None
-        if not (isinstance(section, type) and issubclass(section, BaseModel)):
+        if get_origin(section) or not (isinstance(section, type) and issubclass(section, BaseModel)):
             return ""
     near = difflib.get_close_matches(str(location[-1]), section.model_fields, n=1)
     return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(section.model_fields)}"

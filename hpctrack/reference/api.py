@@ -13,6 +13,7 @@ from hpctrack.events import features
 from hpctrack.formats import trackml
 from hpctrack.process import arguments
 from hpctrack.process.ends import verb
+from hpctrack.reference import keys
 from hpctrack.storage import candidates, schema, store
 
 PUBLIC = (  # packages with all that is in them
@@ -22,12 +23,14 @@ HARMLESS = "Error parsing type annotation"  # of names that exist within a class
 
 
 def build(folder: Path) -> None:
-    """Write the pages into `folder`; what pdoc warns of is an error, and so is pdoc's absence (InputError)."""
+    """Write the pages into `folder`; what pdoc warns of is an error. InputError if a package is missing."""
     os.environ["PDOC_ALLOW_EXEC"] = "1"  # libraries ask the machine what it is when they are imported
     try:
         import pdoc
     except ImportError as error:
         raise InputError("the pages are made by pdoc, which is not installed: pip install 'hpctrack[dev]'") from error
+    if missing := [entry.missing for entry in keys.entries() if entry.missing]:
+        raise InputError(missing[0])
     pdoc.render.configure(show_source=False, search=False)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", module="pdoc")

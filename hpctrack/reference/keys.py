@@ -104,7 +104,7 @@ def entries(plugins: bool) -> Iterator[Entry]:
             try:
                 kind = known[name]
             except InputError as error:
-                yield Entry(section, name, "", None, f"Not here: {error}.")
+                yield Entry(section, name, "", None, str(error))
             else:
                 yield Entry(section, name, (inspect.getdoc(kind) or "").split("\n\n")[0], kind.Options)
 

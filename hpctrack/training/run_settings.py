@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
@@ -127,7 +127,9 @@ def fields_of(kind: type[Section] | None, prefix: str, values: Settings) -> dict
 def section_kind(info: FieldInfo) -> type[Section] | None:
     """The section that a field holds, if it is one."""
     kinds = (info.annotation, *get_args(info.annotation))
-    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None)
+    # on Python 3.10 `list[str]` is an instance of type, too, but none of its subclasses
+    classes = (kind for kind in kinds if isinstance(kind, type) and get_origin(kind) is None)
+    return next((kind for kind in classes if issubclass(kind, Section)), None)
 
 
 # ------------------------------------------------------------------------------------------------ the same run
