@@ -29,7 +29,7 @@ def build(folder: Path) -> None:
         import pdoc
     except ImportError as error:
         raise InputError("the pages are made by pdoc, which is not installed: pip install 'hpctrack[dev]'") from error
-    if missing := [entry.missing for entry in keys.entries() if entry.missing]:
+    if missing := [entry.missing for entry in keys.entries(plugins=False) if entry.missing]:
         raise InputError(missing[0])
     pdoc.render.configure(show_source=False, search=False)
     with warnings.catch_warnings():
