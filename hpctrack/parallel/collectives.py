@@ -72,7 +72,7 @@ def on_main(enter: Callable[[], contextlib.AbstractContextManager[T]], env: Env)
 
 def run_on_main(action: Callable[[], Any], env: Env) -> Any:
     """What `action` returns on rank 0, on all ranks; what it raises is raised there, and the others end in silence."""
-    result, refusal = _attempt(action) if env.is_main else (None, None)
+    result, refusal = _result_or_error(action) if env.is_main else (None, None)
     result, code = broadcast((result, _code(refusal)), env)
     _end_together(refusal, code)
     return result
@@ -80,13 +80,13 @@ def run_on_main(action: Callable[[], Any], env: Env) -> Any:
 
 def run_on_all(action: Callable[[], Any], env: Env) -> list[Any]:
     """What `action` returns on each rank, in order, on all ranks; what it raises is raised there, the others end."""
-    result, refusal = _attempt(action)
+    result, refusal = _result_or_error(action)
     results, codes = zip(*gather((result, _code(refusal)), env), strict=True)
     _end_together(refusal, max(codes))
     return list(results)
 
 
-def _attempt(action: Callable[[], Any]) -> tuple[Any, Exception | None]:
+def _result_or_error(action: Callable[[], Any]) -> tuple[Any, Exception | None]:
     try:
         return action(), None
     except (InputError, MachineError, OSError) as error:

@@ -77,8 +77,9 @@ def train(config: RunConfig, env: Env, peers: Rules | None = None) -> int:
 
 def after_step(trainer: Trainer) -> None:
     """What is due after some steps and after the last: a checkpoint first, then validation and tuning."""
-    every, last = trainer.config.train, trainer.step == trainer.config.train.steps
-    saves, validates = (last or trainer.step % n == 0 for n in (every.checkpoint_every, every.valid_every))
+    options = trainer.options
+    last = trainer.step == options.steps
+    saves, validates = (last or trainer.step % n == 0 for n in (options.checkpoint_every, options.valid_every))
     if saves:
         trainer.save(pending=validates)
     if validates:

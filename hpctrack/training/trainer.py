@@ -63,6 +63,7 @@ class Trainer:
         self, config: RunConfig, env: Env, parts: Parts, watchdog: Watchdog | None = None, owner: Owner | None = None
     ) -> None:
         self.config, self.env, self.watchdog, self.owner = config, env, watchdog, owner
+        self.options, self.builder = config.train, config.builder
         self.folder = Path(config.run)
         self.found, self.precision, self.loss = parts.found, parts.precision, parts.loss
         self.planner, self.engine, self.memory = parts.planner, parts.engine, parts.memory
@@ -82,7 +83,7 @@ class Trainer:
     def batches(self) -> Iterator[tuple[list[Batch], list[str]]]:
         """This rank's micro-batches and their memory modes for each step from the current one to the last."""
         stream = self.reading.train.loader.stream
-        of_steps = self.reading.of_steps(self.planner, self.step, self.config.train.steps)
+        of_steps = self.reading.of_steps(self.planner, self.step, self.options.steps)
         for step, batches in enumerate(of_steps, self.step):
             # randomness inside the model (dropout) follows from the step, so no generator state is kept
             torch.manual_seed(int(np.random.SeedSequence([*stream, step, self.env.rank]).generate_state(1)[0]))
@@ -115,14 +116,14 @@ class Trainer:
             self.precision.load(meta["precision"])
             self.saved = self.step
             self.check_same_plan(meta, found)
-        if self.step < self.config.train.steps:
-            self.planner.prepare(self.step, self.config.train.steps)
+        if self.step < self.options.steps:
+            self.planner.prepare(self.step, self.options.steps)
         if self.env.is_main:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.reading.keep_sizes()
             checkpoint.clear(self.folder / "checkpoints")
             if found:
-                checkpoint.rotate(found, self.config.train.keep_checkpoints)
+                checkpoint.rotate(found, self.options.keep_checkpoints)
             for name in (CONFIG, VERSIONS, METRICS, LEDGER):
                 clear_leftovers(self.folder, name, owned=True)
             write_text(self.folder / CONFIG, text_with_checksum(dump_yaml(self.config)))
@@ -133,16 +134,16 @@ class Trainer:
         self.env.say(
             f"{self.folder}: {self.config.model.name} ({n:,} parameters), {len(self.data)} events, "
             f"{self.env.world} x {self.env.device.type} ({self.env.source}, {self.env.backend or 'no'} process group), "
-            f"{self.config.train.precision}; {f'resumed at step {self.step}' if found else 'new run'}"
+            f"{self.options.precision}; {f'resumed at step {self.step}' if found else 'new run'}"
         )
-        if self.step < self.config.train.steps:
+        if self.step < self.options.steps:
             for line in self.planner.certificate(self.step):
                 self.env.say(line)
             self.rehearse()
 
     def rehearse(self) -> None:
         """Passes before the first step, whose gradients are discarded: to compile, and to learn what passes need."""
-        if self.config.train.compile and self.engine.rehearses:
+        if self.options.compile and self.engine.rehearses:
             self.alive("compilation")
             self.env.say(try_compiled(self.engine, self.loss, self.middle_event()))
         if self.memory.auto:
@@ -176,8 +177,8 @@ class Trainer:
         then = run_settings.check_same_run(meta, self.config, path)
         if meta["data"] != self.data.fingerprint:
             raise InputError(f"{path}: was trained on other events than {self.config.data.train}; give that dataset")
-        if then.train.steps != self.config.train.steps:
-            self.tuned, self.pending = {}, self.pending or self.step == self.config.train.steps
+        if then.train.steps != self.options.steps:
+            self.tuned, self.pending = {}, self.pending or self.step == self.options.steps
 
     def check_same_plan(self, meta: dict[str, Any], path: Path) -> None:
         """InputError if the epoch that goes on would consume its events in other steps than it began."""
@@ -229,7 +230,7 @@ class Trainer:
         if state is None:
             checkpoint.amend(self.found, meta)
             return
-        keep = self.config.train.keep_checkpoints
+        keep = self.options.keep_checkpoints
         self.found = checkpoint.save(self.folder / "checkpoints", self.step, state, meta, keep)
 
     def journals(self) -> dict[str, Mark]:
@@ -241,17 +242,17 @@ class Trainer:
 
     def probe(self) -> bool:
         """Whether the current step is timed in parts. On one rank that costs nothing, on several the overlap."""
-        return self.env.world == 1 or (self.step + 1) % self.config.train.probe_every == 0
+        return self.env.world == 1 or (self.step + 1) % self.options.probe_every == 0
 
     def measure(self) -> bool:
         """Whether the current step measures the peak of a pass; another one than is timed, if there are two."""
-        return self.memory.auto and self.step % self.config.train.probe_every == 0
+        return self.memory.auto and self.step % self.options.probe_every == 0
 
     def learn(self) -> None:
         """At the end of an epoch: what its steps have cost, said at most as often as validations are."""
         lines = [*self.planner.learn(), *(self.memory.learn() if self.memory.auto else [])]
         if self.step >= self.next_cost_lines and lines:
-            self.next_cost_lines = self.step + self.config.train.valid_every
+            self.next_cost_lines = self.step + self.options.valid_every
             for line in lines:
                 self.env.say(line)
 
@@ -320,7 +321,7 @@ class Trainer:
 
     def tune(self) -> None:
         """Choose the builder's open options on the validation events."""
-        config = self.config.builder
+        config = self.builder
         if not build_builder(config).needs_tuning:
             return
         events = (
