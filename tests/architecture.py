@@ -28,7 +28,7 @@ ORDER = [  # each may import what stands before it
         "events",
     ),
     *("formats", "graphs", "evaluation", "models", "losses", "tracking", "parallel", "resources", "training"),
-    *("inference", "inspection", "reporting", "benchmarks", "reference", "verbs"),
+    *("testing", "inference", "inspection", "reporting", "benchmarks", "reference", "verbs"),
 ]
 FILES = sorted((ROOT / "hpctrack").rglob("*.py"))
 HEAD = """# Architecture

@@ -32,7 +32,7 @@ if __name__ == "__main__":
 import numpy as np
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as hypothesis_seed
-from toys import toy_checkpoint, toy_event, toy_model
+from toys import toy_checkpoint, toy_model
 
 from campaigns import mutations
 from hpctrack import inspect
@@ -40,6 +40,7 @@ from hpctrack.errors import InputError, MachineError
 from hpctrack.inspection import kinds
 from hpctrack.storage import candidates, journals, schema, shard_writer, store
 from hpctrack.storage.schema import Candidates
+from hpctrack.testing.toys import toy_event
 from hpctrack.training import checkpoint, checkpoint_metadata
 
 SECONDS, MEMORY = 60, 4 << 30  # limits of one reading, on top of what the process has already

@@ -32,13 +32,13 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
-from toys import toy_config, toy_dataset
 
 from hpctrack import bench, benchmarks, convert, evaluate, export, infer, inspect, report, simulate, train
 from hpctrack.benchmarks.measure import Figure
 from hpctrack.config import dump_yaml
 from hpctrack.parallel.launchers import INIT_METHOD
 from hpctrack.process import ends
+from hpctrack.testing.toys import toy_config, toy_dataset
 
 PAGE = Path(__file__).parents[2] / "docs/explanation/errors.md"
 BEGIN, END = "<!-- made by tests/campaigns/ends.py -->", "<!-- end -->"

@@ -68,10 +68,12 @@ class Infer:
     shards, index = "candidates-*.h5", "index.h5"
 
     def __init__(self, folder: Path) -> None:
-        from toys import toy_config, toy_dataset  # not above: the workers of a conversion import this file, too
-
         import hpctrack.infer  # noqa: F401  to be warm before the fork
         from hpctrack.parallel.env import distributed
+        from hpctrack.testing.toys import (  # not above: the workers of a conversion import this file
+            toy_config,
+            toy_dataset,
+        )
         from hpctrack.training.loop import train
 
         self.data = toy_dataset(folder / "data", sizes=(4, 0, 9, 5, 1, 2, 6, 7, 3), n_noise=2, per_shard=2)
@@ -82,9 +84,8 @@ class Infer:
 
     def run(self, out: Path, mode: str) -> int:
         """Exit code of the verb on all ranks."""
-        from ranks import run_ranks
-
         from hpctrack import infer
+        from hpctrack.testing.ranks import run_ranks
 
         argv = ["--checkpoint", str(self.checkpoint), "--data", str(self.data), "--out", str(out)]
         return infer.main(argv) if mode[0] == "1" else max(run_ranks(int(mode[0]), infer.main, argv))

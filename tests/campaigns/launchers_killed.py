@@ -22,9 +22,10 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from toys import losses, toy_config, toy_dataset
+from toys import losses
 
 from hpctrack.config import dump_yaml
+from hpctrack.testing.toys import toy_config, toy_dataset
 from hpctrack.training.ledger import problems
 
 LATEST_S = 8.0  # of a kill: from before the ranks' first line to their first steps

@@ -29,9 +29,9 @@ if __name__ == "__main__":
 import contextlib
 
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-from toys import toy_config, toy_dataset
 
 from hpctrack.config import RunConfig, dump_yaml
+from hpctrack.testing.toys import toy_config, toy_dataset
 from hpctrack.train import main as train_verb
 from hpctrack.training.ledger import problems
 

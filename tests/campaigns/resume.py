@@ -30,13 +30,12 @@ from typing import Any
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from ranks import run_ranks, start_ranks
-from toys import toy_config, toy_dataset
-
 from hpctrack.config import RunConfig
 from hpctrack.errors import EXIT_PREEMPTED
 from hpctrack.parallel.env import distributed
 from hpctrack.process.versions import versions
+from hpctrack.testing.ranks import run_ranks, start_ranks
+from hpctrack.testing.toys import toy_config, toy_dataset
 from hpctrack.training import checkpoint
 from hpctrack.training.ledger import problems, read
 from hpctrack.training.loop import train

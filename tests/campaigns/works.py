@@ -18,7 +18,6 @@ from unittest.mock import patch
 from faults import strike
 from helpers import make_trackml
 from matplotlib.figure import Figure
-from toys import FEATURES, toy_config, toy_dataset
 
 from hpctrack import convert, evaluate, export, infer, inspect, report, simulate, train
 from hpctrack.config import dump_yaml
@@ -26,6 +25,7 @@ from hpctrack.errors import EXIT_PREEMPTED
 from hpctrack.formats import replacement
 from hpctrack.storage import journals, store
 from hpctrack.storage.hdf5 import INDEX
+from hpctrack.testing.toys import FEATURES, toy_config, toy_dataset
 from hpctrack.training import checkpoint, checkpoint_metadata, loop
 
 

@@ -7,9 +7,9 @@ import json
 import pytest
 from campaigns import batch_sizes
 from campaigns.batch_sizes import Point, campaign
-from toys import toy_config, toy_dataset
 
 from hpctrack.config import OptimConfig, PlanConfig
+from hpctrack.testing.toys import toy_config, toy_dataset
 from hpctrack.training.optimizers import learning_rate, peak_rate
 
 

@@ -17,8 +17,6 @@ from pathlib import Path
 
 import pytest
 from campaigns.ranks_killed import children
-from ranks import run_ranks, start_ranks
-from toys import toy_config, toy_dataset
 
 from hpctrack import infer
 from hpctrack.config import RunConfig, dump_yaml
@@ -26,6 +24,8 @@ from hpctrack.errors import EXIT_PREEMPTED
 from hpctrack.events.loader import EventLoader
 from hpctrack.parallel.env import distributed
 from hpctrack.storage.candidates import CandidateStore
+from hpctrack.testing.ranks import run_ranks, start_ranks
+from hpctrack.testing.toys import toy_config, toy_dataset
 from hpctrack.train import main as train_verb
 from hpctrack.training import checkpoint
 from hpctrack.training.ledger import problems

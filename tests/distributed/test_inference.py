@@ -13,8 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ranks import run_ranks, start_ranks
-from toys import toy_config, toy_dataset
 
 from hpctrack import infer
 from hpctrack.files.atomic import with_checksum
@@ -23,6 +21,8 @@ from hpctrack.parallel.env import distributed
 from hpctrack.storage.candidates import CandidateStore
 from hpctrack.storage.journals import committed
 from hpctrack.storage.store import Dataset
+from hpctrack.testing.ranks import run_ranks, start_ranks
+from hpctrack.testing.toys import toy_config, toy_dataset
 from hpctrack.training.loop import train
 
 

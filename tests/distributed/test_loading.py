@@ -6,11 +6,10 @@ import ctypes
 import threading
 from pathlib import Path
 
-from ranks import run_ranks
-from toys import toy_config, toy_dataset
-
 from hpctrack.config import RunConfig
 from hpctrack.parallel.env import distributed
+from hpctrack.testing.ranks import run_ranks
+from hpctrack.testing.toys import toy_config, toy_dataset
 from hpctrack.training import checkpoint, checkpoint_metadata
 from hpctrack.training.build import build
 from hpctrack.training.loop import train

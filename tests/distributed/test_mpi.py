@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 from helpers import make_trackml
-from toys import losses, toy_config, toy_dataset
+from toys import losses
 
 from hpctrack import convert, infer
 from hpctrack.config import dump_yaml
 from hpctrack.parallel.env import distributed
 from hpctrack.storage import store
 from hpctrack.storage.candidates import CandidateStore, has_parallel_hdf5
+from hpctrack.testing.toys import toy_config, toy_dataset
 from hpctrack.training.loop import train
 
 ROOT = Path(__file__).parents[2]

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from toys import toy_config, toy_dataset
 
 from hpctrack.config import dump_yaml
+from hpctrack.testing.toys import toy_config, toy_dataset
 from hpctrack.training.ledger import problems
 
 ADDRESS = ("10.211.7.1", "10.211.7.2")

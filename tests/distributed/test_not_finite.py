@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ranks import run_ranks
-from toys import toy_config, toy_dataset
 
 from hpctrack import infer
 from hpctrack.errors import MachineError
 from hpctrack.parallel.env import distributed
 from hpctrack.storage.journals import committed
 from hpctrack.storage.store import Dataset
+from hpctrack.testing.ranks import run_ranks
+from hpctrack.testing.toys import toy_config, toy_dataset
 from hpctrack.training.loop import train
 
 BACKBONES = {

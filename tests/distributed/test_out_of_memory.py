@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ranks import run_ranks
-from toys import toy_config, toy_dataset
 
 from hpctrack.errors import MachineError
 from hpctrack.parallel.env import distributed
 from hpctrack.resources.peak_memory import Memory
+from hpctrack.testing.ranks import run_ranks
+from hpctrack.testing.toys import toy_config, toy_dataset
 from hpctrack.training import checkpoint
 from hpctrack.training.build import build
 from hpctrack.training.loop import train

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ranks import run_ranks
 
 from hpctrack import convert, evaluate, infer, inspect, simulate
 from hpctrack.config import load_config
@@ -18,6 +17,7 @@ from hpctrack.inspection import kinds
 from hpctrack.parallel.env import distributed
 from hpctrack.storage import candidates, edges, journals
 from hpctrack.storage.store import Dataset
+from hpctrack.testing.ranks import run_ranks
 from hpctrack.training.loop import train
 from tests.campaigns import pipeline_table
 

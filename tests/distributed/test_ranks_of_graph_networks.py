@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from ranks import run_ranks
 from torch_geometric.data import Batch
-from toys import FEATURES, toy_batch
 
 from hpctrack.config import Named, ParallelConfig
 from hpctrack.models import build_model
 from hpctrack.parallel.env import distributed
+from hpctrack.testing.ranks import run_ranks
+from hpctrack.testing.toys import FEATURES, toy_batch
 
 
 def gradient(name: str, mode: str) -> list[np.ndarray]:

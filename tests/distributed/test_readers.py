@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from campaigns.ranks_killed import children
-from ranks import run_ranks, start_ranks
 from test_faults import quietly, run, saved_step, wait_for_steps
-from toys import toy_config, toy_dataset
 
 from hpctrack.config import dump_yaml
+from hpctrack.testing.ranks import run_ranks, start_ranks
+from hpctrack.testing.toys import toy_config, toy_dataset
 from hpctrack.train import main as train_verb
 from hpctrack.training.ledger import problems
 

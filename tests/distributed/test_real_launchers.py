@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 from strategies import needs_deepspeed
-from toys import losses, toy_config, toy_dataset
+from toys import losses
 
 from hpctrack.config import dump_yaml
+from hpctrack.testing.toys import toy_config, toy_dataset
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent

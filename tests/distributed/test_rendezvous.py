@@ -13,16 +13,16 @@ from pathlib import Path
 
 import pytest
 import torch.distributed as dist
-from ranks import start_ranks
 from test_faults import SIZES, quietly, saved_step, slow_infer, wait_for_steps, words
 from test_faults import trained as trained
-from toys import toy_config, toy_dataset
 
 from hpctrack import infer
 from hpctrack.config import RunConfig, dump_yaml
 from hpctrack.inference import run
 from hpctrack.parallel import rendezvous
 from hpctrack.storage.candidates import CandidateStore
+from hpctrack.testing.ranks import start_ranks
+from hpctrack.testing.toys import toy_config, toy_dataset
 from hpctrack.train import main as train_verb
 from hpctrack.training import checkpoint
 from hpctrack.training.ledger import problems

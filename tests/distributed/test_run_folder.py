@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from faults import KILL, Fault, operations, strike
-from ranks import run_ranks
-from toys import losses, toy_config, toy_dataset
+from toys import losses
 
 from hpctrack import export, infer, inspect
 from hpctrack.config import dump_yaml
@@ -22,6 +21,8 @@ from hpctrack.files.lock import LOCK, only_writer
 from hpctrack.parallel.env import distributed
 from hpctrack.storage.candidates import CandidateStore
 from hpctrack.storage.journals import PARTS
+from hpctrack.testing.ranks import run_ranks
+from hpctrack.testing.toys import toy_config, toy_dataset
 from hpctrack.train import main as train_verb
 from hpctrack.training import checkpoint, ledger
 from hpctrack.training.loop import train

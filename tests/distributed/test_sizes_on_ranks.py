@@ -8,8 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ranks import run_ranks
-from toys import toy_config, toy_dataset
 from unit import synthetic_run as make
 
 from hpctrack import infer
@@ -17,6 +15,8 @@ from hpctrack.config import RunConfig
 from hpctrack.parallel.env import distributed
 from hpctrack.storage import shard_writer
 from hpctrack.storage.schema import Event
+from hpctrack.testing.ranks import run_ranks
+from hpctrack.testing.toys import toy_config, toy_dataset
 from hpctrack.training.build import build
 from hpctrack.training.loop import train
 

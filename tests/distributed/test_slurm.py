@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 from helpers import make_trackml
-from toys import toy_config, toy_dataset
 
 from hpctrack import infer
 from hpctrack.config import RunConfig, dump_yaml
 from hpctrack.parallel.env import distributed
 from hpctrack.storage.candidates import CandidateStore
 from hpctrack.storage.store import open_dataset
+from hpctrack.testing.toys import toy_config, toy_dataset
 from hpctrack.training import checkpoint
 from hpctrack.training.ledger import problems
 from hpctrack.training.loop import train

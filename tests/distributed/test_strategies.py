@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import run_ranks
 from strategies import HAS_DEEPSPEED, VARIANTS, needs_deepspeed, variants
-from toys import toy_config, toy_dataset
 
 from hpctrack.config import ParallelConfig, parse
 from hpctrack.errors import InputError, MachineError
 from hpctrack.parallel.env import distributed
 from hpctrack.parallel.strategies import STRATEGIES
+from hpctrack.testing.ranks import run_ranks
+from hpctrack.testing.toys import toy_config, toy_dataset
 from hpctrack.training import checkpoint
 from hpctrack.training.loop import train
 from hpctrack.training.trainer import Trainer

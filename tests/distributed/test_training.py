@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 from campaigns.resume import campaign
-from ranks import run_ranks, start_ranks
-from toys import FEATURES, toy_config, toy_dataset
 
 from hpctrack import export
 from hpctrack.config import dump_yaml
 from hpctrack.errors import InputError, MachineError
 from hpctrack.parallel.env import distributed
+from hpctrack.testing.ranks import run_ranks, start_ranks
+from hpctrack.testing.toys import FEATURES, toy_config, toy_dataset
 from hpctrack.train import main as train_verb
 from hpctrack.training import checkpoint
 from hpctrack.training.build import build

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 from campaigns import ends
 from campaigns.ranks_killed import children
-from toys import toy_config, toy_dataset
 
 from hpctrack.config import dump_yaml
+from hpctrack.testing.toys import toy_config, toy_dataset
 from hpctrack.training import checkpoint
 
 ROOT = Path(__file__).parents[2]

@@ -7,7 +7,6 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from toys import toy_config
 
 from hpctrack import convert, evaluate, infer, report
 from hpctrack.evaluation.matching import exclusive_lists
@@ -17,6 +16,7 @@ from hpctrack.parallel.env import distributed
 from hpctrack.storage import candidates, journals
 from hpctrack.storage.schema import Candidates
 from hpctrack.storage.store import Dataset
+from hpctrack.testing.toys import toy_config
 from hpctrack.training.loop import train
 
 COUNTS = {"n_hits": 5527, "n_noise": 829, "n_particles": 548}

@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import pytest
-from toys import toy_config, toy_dataset
 
 from hpctrack.config import dump_yaml, load_config
 from hpctrack.errors import InputError
@@ -18,6 +17,7 @@ from hpctrack.losses import build_loss
 from hpctrack.models import build_model
 from hpctrack.process.signals import ALL
 from hpctrack.reporting import studies
+from hpctrack.testing.toys import toy_config, toy_dataset
 from tests.campaigns import ablation, halves, seeds
 from tests.campaigns.points import Points
 from tests.campaigns.processes import Processes, VerbError

@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-from toys import toy_batch
 
 from hpctrack.config import Named
 from hpctrack.losses import build_loss
+from hpctrack.testing.toys import toy_batch
 
 
 def outputs_for(n: int) -> dict[str, torch.Tensor]:

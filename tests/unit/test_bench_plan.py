@@ -11,7 +11,7 @@ from hpctrack.benchmarks.plan import CONFIG, Events, agreed, measure, resample
 from hpctrack.config import load_config
 from hpctrack.resources.cost_model import CostModel
 from hpctrack.storage.store import Dataset
-from tests.toys import toy_dataset
+from hpctrack.testing.toys import toy_dataset
 
 
 def cost_model() -> CostModel:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from hpctrack.config import Named
 from hpctrack.evaluation.matching import check_candidates
+from hpctrack.testing import BuilderContract
 from hpctrack.tracking.builder import exclusive, joined
 from hpctrack.tracking.builders import BUILDERS, build_builder, choose, settings, tuning_counts
 from hpctrack.tracking.radius_builder import nearest_track
@@ -27,7 +28,19 @@ ON_EDGES = {
     "radius_graph",
     "walk",
 }  # in test_edge_builders.py
+OUTPUTS = {  # of a model for these: dimensions
+    "condensation": {"embedding": 3, "beta": 1},
+    "greedy": {"embedding": 3},
+    "radius": {"user": 3, "influencer": 3},
+}
 OPEN = {name: Named(name=name) for name in CONFIGS}
+
+
+class TestBuilders(BuilderContract):
+    @pytest.fixture(params=sorted(CONFIGS))
+    def config(self, request):
+        self.outputs = OUTPUTS[request.param]
+        return CONFIGS[request.param]
 
 
 def clusters(n_tracks=4, size=5, seed=0, spread=0.05):
@@ -44,7 +57,7 @@ def lists_of(found):
 
 
 def test_every_builder_is_here():
-    assert set(CONFIGS) | ON_EDGES == set(BUILDERS)
+    assert set(CONFIGS) | ON_EDGES == set(BUILDERS.own)
 
 
 @pytest.mark.parametrize("name", sorted(CONFIGS))

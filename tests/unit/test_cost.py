@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import numpy as np
-from toys import toy_batch
 
 from hpctrack.resources.cost_model import KEEP, CostModel, batch_terms, event_terms, fit
+from hpctrack.testing.toys import toy_batch
 
 
 def samples(n: int = 200, noise: float = 0.05, hiccups: int = 0, seed: int = 0):

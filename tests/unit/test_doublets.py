@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from torch_geometric.data import Batch
-from toys import FEATURES, toy_dataset
 
 from hpctrack.config import AugmentConfig, Named, SelectionConfig, parse
 from hpctrack.errors import InputError
@@ -16,6 +15,8 @@ from hpctrack.graphs import build_graph, doublets
 from hpctrack.graphs.doublets import BARREL, Doublets
 from hpctrack.storage import schema
 from hpctrack.storage.store import Dataset
+from hpctrack.testing import GraphContract
+from hpctrack.testing.toys import FEATURES, toy_dataset
 
 RADII = dict(zip(BARREL, (32, 72, 116, 172, 260, 360, 500, 660, 820, 1020), strict=True))
 
@@ -92,3 +93,11 @@ def test_batches_have_edges_and_their_truth(tmp_path):
     assert (same[batch.edge_truth]).all() and 0 < batch.edge_truth.sum() == 3 * 9 < batch.num_edges
     with pytest.raises(InputError, match=r"data\.graph\.name.*unknown 'doublet'; one of: doublets"):
         build_graph(Named(name="doublet"), folder)
+
+
+class TestDoublets(GraphContract):
+    graph = {"name": "doublets", "phi_slope_max_per_mm": 0.02, "z0_max_mm": 500.0}
+
+
+class TestTrueEdges(GraphContract):
+    graph = {"name": "truth"}

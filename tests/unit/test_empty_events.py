@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 
 from helpers import make_event_tables, make_trackml, write_event_csv
-from toys import losses, toy_config
+from toys import losses
 
 from hpctrack import convert, evaluate, infer, inspect, report
 from hpctrack.parallel.env import distributed
 from hpctrack.storage import store
+from hpctrack.testing.toys import toy_config
 from hpctrack.training.loop import train
 
 

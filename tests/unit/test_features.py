@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from toys import toy_event
 
 from hpctrack.config import AugmentConfig, SelectionConfig
 from hpctrack.errors import InputError
 from hpctrack.events.features import FEATURES, compute_features, feature_columns
 from hpctrack.events.selection import select, target_particles
 from hpctrack.events.symmetries import augment
+from hpctrack.testing.toys import toy_event
 
 
 def columns_of(event):

@@ -6,13 +6,13 @@ from __future__ import annotations
 import h5py
 import numpy as np
 import pytest
-from toys import toy_dataset, toy_event
 
 from hpctrack import convert, evaluate, infer, inspect
 from hpctrack.errors import InputError
 from hpctrack.storage import columns, schema, shard_writer, store
 from hpctrack.storage.columns import table_checksum
 from hpctrack.storage.verify import check_dataset
+from hpctrack.testing.toys import toy_dataset, toy_event
 
 
 def problems(folder) -> list[str]:

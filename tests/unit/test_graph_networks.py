@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 from torch_geometric.data import Batch
-from toys import FEATURES, toy_batch
 
 from hpctrack.config import Named
 from hpctrack.errors import InputError
 from hpctrack.models import build_model
 from hpctrack.models.geometry import pair_features
 from hpctrack.models.memory_modes import MODES
+from hpctrack.testing.toys import FEATURES, toy_batch
 
 NETWORKS = {
     "interaction": {},

@@ -10,7 +10,7 @@ import pytest
 
 from tests.architecture import FILES, ORDER, PAGE, ROOT, circles, imports, is_module, name_of, page, room_of, rooms
 
-ONLY_IN = {"h5py": "storage", "deepspeed": "parallel", "mpi4py": "parallel"}
+ONLY_IN = {"h5py": "storage", "deepspeed": "parallel", "mpi4py": "parallel", "pytest": "testing"}
 ENTRIES_WITHOUT_TORCH = ("report", "reporting", "evaluate", "evaluation")
 OUTSIDE = sorted(path for room in ("tests", "launch") for path in (ROOT / room).rglob("*.py"))
 FILES_A_ROOM, LINES_A_FILE, LINES_OF_MOST = 9, 450, 150

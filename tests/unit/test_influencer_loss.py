@@ -6,12 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toys import toy_batch
 
 from hpctrack.config import Named
 from hpctrack.errors import InputError
 from hpctrack.losses import build_loss
 from hpctrack.losses.influencer import attraction, attraction_loop, attraction_scatter
+from hpctrack.testing.toys import toy_batch
 
 
 def embeddings(n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

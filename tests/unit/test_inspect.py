@@ -16,7 +16,7 @@ from dying import die_of_one
 from helpers import random_event
 from synthetic_run import make_event, truth_candidates, write_dataset
 from synthetic_run import write_candidates as write_synthetic
-from toys import toy_checkpoint, toy_config, toy_dataset, toy_event, toy_model
+from toys import toy_checkpoint, toy_model
 
 from hpctrack import evaluate, inspect
 from hpctrack.config import dump_yaml
@@ -25,6 +25,7 @@ from hpctrack.storage import candidates, journals, schema, shard_writer, store
 from hpctrack.storage.columns import combined_digest, table_checksum
 from hpctrack.storage.schema import Candidates
 from hpctrack.storage.verify import check_dataset, run_checks
+from hpctrack.testing.toys import toy_config, toy_dataset, toy_event
 from hpctrack.training import checkpoint
 
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from torch_geometric.data import Batch
-from toys import FEATURES, toy_batch, toy_config
 
 from hpctrack.config import MemoryConfig, Named, parse
 from hpctrack.errors import InputError
@@ -19,6 +18,7 @@ from hpctrack.parallel.precision import Precision
 from hpctrack.parallel.strategies import DDPEngine
 from hpctrack.resources.calibration import MemoryMeter, calibrate, cut_down, measure
 from hpctrack.resources.peak_memory import GIB, SAFETY, Memory
+from hpctrack.testing.toys import FEATURES, toy_batch, toy_config
 
 CPU = torch.device("cpu")
 KIB = 1024 / GIB

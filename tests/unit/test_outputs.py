@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 from helpers import make_trackml
-from toys import toy_dataset
 
 from hpctrack import bench, convert, evaluate, export, infer, inspect, report, simulate
 from hpctrack.formats.trackml import write_submission
+from hpctrack.testing.toys import toy_dataset
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,7 +10,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from toys import toy_batch, toy_config, toy_dataset, toy_event
 
 from hpctrack.config import AugmentConfig, Named, SelectionConfig
 from hpctrack.errors import InputError
@@ -33,6 +32,7 @@ from hpctrack.storage.journals import Journal, committed
 from hpctrack.storage.schema import ESTIMATE, GEV_PER_T_MM, Candidates
 from hpctrack.storage.store import Dataset
 from hpctrack.storage.verify_candidates import check_candidates
+from hpctrack.testing.toys import toy_batch, toy_config, toy_dataset, toy_event
 from hpctrack.tracking.builder import estimates, representative_hits, with_parameters
 from hpctrack.training.loop import train
 

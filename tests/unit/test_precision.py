@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from toys import FEATURES, toy_batch, toy_config
 
 from hpctrack.config import Named
 from hpctrack.errors import InputError, MachineError
@@ -13,6 +12,7 @@ from hpctrack.models import build_model
 from hpctrack.parallel.env import Env
 from hpctrack.parallel.precision import FIRST_SCALE, GROWTH_STEPS, Precision
 from hpctrack.parallel.strategies import DDPEngine
+from hpctrack.testing.toys import FEATURES, toy_batch, toy_config
 from hpctrack.training.compiled import compile_model, try_compiled
 from hpctrack.training.step import train_step
 

@@ -106,7 +106,7 @@ def test_a_checkpoint_says_which_package_is_gone(tmp_path, capsys):
 
 PLAIN = """
 from hpctrack.config import Section
-from toys import toy_event
+from hpctrack.testing.toys import toy_event
 
 class Reader:
     field_t = None

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import synthetic_run as make
 import torch
-from toys import toy_config, toy_dataset
 
 from hpctrack import evaluate
 from hpctrack.config import AugmentConfig, CurriculumStage, ParallelConfig, SelectionConfig
@@ -19,6 +18,7 @@ from hpctrack.events.selection import Draw
 from hpctrack.parallel.env import distributed
 from hpctrack.storage.hdf5 import INDEX
 from hpctrack.storage.store import Dataset
+from hpctrack.testing.toys import toy_config, toy_dataset
 from hpctrack.training.batches import Batches
 from hpctrack.training.build import build_events
 from hpctrack.training.planner import BY_INDEX, BY_SELECTION, Planner

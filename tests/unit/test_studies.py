@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from toys import toy_config, toy_dataset
 
 from hpctrack.config import dump_yaml
 from hpctrack.parallel.env import distributed
 from hpctrack.reporting import studies
+from hpctrack.testing.toys import toy_config, toy_dataset
 from hpctrack.training.loop import train
 from tests.campaigns import costs, edge_growth, tracks
 from tests.campaigns.points import Points

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.spatial import cKDTree
-from toys import toy_config, toy_dataset
 
 from hpctrack import convert, simulate, train
 from hpctrack.config import AugmentConfig, SelectionConfig, dump_yaml
@@ -19,6 +18,7 @@ from hpctrack.events.loader import EventLoader
 from hpctrack.formats.detectors import cell_features
 from hpctrack.simulation.geometry import trackml_geometry
 from hpctrack.storage.store import Dataset
+from hpctrack.testing.toys import toy_config, toy_dataset
 
 NAMES = list(FEATURES)
 

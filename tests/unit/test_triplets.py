@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
-from toys import FEATURES, toy_batch
 
 from hpctrack.config import Named
 from hpctrack.errors import InputError
@@ -16,6 +15,7 @@ from hpctrack.graphs.triplets import per_event, triplet_chunks, triplets, true_t
 from hpctrack.losses import build_loss
 from hpctrack.models import build_model
 from hpctrack.models.triplet_network import ALONE, SEGMENT, segment
+from hpctrack.testing.toys import FEATURES, toy_batch
 from hpctrack.tracking.builders import build_builder
 
 HAND = torch.tensor([[0, 1, 5, 2, 1, 3], [1, 2, 1, 4, 3, 4]])  # 0 and 5 -> 1 -> 2 and 3 -> 4

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from toys import toy_event
 
 from hpctrack.storage import schema
 from hpctrack.storage.schema import ESTIMATE
+from hpctrack.testing.toys import toy_event
 from hpctrack.tracking import vertices
 from tests.campaigns import vertices as study
 

@@ -1,0 +1,56 @@
+"""What every graph must do: edges among the hits that it is given, the same each time, none where there are no hits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+from hpctrack.config import Named
+from hpctrack.errors import InputError
+from hpctrack.graphs import Graph, build_graph
+from hpctrack.storage.store import Dataset
+from hpctrack.testing.toys import toy_dataset
+
+
+class GraphContract:
+    """Tests of a graph: a subclass sets `graph`, as the section `data.graph` of a recipe.
+
+    Events are of straight tracks from the origin through six layers of volume 8 (testing/toys.py).
+    """
+
+    graph: ClassVar[dict[str, Any]]
+
+    @pytest.fixture
+    def data(self, tmp_path: Path) -> Dataset:
+        """A dataset of two events."""
+        return Dataset(toy_dataset(tmp_path / "data", sizes=(4, 6)))
+
+    @pytest.fixture
+    def built(self, data: Dataset) -> Graph:
+        """The graph."""
+        found = build_graph(Named(**self.graph), data.folder, data)
+        assert found is not None
+        return found
+
+    def test_edges_are_among_the_given_hits(self, built: Graph, data: Dataset) -> None:
+        event = data.read(1, list(built.COLUMNS))
+        for rows in (np.arange(event.n_hits), np.arange(1, event.n_hits, 2), np.arange(1), np.arange(0)):
+            edges = built(event, rows)
+            assert edges.dtype == np.int64 and edges.shape[0] == 2
+            assert ((edges >= 0) & (edges < len(rows))).all() and (edges[0] != edges[1]).all()
+            assert np.array_equal(edges, built(event, rows))
+
+    def test_it_finds_edges_and_knows_their_number_if_it_says_so(self, built: Graph, data: Dataset) -> None:
+        counts = [
+            built(event, np.arange(event.n_hits)).shape[1]
+            for event in (data.read(row, list(built.COLUMNS)) for row in range(len(data)))
+        ]
+        assert min(counts) > 0
+        assert built.n_edges is None or list(built.n_edges) == counts
+
+    def test_unknown_options_are_named(self, data: Dataset) -> None:
+        with pytest.raises(InputError, match=r"data\.graph\.no_such_option"):
+            build_graph(Named(name=self.graph["name"], no_such_option=1), data.folder, data)
