@@ -78,7 +78,12 @@ class Engine:
         """Norm of the summed gradient, which is scaled down to `clip_norm` if it is larger."""
         self.precision.unscale(p.grad for p in self.module.parameters() if p.grad is not None)
         bound = clip_norm if clip_norm is not None else float("inf")
-        return float(whole(nn.utils.clip_grad_norm_(self.module.parameters(), bound)))
+        parameters = [p for p in self.module.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters])
+        if isinstance(norm, DTensor):  # whole, since some versions of torch add their 1e-6 to each rank's part of it
+            norm = norm.full_tensor()
+        nn.utils.clip_grads_with_norm_(parameters, bound, norm)
+        return float(norm)
 
     def step(self) -> None:
         """Update the weights and clear the gradients."""
