@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import importlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.metadata import EntryPoint
@@ -44,7 +44,7 @@ class Registry(Mapping[str, T]):
     def plugins(self) -> dict[str, list[EntryPoint]]:
         """The entry points of other packages by name; more than one where packages claim the same name."""
         found: dict[str, list[EntryPoint]] = {}
-        for point in sorted(_all_entry_points(tuple(sys.path)).select(group=self.group)):
+        for point in sorted(_entry_points(tuple(sys.path))(group=self.group)):
             found.setdefault(point.name, []).append(point)
         return found
 
@@ -103,9 +103,9 @@ class Registry(Mapping[str, T]):
 
 
 @functools.cache
-def _all_entry_points(path: tuple[str, ...]) -> metadata.EntryPoints:
-    """Those of all distributions on `sys.path`, which is `path`: reading them takes some milliseconds."""
-    return metadata.entry_points()
+def _entry_points(path: tuple[str, ...]) -> Callable[..., metadata.EntryPoints]:
+    """Selects among those of all distributions on `sys.path`, which is `path`: reading them takes some milliseconds."""
+    return metadata.entry_points().select
 
 
 def _package(point: EntryPoint) -> str:

@@ -204,7 +204,7 @@ def mean_score(scores: list[float | None]) -> dict[str, float | int | None]:
     n = len(have)
     value = float(have.sum() / n) if n else None
     error = float(have.std(ddof=1) / math.sqrt(n)) if n > 1 else None
-    low, high = (None, None) if error is None else (max(0.0, value - error), min(1.0, value + error))
+    low, high = (None, None) if value is None or error is None else (max(0.0, value - error), min(1.0, value + error))
     return {
         "value": value, "error": error, "lo": low, "hi": high, "numerator": float(have.sum()), "denominator": n
     }  # fmt: skip

@@ -238,13 +238,13 @@ def _add_up_reading(tallies: Sequence[EventTally], reading: str, cuts: Cuts) -> 
         ("fake_rate", "eta"): [None, *ETA_EDGES[1:-1], None],
     }
     binned: dict = {"efficiency": {}, "fake_rate": {}}
-    for (metric, variable), bounds in edges.items():
-        counts = sum(part.binned[metric, variable] for part in parts) if parts else np.zeros((2, len(bounds) - 1), int)
-        binned[metric][variable] = [
+    for (rate, variable), bounds in edges.items():
+        counts = sum((part.binned[rate, variable] for part in parts), np.zeros((2, len(bounds) - 1), np.int64))
+        binned[rate][variable] = [
             {"from": bounds[i], "to": bounds[i + 1], **fraction(*counts[:, i].tolist())} for i in range(len(bounds) - 1)
         ]
-    for metric in binned:
-        binned[metric]["n_tracks"] = _against_tracks(tallies, reading, metric)
+    for rate in binned:
+        binned[rate]["n_tracks"] = _against_tracks(tallies, reading, rate)
     kinds = {kind: sum(part.census[kind] for part in parts) for kind in (parts[0].census if parts else ())}
     return {"metrics": numbers, "census": kinds, "binned": binned}
 

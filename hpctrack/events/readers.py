@@ -246,7 +246,7 @@ def in_shared_memory(size: int) -> torch.Tensor:
         if os.strerror(errno.ENOSPC) not in str(error):
             raise
         raise no_room(f"a batch of {size / MB:.3g} MB") from None
-    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, (size,)) if size else in_process(0)
+    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, (size,), (1,)) if size else in_process(0)
 
 
 def no_room(what: str) -> MachineError:

@@ -143,7 +143,9 @@ def check_symmetries(features: Sequence[str], selection: SelectionConfig, how: A
 def check_volumes(columns: Columns, features: Sequence[str], where: str) -> None:
     """InputError that begins with `where` if a feature needs volumes' mirror images and there is one without."""
     placed = [name for name in features if name in PLACED]
-    unknown = np.setdiff1d(columns["hits.volume_id"], [*BARRELS, *ENDCAPS]) if placed else ()
+    if not placed:
+        return
+    unknown = np.setdiff1d(columns["hits.volume_id"], [*BARRELS, *ENDCAPS])
     if len(unknown):
         raise InputError(
             f"{where}: volume {unknown[0]} is none of TrackML's, so feature '{placed[0]}' cannot be reflected; "

@@ -2,41 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
 
-import numpy as np
-
-from hpctrack.config import Named, Section, lookup, parse
+from hpctrack.config import Named, lookup, parse
+from hpctrack.graphs.contracts import Graph
 from hpctrack.graphs.doublets import Doublets
 from hpctrack.graphs.stored import StoredEdges
 from hpctrack.graphs.true_edges import TrueEdges
 from hpctrack.registry import Registry
-from hpctrack.storage.schema import Event
 from hpctrack.storage.store import Dataset
-
-
-class Graph(Protocol):
-    """Makes the edges of an event."""
-
-    Options: ClassVar[type[Section]]  # the keys of the section `data.graph` besides `name`
-    COLUMNS: ClassVar[Sequence[str]]  # of an event, that it reads, as `hits.r`
-    n_edges: np.ndarray | None  # int [events of the dataset], whatever hits are selected; None: not known beforehand
-
-    def __init__(self, options: Any, folder: Path, data: Dataset | None = None) -> None:
-        """`options`: of `Options`; `folder`: of the dataset; `data`: that dataset, if it is open already."""
-
-    def __call__(self, event: Event, rows: np.ndarray) -> np.ndarray:
-        """Edges int64 [2, M] from inner to outer hits among the hits `rows` [N], ascending, as numbers 0..N-1 of these.
-
-        The same edges in the same order each time.
-        """
-
 
 GRAPHS: Registry[type[Graph]] = Registry(
     "hpctrack.graphs", "graph", {"doublets": Doublets, "stored": StoredEdges, "truth": TrueEdges}
 )
+
+__all__ = ["GRAPHS", "Graph", "build_graph", "graph_columns"]
 
 
 def build_graph(config: Named | None, folder: str | Path, data: Dataset | None = None) -> Graph | None:

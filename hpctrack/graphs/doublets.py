@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import Field, field_validator
 
 from hpctrack.config import Section
 from hpctrack.events.truth import layer_number
+from hpctrack.graphs.contracts import Graph
 from hpctrack.storage.schema import Event
 from hpctrack.storage.store import Dataset
 
@@ -26,7 +27,7 @@ CHUNK = 1 << 20  # candidates at a time: bounds the memory
 ROUNDING = 1e-5  # rad, by which the search goes beyond the cut, which decides
 
 
-class Doublets:
+class Doublets(Graph):
     """Edges from inner to outer hits of neighbouring layers, in the order of their ends."""
 
     class Options(Section):
@@ -45,8 +46,7 @@ class Doublets:
         def _tuples(cls, pairs: object) -> object:
             return [tuple(p) if isinstance(p, list) else p for p in pairs] if isinstance(pairs, list) else pairs
 
-    n_edges = None
-    COLUMNS: ClassVar = ["hits.r", "hits.phi", "hits.z", "hits.volume_id", "hits.layer_id"]
+    COLUMNS = ["hits.r", "hits.phi", "hits.z", "hits.volume_id", "hits.layer_id"]
 
     def __init__(self, options: Options, folder: Path | None = None, data: Dataset | None = None) -> None:
         self.options = options

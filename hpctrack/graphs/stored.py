@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 from pydantic import Field
 
 from hpctrack.config import Section
 from hpctrack.errors import InputError
+from hpctrack.graphs.contracts import Graph
 from hpctrack.storage.edges import Edges, EdgeStore
 from hpctrack.storage.schema import Event
 from hpctrack.storage.store import Dataset
@@ -17,7 +17,7 @@ from hpctrack.storage.store import Dataset
 COLUMNS = ["hits.r", "hits.z"]
 
 
-class StoredEdges:
+class StoredEdges(Graph):
     """The stored edges among an event's selected hits, from the hit that is nearer to the origin to the other."""
 
     class Options(Section):
@@ -26,7 +26,7 @@ class StoredEdges:
         edges: str = Field(description="name of a folder in the dataset's folder `edges`, or a path")
         score_min: float = Field(0.0, ge=0, le=1, description="leave out edges with a lower score")
 
-    COLUMNS: ClassVar = COLUMNS
+    COLUMNS = COLUMNS
 
     def __init__(self, options: Options, folder: Path, data: Dataset | None = None) -> None:
         self.options = options
@@ -48,15 +48,14 @@ class StoredEdges:
         return edges_among(event, rows, found, self.options.score_min)
 
 
-class PassedEdges:
+class PassedEdges(Graph):
     """As StoredEdges, of the one event whose edges are `found`."""
 
-    COLUMNS: ClassVar = COLUMNS
-    n_edges = None
+    COLUMNS = COLUMNS
+    found: Edges  # of the event that is asked for next
 
     def __init__(self, options: StoredEdges.Options) -> None:
         self.options = options
-        self.found: Edges | None = None
 
     def __call__(self, event: Event, rows: np.ndarray) -> np.ndarray:
         """Edges int64 [2, M] among the hits `rows` [N], as numbers of these."""

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 
 from hpctrack.config import Section
 from hpctrack.events import truth
+from hpctrack.graphs.contracts import Graph
 from hpctrack.storage.schema import Event
 from hpctrack.storage.store import Dataset
 
 
-class TrueEdges:
+class TrueEdges(Graph):
     """Graph truth (events/truth.py)."""
 
     class Options(Section):
         """None."""
 
-    n_edges = None
-    COLUMNS: ClassVar = truth.COLUMNS
+    COLUMNS = truth.COLUMNS
 
     def __init__(self, options: Options, folder: Path | None = None, data: Dataset | None = None) -> None:
         self.options = options

@@ -39,6 +39,8 @@ def hinge_sum(a: Points, b: Points | None, margin: float, squared: bool = False)
     memory; differentiable once.
     """
     other = b or Points(a.x, a.group)
+    if (a.weight is None) != (other.weight is None):
+        raise ValueError("points have weights on one side alone: give them to both, or to none")
     tensors = (a.x, other.x, a.weight, other.weight)
     wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     total, count = HingeSum.apply(*tensors, a.group, other.group, b is None, margin, squared, wanted)
@@ -62,9 +64,9 @@ class HingeSum(torch.autograd.Function):
         squared: bool,
         wanted: bool,
     ) -> tuple[Tensor, Tensor]:
-        slopes = (
-            [None if t is None else torch.zeros_like(t) for t in (a_ME, b_NE, weight_M, weight_N)] if wanted else []
-        )
+        both = None if weight_M is None or weight_N is None else (weight_M, weight_N)
+        slopes = [torch.zeros_like(x) for x in (a_ME, b_NE)] if wanted else []
+        weight_slopes = [torch.zeros_like(weight) for weight in both or ()] if wanted else []
         total, count = (a_ME.new_zeros((), dtype=torch.float64) for _ in range(2))
         for candidates in near_blocks(a_ME, None if symmetric else b_NE, margin):
             block = different(candidates, group_M, group_N)
@@ -78,15 +80,16 @@ class HingeSum(torch.autograd.Function):
             active = hinge.sign()
             count += exact_sum(active)
             value, slope = (hinge.square(), 2 * hinge) if squared else (hinge, active)
-            weights = None if weight_M is None else block_weights(weight_M, weight_N, block)
+            weights = None if both is None else block_weights(*both, block)
             total += exact_sum(value if weights is None else value * weights)
             if wanted:
                 pull = slope.div_(distance).masked_fill_(distance <= COINCIDENT, 0)  # 10^6 times 0, but for rounding
-                add_slopes(slopes[:2], x, y, block, pull if weights is None else pull.mul_(weights))
-            if wanted and weights is not None:
-                add_weight_slopes(slopes[2:], weight_M, weight_N, block, value)
+                add_slopes(slopes, x, y, block, pull if weights is None else pull.mul_(weights))
+            if wanted and both is not None:
+                add_weight_slopes(weight_slopes, *both, block, value)
         times = 2 if symmetric else 1
-        ctx.save_for_backward(*slopes)
+        if wanted:
+            ctx.save_for_backward(*slopes, *(weight_slopes or (None, None)))
         ctx.times = times
         ctx.mark_non_differentiable(count)
         return (total * times).to(a_ME.dtype), count * times

@@ -6,7 +6,8 @@ Legend: N hits in the batch, M hits that belong to a track, T tracks in the batc
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,8 @@ from hpctrack.errors import InputError
 from hpctrack.numerics import at_least_fp32, group_mean
 
 
-class LossTerm(NamedTuple):
+@dataclass(frozen=True)
+class LossTerm:
     """One term of a loss over some events: the sum of its per-event values, and the number of events that have it.
 
     Sums and counts are added over micro-batches and ranks; the term's value is sum / count. A term that no event has is
@@ -54,7 +56,8 @@ class BaseLoss(nn.Module):
         """
         count = self.counts(batch)
         outputs = {name: at_least_fp32(output) for name, output in outputs.items()}
-        zero = sum((output * 0).sum() for output in outputs.values())  # no output goes without a gradient
+        zeros = [(output * 0).sum() for output in outputs.values()]  # no output goes without a gradient
+        zero = sum(zeros[1:], zeros[0])
         if not zero.isfinite():  # searches among points that are nowhere would take long or fail
             return {name: LossTerm(zero, count[name]) for name in count}
         sums = self.terms(outputs, batch)

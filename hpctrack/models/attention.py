@@ -21,6 +21,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from hpctrack.models.graph_network import GraphNetwork
+from hpctrack.models.layers import Layers
 from hpctrack.models.perceptron import ACTIVATIONS, Activation, Sizes, SplitPerceptron
 from hpctrack.models.sweeps import OnEdges
 from hpctrack.numerics import without_autocast
@@ -55,10 +56,11 @@ class AttentionNetwork(GraphNetwork):
             return SplitPerceptron(widths, options.width, 1, *options.sizes)
 
         own = 1 if options.recurrent else options.iterations
-        self.iterations = nn.ModuleList(
+        rounds = [
             Attention(attention(), state, pair, options.width, options.sizes, options.residual) for _ in range(own)
-        )
-        self.read_from(options, state, pair, scores=self.iterations[0].edges if options.recurrent else None)
+        ]
+        self.iterations = Layers(rounds)
+        self.read_from(options, state, pair, scores=rounds[0].edges if options.recurrent else None)
 
     def start(self, x_NF: Tensor) -> Tensor:
         """x_0 [N, S]."""

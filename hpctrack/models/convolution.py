@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from hpctrack.models.graph_network import GraphNetwork
+from hpctrack.models.layers import Layers
 from hpctrack.models.perceptron import ACTIVATIONS, LayerNorm, SplitPerceptron
 from hpctrack.models.sweeps import OnEdges
 from hpctrack.numerics import without_autocast
@@ -38,9 +39,7 @@ class ConvolutionNetwork(GraphNetwork):
         super().__init__(features, options.iterations, options.chunk)
         self.start = nn.Linear(len(features), options.width)
         own = 1 if options.recurrent else options.iterations
-        self.iterations = nn.ModuleList(
-            Convolution(options.width, options.norm, options.activation) for _ in range(own)
-        )
+        self.iterations = Layers(Convolution(options.width, options.norm, options.activation) for _ in range(own))
         self.read_from(options, options.width)
 
 
@@ -56,7 +55,7 @@ class Convolution(nn.Module):
         """Edges gather states."""
         return x_NH, x_NH
 
-    def edge(self, source_cH: Tensor, target_cH: Tensor, _: None) -> OnEdges:
+    def edge(self, source_cH: Tensor, target_cH: Tensor, _: Tensor | None) -> OnEdges:
         """Each end's state to the other."""
         return None, source_cH, target_cH
 

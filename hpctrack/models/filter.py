@@ -16,9 +16,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from hpctrack.models.graph_network import GraphNetwork, expected_edges
+from hpctrack.models.layers import Layers
 from hpctrack.models.sweeps import leaf
 
 
@@ -34,7 +35,7 @@ class FilterNetwork(GraphNetwork):
 
     def __init__(self, features: Sequence[str], options: Options) -> None:
         super().__init__(features, 0, options.chunk)
-        self.iterations = nn.ModuleList()
+        self.iterations = Layers([])
         self.read_from(options, len(features), self.see_pairs(features, options.pairs))
 
     def start(self, x_NF: Tensor) -> Tensor:

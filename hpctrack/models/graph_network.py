@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -23,12 +24,13 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 from torch_geometric.data import Batch
 
 from hpctrack.config import Section, free_field
 from hpctrack.errors import InputError
 from hpctrack.models.geometry import PAIR_FEATURES, Geometry, pair_features
+from hpctrack.models.layers import Layers
 from hpctrack.models.memory_modes import MODES, MemoryModes, in_chunks, recompute
 from hpctrack.models.perceptron import Activation, Norm, Sizes, SplitPerceptron
 from hpctrack.models.sweeps import (
@@ -42,6 +44,8 @@ from hpctrack.models.sweeps import (
     backward_rows,
     forward_edges,
     forward_rows,
+    output,
+    sums,
     whole,
 )
 
@@ -52,7 +56,7 @@ CHUNK = {"cpu": 4096, "cuda": 1 << 17}  # edges of a sweep's chunk: small enough
 class Iteration(EdgeLayer, Protocol):
     """An edge layer whose sums of messages update the nodes."""
 
-    def update(self, x_NH: Tensor, inward_NH: Tensor, outward_NH: Tensor, degree_N1: Tensor) -> Tensor:
+    def update(self, x_NH: Tensor, inward_NH: Tensor, outward_NH: Tensor, degree_N1: Tensor, /) -> Tensor:
         """Node states after the iteration, [N, H]."""
 
 
@@ -82,7 +86,7 @@ class PairFeatures(nn.Module):
         """Edges gather coordinates."""
         return place_N4, place_N4
 
-    def edge(self, source_c4: Tensor, target_c4: Tensor, _: None) -> OnEdges:
+    def edge(self, source_c4: Tensor, target_c4: Tensor, _: Tensor | None) -> OnEdges:
         """[c, PAIR_FEATURES]."""
         return pair_features(source_c4, target_c4), None, None
 
@@ -111,9 +115,9 @@ class GraphNetwork(MemoryModes, nn.Module):
             return self.layers, self.norm, self.activation
 
     start: Callable[[Tensor], Tensor]
-    edge_start: EdgeLayer | None
-    iterations: nn.ModuleList
-    head: EdgeLayer
+    edge_start: PairFeatures | None
+    iterations: Layers[Iteration]
+    head: Score
     hit_head: SplitPerceptron | None
 
     def __init__(self, features: Sequence[str], iterations: int, chunk: int | None) -> None:
@@ -169,14 +173,14 @@ class GraphNetwork(MemoryModes, nn.Module):
         if read_MK.shape[1] > 1:
             outputs["edge_embedding"] = read_MK[:, 1:].clone()
         if self.hit_head is not None:
-            outputs["embedding"] = self.embed(x_NH, graph.chunk)
+            outputs["embedding"] = self.embed(self.hit_head, x_NH, graph.chunk)
         return outputs
 
-    def embed(self, x_NH: Tensor, chunk: int) -> Tensor:
-        """Embedding [N, E] of hits with states `x_NH`."""
+    def embed(self, head: SplitPerceptron, x_NH: Tensor, chunk: int) -> Tensor:
+        """Embedding [N, E], by `head`, of hits with states `x_NH`."""
         if self.memory in ("chunks", "offload") or not torch.is_grad_enabled():
-            return in_chunks(self.hit_head, x_NH, size=chunk)
-        return self.hit_head(x_NH) if self.memory == "plain" else recompute(self.hit_head, x_NH)
+            return in_chunks(head, x_NH, size=chunk)
+        return head(x_NH) if self.memory == "plain" else recompute(head, x_NH)
 
     def graph(self, batch: Batch) -> Graph:
         """The batch's edges."""
@@ -195,9 +199,9 @@ class GraphNetwork(MemoryModes, nn.Module):
 
         def iterate(steps: Sequence[Iteration], x_NH: Tensor, e_MH: Tensor | None) -> tuple[Tensor, Tensor | None]:
             for step in steps:
-                e_MH, inward, outward = run(step, graph, x_NH, e_MH)
+                on_edges = run(step, graph, x_NH, e_MH)
                 update = step.update if self.memory == "plain" else partial(recompute, step.update)
-                x_NH = update(x_NH, inward, outward, degree_N1)
+                x_NH, e_MH = update(x_NH, *sums(on_edges), degree_N1), on_edges[0]
             return x_NH, e_MH
 
         e_MH = run(self.edge_start, graph, place_N4, None)[0] if self.edge_start is not None else None
@@ -207,7 +211,7 @@ class GraphNetwork(MemoryModes, nn.Module):
                 x_NH, e_MH = recompute(iterate, self.steps[first : first + size], x_NH, e_MH)
         else:
             x_NH, e_MH = iterate(self.steps, x_NH, e_MH)
-        return run(self.head, graph, x_NH, e_MH)[0], x_NH
+        return output(run(self.head, graph, x_NH, e_MH)), x_NH
 
     def relative_cost(self, hits: np.ndarray, edges: np.ndarray | None = None) -> np.ndarray:
         """Weights applied in a forward pass by event size; edges go with hits^1.9 if they are not known."""
@@ -235,6 +239,20 @@ def sweep(layer: EdgeLayer, graph: Graph, x_NH: Tensor, e_MH: Tensor | None) -> 
     return EdgeSweep.apply(layer, graph, x_NH, e_MH, *layer.parameters())
 
 
+@dataclass
+class Kept:
+    """What a pass of `NodeStates` keeps for its backward pass."""
+
+    anchor: OnEdges  # the anchor's edge state, and the sums of the iteration before it
+    last: OnEdges  # of the last iteration
+    states: list[Tensor]  # x_0 … x_T
+
+    @property
+    def tensors(self) -> list[Tensor | None]:
+        """One behind the other, as autograd saves them."""
+        return [*self.anchor, *self.last, *self.states]
+
+
 class NodeStates:
     """A pass through a network that keeps the node states of every iteration, and two edge states whatever T is.
 
@@ -252,38 +270,39 @@ class NodeStates:
         self.anchor_at = 0  # iteration; 0: none
         self.anchor: OnEdges = (None, None, None)  # its edge state, and the sums of the iteration before it
 
-    def forward(self, x_NH: Tensor, backward: bool = False) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+    def forward(self, x_NH: Tensor, backward: bool = False) -> tuple[Tensor, Tensor, Kept]:
         """What edges are read as [M, K], x_T, and what to keep for a `backward` pass."""
-        states, on_edges = [], (self.start_edges(), None, None)
+        states: list[Tensor] = []
+        on_edges: OnEdges = (self.start_edges(), None, None)
         anchor_at = len(self.steps) // 2 if backward and on_edges[0] is not None else 0
         for t, step in enumerate(self.steps):
             if anchor_at and t == anchor_at:
                 self.leave_anchor(t, on_edges)
             states.append(self.graph.shelve(x_NH) if backward else x_NH.new_empty(0))
             on_edges = forward_edges(step, self.graph, x_NH, on_edges[0], into=on_edges[0])
-            x_NH = forward_rows(step.update, self.graph.chunk, x_NH, *on_edges[1:], self.degree_N1)[0]
-        read_MK = forward_edges(self.net.head, self.graph, x_NH, on_edges[0], totals=False)[0]
+            x_NH = forward_rows(step.update, self.graph.chunk, x_NH, *sums(on_edges), self.degree_N1)[0]
+        read_MK = output(forward_edges(self.net.head, self.graph, x_NH, on_edges[0], totals=False))
         anchor, self.anchor = self.anchor, (None, None, None)
-        return read_MK.to(x_NH.device), x_NH, [*anchor, *on_edges, *states, self.graph.shelve(x_NH)]
+        return read_MK.to(x_NH.device), x_NH, Kept(anchor, on_edges, [*states, self.graph.shelve(x_NH)])
 
-    def backward(
-        self, kept: Sequence[Tensor | None], g_read_MK: Tensor, g_last_NH: Tensor
-    ) -> tuple[Tensor, list[Tensor | None]]:
+    def backward(self, kept: Kept, g_read_MK: Tensor, g_last_NH: Tensor) -> tuple[Tensor, list[Tensor | None]]:
         """Gradients of x_0 and of the network's edge parameters, from those of what `forward` gave."""
-        self.anchor, (e_MH, inward, outward), states = tuple(kept[:3]), kept[3:6], list(kept[6:])
+        self.anchor, on_edges, states = kept.anchor, kept.last, kept.states
         graph, tally = self.graph, GradientSums(self.net.edge_parameters())
         x_NH = states.pop().to(graph.device)
-        g_x, g_e = backward_edges(self.net.head, graph, x_NH, e_MH, (g_read_MK, None, None), tally)
+        g_x, g_e = backward_edges(self.net.head, graph, x_NH, on_edges[0], (g_read_MK, None, None), tally)
         g_x += g_last_NH
         for t in reversed(range(len(states))):
             step, x_NH = self.steps[t], states[t].to(graph.device)
-            inputs = [x_NH, inward, outward]
-            g_x, *g_sums = backward_rows(step.update, step, graph.chunk, inputs, [g_x], tally, fixed=[self.degree_N1])
-            del inputs, inward, outward
-            e_MH, inward, outward = self.restore(t, states, e_MH)
-            g_x_edges, g_e = backward_edges(step, graph, x_NH, e_MH, (g_e, *g_sums), tally, into=g_e)
+            inputs, e_MH = [x_NH, *sums(on_edges)], on_edges[0]
+            g_x, g_in, g_out = backward_rows(
+                step.update, step, graph.chunk, inputs, [g_x], tally, fixed=[self.degree_N1]
+            )
+            del inputs, on_edges
+            on_edges = self.restore(t, states, e_MH)
+            g_x_edges, g_e = backward_edges(step, graph, x_NH, on_edges[0], (g_e, g_in, g_out), tally, into=g_e)
             g_x += g_x_edges
-            del g_sums, g_x_edges
+            del g_in, g_out, g_x_edges
         if self.net.edge_start is not None:
             backward_edges(self.net.edge_start, graph, self.place_N4, None, (g_e, None, None), tally, nodes=False)
         return g_x, tally.gradients()
@@ -296,16 +315,17 @@ class NodeStates:
 
     def leave_anchor(self, t: int, on_edges: OnEdges) -> None:
         """Keep e_t and the sums before it, in the place of the old anchor."""
-        e_MH, inward, outward = on_edges
+        e_MH = output(on_edges)
         place = self.graph.empty_edges(e_MH) if self.anchor[0] is None else self.anchor[0]
-        self.anchor_at, self.anchor = t, (place.copy_(e_MH), inward, outward)
+        self.anchor_at, self.anchor = t, (place.copy_(e_MH), *on_edges[1:])
 
     def restore(self, t: int, states: Sequence[Tensor], e_MH: Tensor | None) -> OnEdges:
         """e_t, written over `e_MH`, and the sums of iteration t - 1."""
+        on_edges: OnEdges = (None, None, None)
         if e_MH is None:  # without edge states there are only the sums to make
-            first, on_edges, anchor_at = max(t - 1, 0), (None, None, None), 0
+            first, anchor_at = max(t - 1, 0), 0
         elif 0 < self.anchor_at <= t:
-            first, on_edges, anchor_at = self.anchor_at, (e_MH.copy_(self.anchor[0]), *self.anchor[1:]), 0
+            first, on_edges, anchor_at = self.anchor_at, (e_MH.copy_(output(self.anchor)), *self.anchor[1:]), 0
         else:
             first, on_edges, anchor_at = 0, (self.start_edges(into=e_MH), None, None), t // 2
         for s in range(first, t):
@@ -320,18 +340,20 @@ class KeepNodeStates(torch.autograd.Function):
     """`NodeStates` for autograd."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, run: NodeStates, x_NH: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, run: NodeStates, x_NH: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
         """What edges are read as [M, K], and x_T; `parameters` are the network's `edge_parameters`."""
         ctx.run, ctx.autocast = run, Autocast(x_NH.device)
         with ctx.autocast.restored():
             read_MK, last_NH, kept = run.forward(x_NH, backward=True)
-        ctx.save_for_backward(*kept)
+        ctx.save_for_backward(*kept.tensors)
         return read_MK, last_NH.clone() if last_NH is x_NH else last_NH  # no output is an input
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, g_read_MK: Tensor, g_last_NH: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, g_read_MK: Tensor, g_last_NH: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x_0 and the parameters."""
+        saved = ctx.saved_tensors
+        kept = Kept(tuple(saved[:3]), tuple(saved[3:6]), list(saved[6:]))
         with ctx.autocast.restored():
-            g_x, gradients = ctx.run.backward(ctx.saved_tensors, g_read_MK, g_last_NH)
+            g_x, gradients = ctx.run.backward(kept, g_read_MK, g_last_NH)
         return (None, g_x, *gradients)

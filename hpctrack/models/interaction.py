@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from hpctrack.models.geometry import PAIR_FEATURES, Geometry
 from hpctrack.models.graph_network import GraphNetwork, PairFeatures
+from hpctrack.models.layers import Layers
 from hpctrack.models.perceptron import Activation, Sizes, SplitPerceptron
-from hpctrack.models.sweeps import OnEdges
+from hpctrack.models.sweeps import OnEdges, output
 from hpctrack.numerics import without_autocast
 
 
@@ -41,7 +42,7 @@ class InteractionNetwork(GraphNetwork):
         self.start = SplitPerceptron([len(features)], width, width, *sizes)
         self.edge_start = PairStart(width, sizes)
         own = 1 if options.recurrent else options.iterations
-        self.iterations = nn.ModuleList(Interaction(width, sizes) for _ in range(own))
+        self.iterations = Layers(Interaction(width, sizes) for _ in range(own))
         self.read_from(options, width, width)
 
 
@@ -52,9 +53,9 @@ class PairStart(PairFeatures):
         super().__init__()
         self.perceptron = SplitPerceptron([PAIR_FEATURES], width, width, *sizes)
 
-    def edge(self, source_c4: Tensor, target_c4: Tensor, e_cH: None) -> OnEdges:
+    def edge(self, source_c4: Tensor, target_c4: Tensor, _: Tensor | None) -> OnEdges:
         """e_0 [c, H]."""
-        pair_cP = super().edge(source_c4, target_c4, e_cH)[0]
+        pair_cP = output(super().edge(source_c4, target_c4, None))
         return self.perceptron(pair_cP).to(source_c4.dtype), None, None
 
 
@@ -70,8 +71,9 @@ class Interaction(nn.Module):
         """The nodes' shares in the first layer of the edges' perceptron."""
         return self.edges.part(0, x_NH), self.edges.part(1, x_NH)
 
-    def edge(self, source_cH: Tensor, target_cH: Tensor, e_cH: Tensor) -> OnEdges:
+    def edge(self, source_cH: Tensor, target_cH: Tensor, e_cH: Tensor | None) -> OnEdges:
         """e', which is the message to both ends."""
+        assert e_cH is not None  # edges begin with a state, that of PairStart
         e_cH = e_cH + self.edges.rest(source_cH + target_cH + self.edges.part(2, e_cH))
         return e_cH, e_cH, e_cH
 

@@ -27,8 +27,12 @@ CHUNK = 4096  # hits (or edges) at a time, if a model does not know better
 class MemoryModes:
     """Mixin of models and backbones: `memory` is the mode of the following forward passes."""
 
-    memory_modes: tuple[str, ...] = ("plain",)
     memory: str = "plain"
+
+    @property
+    def memory_modes(self) -> tuple[str, ...]:
+        """Those that it has, `plain` first; a model or backbone with more sets a tuple of them in its place."""
+        return ("plain",)
 
     def set_memory(self, mode: str) -> None:
         """Memory mode of the following forward passes; ValueError for one that is not in `memory_modes`."""

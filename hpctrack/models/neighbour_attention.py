@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from hpctrack.config import Section
 from hpctrack.graphs.neighbours import nearest
 from hpctrack.models.geometry import PAIR_FEATURES, Geometry, on_circle, pair_features
+from hpctrack.models.layers import Layers
 from hpctrack.models.memory_modes import MemoryModes
 from hpctrack.models.perceptron import Exact, LayerNorm, two_layers, width_splits_into_heads
 from hpctrack.models.sweeps import Autocast, GradientSums, backward_rows, chunks, forward_rows, leaf
@@ -59,7 +61,7 @@ class NeighbourBackbone(MemoryModes, nn.Module):
         self.width = options.width
         self.geometry = Geometry(features, "backbone 'neighbours'")
         self.encode = Exact(*two_layers(len(features), options.width, options.width))
-        self.stages = nn.ModuleList(Stage(options) for _ in range(options.stages))
+        self.stages = Layers(Stage(options) for _ in range(options.stages))
         self.norm = LayerNorm(options.width)
 
     def forward(self, x_NF: Tensor, sizes: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -95,7 +97,7 @@ class Stage(nn.Module):
         super().__init__()
         width = options.width
         self.embed = Exact(LayerNorm(width), *two_layers(width, width, options.space))
-        self.steps = nn.ModuleList(Step(width, options.heads, options.expansion) for _ in range(options.steps))
+        self.steps = Layers(Step(width, options.heads, options.expansion) for _ in range(options.steps))
 
 
 class Step(nn.Module):
@@ -179,7 +181,7 @@ class NeighbourAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, step: Step, near: Neighbours, h_NH: Tensor, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, step: Step, near: Neighbours, h_NH: Tensor, *parameters: Tensor) -> Tensor:
         """[N, H] -> [N, H]; `parameters` are the step's, in order."""
         ctx.step, ctx.near, ctx.autocast = step, near, Autocast(h_NH.device)
         ctx.save_for_backward(h_NH)
@@ -192,7 +194,7 @@ class NeighbourAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, g_NH: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, g_NH: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of hits and parameters."""
         step, near, [h_NH] = ctx.step, ctx.near, ctx.saved_tensors
         tally = GradientSums(step.parameters())

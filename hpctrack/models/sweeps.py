@@ -13,28 +13,47 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Literal, Protocol, overload
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from hpctrack.numerics import at_least_fp32
 
 OnEdges = tuple[Tensor | None, Tensor | None, Tensor | None]  # edge output, sum at targets, sum at sources
 
 
-class EdgeLayer(Protocol):
-    """What is computed on edges: first on nodes what their edges gather, then on each edge."""
-
-    def project(self, x_NH: Tensor) -> tuple[Tensor, Tensor]:
-        """What edges gather from their source and from their target, both [N, K]."""
-
-    def edge(self, source_cK: Tensor, target_cK: Tensor, e_cH: Tensor | None) -> OnEdges:
-        """Edge output, message to the target, message to the source; each may be None."""
+class Weighted(Protocol):
+    """What has weights, as an `nn.Module` has."""
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Weights."""
+
+
+class EdgeLayer(Weighted, Protocol):
+    """What is computed on edges: first on nodes what their edges gather, then on each edge."""
+
+    def project(self, x_NH: Tensor, /) -> tuple[Tensor, Tensor]:
+        """What edges gather from their source and from their target, both [N, K]."""
+
+    def edge(self, source_cK: Tensor, target_cK: Tensor, e_cH: Tensor | None, /) -> OnEdges:
+        """Edge output, message to the target, message to the source; each may be None."""
+
+
+def output(on_edges: OnEdges) -> Tensor:
+    """What a layer that has an edge output gave for the edges; ValueError if it gave none."""
+    if on_edges[0] is None:
+        raise ValueError("the layer has no edge output, which is needed here")
+    return on_edges[0]
+
+
+def sums(on_edges: OnEdges) -> tuple[Tensor, Tensor]:
+    """Sums at targets and at sources of an iteration's messages; ValueError if it sent none one way."""
+    _, inward, outward = on_edges
+    if inward is None or outward is None:
+        raise ValueError("an iteration must send a message to both ends of an edge")
+    return inward, outward
 
 
 @dataclass(frozen=True)
@@ -95,7 +114,7 @@ class GatherRows(torch.autograd.Function):
     """`x[index]` for autograd, whose gradients are added up in at least fp32: a node may have thousands of edges."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x_NK: Tensor, index_M: Tensor) -> Tensor:
+    def forward(ctx: Any, x_NK: Tensor, index_M: Tensor) -> Tensor:
         """[M, K]."""
         ctx.save_for_backward(index_M)
         ctx.nodes = len(x_NK)
@@ -103,15 +122,17 @@ class GatherRows(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, g_MK: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, g_MK: Tensor) -> tuple[Tensor, None]:
         """Of `x_NK`."""
         return add_rows(None, ctx.saved_tensors[0], g_MK, ctx.nodes).to(g_MK.dtype), None
 
 
 def whole(layer: EdgeLayer, graph: Graph, x_NH: Tensor, e_MH: Tensor | None) -> OnEdges:
     """A layer on all edges at once, for autograd: the plain way."""
-    ends = zip(layer.project(x_NH), (graph.source, graph.target), strict=True)
-    out, inward, outward = layer.edge(*(GatherRows.apply(x_NK, index) for x_NK, index in ends), e_MH)
+    source_NK, target_NK = layer.project(x_NH)
+    out, inward, outward = layer.edge(
+        GatherRows.apply(source_NK, graph.source), GatherRows.apply(target_NK, graph.target), e_MH
+    )
     return (
         out,
         None if inward is None else add_rows(None, graph.target, inward, graph.nodes),
@@ -175,7 +196,7 @@ class GradientSums:
         self.sums = {id(p): torch.zeros_like(p) for p in self.parameters if p.requires_grad}
 
     def pull(
-        self, layer: EdgeLayer, leaves: Sequence[Tensor], outputs: Sequence[Tensor], grads: Sequence[Tensor]
+        self, layer: Weighted, leaves: Sequence[Tensor], outputs: Sequence[Tensor], grads: Sequence[Tensor]
     ) -> Sequence[Tensor]:
         """Gradients of `leaves` for given gradients of `outputs`; the layer's parameters take theirs."""
         weights = [p for p in layer.parameters() if id(p) in self.sums]
@@ -200,7 +221,7 @@ def leaf(x: Tensor) -> Tensor:
 
 def backward_rows(
     work: Callable[..., Tensor | tuple[Tensor, ...]],
-    layer: EdgeLayer,
+    layer: Weighted,
     chunk: int,
     inputs: Sequence[Tensor],
     grads: Sequence[Tensor],
@@ -217,6 +238,33 @@ def backward_rows(
         for total, part in zip(found, tally.pull(layer, leaves, outputs, [g[rows] for g in grads]), strict=True):
             total[rows] = part
     return found
+
+
+@overload
+def backward_edges(
+    layer: EdgeLayer,
+    graph: Graph,
+    x_NH: Tensor,
+    e_MH: Tensor | None,
+    grads: OnEdges,
+    tally: GradientSums,
+    into: Tensor | None = None,
+    nodes: Literal[True] = True,
+) -> tuple[Tensor, Tensor | None]: ...
+
+
+@overload
+def backward_edges(
+    layer: EdgeLayer,
+    graph: Graph,
+    x_NH: Tensor,
+    e_MH: Tensor | None,
+    grads: OnEdges,
+    tally: GradientSums,
+    into: Tensor | None = None,
+    *,
+    nodes: bool,
+) -> tuple[Tensor | None, Tensor | None]: ...
 
 
 def backward_edges(
@@ -240,8 +288,8 @@ def backward_edges(
             ends = [source_NK[source], target_NK[target]]
             ends = [leaf(end) for end in ends] if nodes else ends
             state = [] if e_MH is None else [leaf(e_MH[rows].to(graph.device))]
-            outputs = layer.edge(*ends, state[0] if state else None)
-        at = (rows, target, source)  # where the gradients of the three outputs are found
+            outputs = layer.edge(ends[0], ends[1], state[0] if state else None)
+        at: tuple[slice | Tensor, ...] = (rows, target, source)  # where the gradients of the three outputs are found
         given = [
             (out, grad[where].to(graph.device))
             for out, grad, where in zip(outputs, grads, at, strict=True)
@@ -254,7 +302,7 @@ def backward_edges(
         if state:
             g_e = graph.empty_edges(found[-1]) if g_e is None else g_e
             g_e[rows] = found[-1]
-    if not nodes:
+    if g_source is None or g_target is None:  # not `nodes`
         return None, g_e
     return backward_rows(layer.project, layer, graph.chunk, [x_NH], [g_source, g_target], tally)[0], g_e
 
@@ -264,7 +312,7 @@ class EdgeSweep(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, layer: EdgeLayer, graph: Graph, x_NH: Tensor, e_MH: Tensor | None, *parameters: Tensor
+        ctx: Any, layer: EdgeLayer, graph: Graph, x_NH: Tensor, e_MH: Tensor | None, *parameters: Tensor
     ) -> OnEdges:
         """See `forward_edges`; `parameters` are the layer's, in order."""
         ctx.layer, ctx.graph, ctx.autocast = layer, graph, Autocast(x_NH.device)
@@ -275,8 +323,11 @@ class EdgeSweep(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, g_out: Tensor | None, g_inward: Tensor | None, g_outward: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         """Gradients of nodes, edges and parameters."""
+        grads = g_out, g_inward, g_outward
         x_NH, e_MH = ctx.saved_tensors
         tally = GradientSums(ctx.layer.parameters())
         if all(grad is None for grad in grads):

@@ -53,7 +53,7 @@ class TransformerBackbone(MemoryModes, nn.Module):
     def forward(self, x_NF: Tensor, sizes: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
         """Hidden state [N, H] of hits with features `x_NF`, no more outputs; `sizes`: the events' hits, in order."""
         h_NH = self.encode(x_NF)
-        return self.norm(run_layers(self.blocks, h_NH, self.memory, sizes, self.memory == "chunks")), {}
+        return self.norm(run_layers(list(self.blocks), h_NH, self.memory, sizes, self.memory == "chunks")), {}
 
     def relative_cost(self, hits: np.ndarray) -> np.ndarray:
         """Multiplications of a forward pass by event size: linear layers go with hits, attention with their square."""

@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 
 from hpctrack.errors import MachineError
-from hpctrack.simulation.acts_detector import ActsDetector, import_acts
+from hpctrack.simulation.acts_detector import Acts, ActsDetector, import_acts
 from hpctrack.simulation.event import Crossings, particle_ids
 from hpctrack.simulation.geometry import Geometry
 from hpctrack.simulation.pythia import Collisions
@@ -45,10 +45,10 @@ class _Fatras:
     """The detector and its field; runs one event at a time, in and out through ACTS' whiteboard (no files)."""
 
     def __init__(self, field_t: float, geometry: Geometry) -> None:
-        acts, examples = import_acts()
+        import_acts()
         self._detector = ActsDetector(field_t, geometry)
         self._quiet = self._detector.quiet
-        self._reader, self._collector = _elements(examples, acts)
+        self._reader, self._collector = _elements()
 
     def run(self, primaries: dict[str, np.ndarray], seed: int) -> tuple[dict[str, np.ndarray], Crossings]:
         acts, examples = import_acts()
@@ -83,11 +83,13 @@ class _Fatras:
         return {name: column[charged] for name, column in particles.items()}, crossings
 
 
-def _elements(examples: object, acts: object) -> tuple[type, type]:
+def _elements() -> tuple[type, type]:
     """The reader and the collector; classes of ACTS' framework, so they can be defined only once it is imported."""
+    import acts
+    from acts import examples
 
     class Reader(examples.IReader):
-        def __init__(self, columns: dict[str, np.ndarray], level: object) -> None:
+        def __init__(self, columns: dict[str, np.ndarray], level: Acts) -> None:
             examples.IReader.__init__(self, "particles", level)
             self._columns = columns
             self._handle = examples.WriteDataHandle(self, examples.SimParticleContainer, "OutputParticles")
@@ -96,7 +98,7 @@ def _elements(examples: object, acts: object) -> tuple[type, type]:
         def availableEvents(self) -> tuple[int, int]:
             return (0, 1)
 
-        def read(self, context: object) -> object:
+        def read(self, context: Acts) -> Acts:
             container = examples.SimParticleContainer()
             for row in zip(*(values.tolist() for values in self._columns.values()), strict=True):
                 vertex, secondary, number, pdg, q, mass, vx, vy, vz, vt, px, py, pz = row
@@ -111,15 +113,17 @@ def _elements(examples: object, acts: object) -> tuple[type, type]:
             return examples.ProcessCode.SUCCESS
 
     class Collector(examples.IAlgorithm):
-        def __init__(self, name: str, level: object) -> None:
+        def __init__(self, name: str, level: Acts) -> None:
             examples.IAlgorithm.__init__(self, name, level)
             self._simhits = examples.ReadDataHandle(self, examples.SimHitContainer, "InputSimHits")
             self._simhits.initialize("simhits")
             self._simulated = examples.ReadDataHandle(self, examples.SimParticleContainer, "InputParticles")
             self._simulated.initialize("simulated")
-            self.hit_ids, self.hits, self.particles = [], [], []
+            self.hit_ids: list[tuple[int, ...]] = []
+            self.hits: list[tuple[float, ...]] = []
+            self.particles: list[tuple[float, ...]] = []
 
-        def execute(self, context: object) -> object:
+        def execute(self, context: Acts) -> Acts:
             for hit in self._simhits(context.eventStore):
                 x, p = hit.fourPosition, hit.momentum4Before
                 self.hit_ids.append((hit.geometryId.value, *_fields(hit.particleId)))
@@ -133,5 +137,5 @@ def _elements(examples: object, acts: object) -> tuple[type, type]:
     return Reader, Collector
 
 
-def _fields(code: object) -> tuple[int, int, int, int]:
+def _fields(code: Acts) -> tuple[int, int, int, int]:
     return code.vertexPrimary, code.particle, code.generation, code.subParticle

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from hpctrack.errors import InputError, MachineError
 from hpctrack.simulation.geometry import Geometry
 
+Acts = Any  # a module, class or object of pyacts, which has no types
 CENTRE_TOLERANCE_MM = 0.01
 
 
-def import_acts() -> tuple:
+def import_acts() -> tuple[Acts, Acts]:
     """The modules `acts` and `acts.examples`; InputError if pyacts is not there."""
     try:
         import acts
@@ -44,7 +47,7 @@ class ActsDetector:
         surface = np.searchsorted(self._sorted_ids, ids)
         return self._modules[np.minimum(surface, len(self._modules) - 1)]
 
-    def _checked_identifiers(self, acts: object, geometry: Geometry) -> list:
+    def _checked_identifiers(self, acts: Acts, geometry: Geometry) -> list[Acts]:
         surfaces = {
             key.value: (key, surface)
             for key, surface in self.tracking_geometry.geoIdSurfaceMap().items()
@@ -53,7 +56,7 @@ class ActsDetector:
         if sorted(surfaces) != self._sorted_ids.tolist():
             raise MachineError(f"pyacts' GenericDetector: {len(surfaces)} modules, numbered otherwise than TrackML's")
         context = acts.GeometryContext.dangerouslyDefaultConstruct()
-        identifiers: list = [None] * len(geometry)
+        identifiers: list[Acts] = [None] * len(geometry)
         for value, module in zip(self._sorted_ids.tolist(), self._modules.tolist(), strict=True):
             identifiers[module], surface = surfaces[value]
             centre = surface.center(context)

@@ -108,7 +108,7 @@ def _cut(start: np.ndarray, step: np.ndarray) -> tuple[np.ndarray, np.ndarray, n
 
 # Share of noise among a layer's hits in the challenge's events, where 15 % of all hits are noise: by (volume, layer) in
 # the barrel, by volume in the endcaps. What it tells: noise goes with the area, signal falls with the radius.
-TRACKML_SHARE = {
+TRACKML_SHARE: dict[tuple[int, int] | int, float] = {
     **{(8, 2): 0.027, (8, 4): 0.036, (8, 6): 0.085, (8, 8): 0.115},
     **{(13, 2): 0.12, (13, 4): 0.165, (13, 6): 0.21, (13, 8): 0.33, (17, 2): 0.50, (17, 4): 0.66},
     **{7: 0.05, 9: 0.05, 12: 0.145, 14: 0.145, 16: 0.20, 18: 0.20},
@@ -171,4 +171,4 @@ def _moved(cells: Cells, module: np.ndarray, uv: np.ndarray, geometry: Geometry)
         n_channels = geometry.n_channels[module, axis]
         first = np.clip(target[:, axis] - extent // 2, 0, np.maximum(n_channels - 1 - extent, 0))
         moved.append(np.minimum(channel + (first - low)[hit], n_channels[hit] - 1))
-    return Cells(cells.offsets, *moved, cells.value)
+    return Cells(cells.offsets, moved[0], moved[1], cells.value)

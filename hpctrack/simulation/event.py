@@ -19,13 +19,15 @@ from hpctrack.storage.schema import PARTICLES
 Tables = dict[str, dict[str, np.ndarray]]  # table -> column -> values, in the order of the CSV files
 
 
-def particle_ids(vertex: np.ndarray, primary: np.ndarray, generation: np.ndarray = 0, secondary: np.ndarray = 0):
+def particle_ids(
+    vertex: np.ndarray, primary: np.ndarray, generation: np.ndarray | int = 0, secondary: np.ndarray | int = 0
+) -> np.ndarray:
     """TrackML's particle_id, int64 and never 0: which collision, which particle of it, which of that one's secondaries.
 
     12 + 16 + 12 + 12 bits and 12 for the process, which stays 0; trackml-library's decode_particle_id reads them.
     """
-    fields = ((vertex, 52), (primary, 36), (generation, 24), (secondary, 12))
-    return sum(np.asarray(field, np.int64) << np.int64(shift) for field, shift in fields)
+    v, p, g, s = (np.asarray(field, np.int64) for field in (vertex, primary, generation, secondary))
+    return (v << np.int64(52)) + (p << np.int64(36)) + (g << np.int64(24)) + (s << np.int64(12))
 
 
 @dataclass(frozen=True)

@@ -184,7 +184,7 @@ class Geometry:
 def trackml_geometry() -> Geometry:
     """The whole detector."""
     parts: list[dict[str, np.ndarray]] = []
-    rows: list[tuple] = []
+    rows: list[tuple[int, int, bool, float, float, float]] = []  # of Row, but its modules
     for volume, barrel in _BARRELS.items():
         for i, (radius, n_phi) in enumerate(barrel.layers):
             _add_barrel_layer(parts, rows, volume, 2 * i + 2, barrel, radius, n_phi)
@@ -200,7 +200,7 @@ def trackml_geometry() -> Geometry:
     columns = {name: values[order] for name, values in columns.items()}
     extra = {name: columns.pop(name) for name in ("depth", "digital", "acts_module")}
     starts = np.cumsum([0] + [len(part["cx"]) for part in parts])
-    numbered = tuple(Row(*head, modules=place[starts[i] : starts[i + 1]]) for i, head in enumerate(rows))
+    numbered = tuple(Row(*head, place[starts[i] : starts[i + 1]]) for i, head in enumerate(rows))
     return Geometry(columns, rows=numbered, **extra)
 
 

@@ -127,9 +127,9 @@ def _layer_crossings(helices: _Helices, geometry: Geometry) -> tuple[np.ndarray,
         rows.append(hit)
         arcs.append(arc[hit])
         layers.append(np.full(len(hit), layer))
-    rows, arcs, layers = np.concatenate(rows), np.concatenate(arcs), np.concatenate(layers)
-    order = np.lexsort([arcs, rows])
-    return rows[order], arcs[order], layers[order]
+    row, arc, layer_of = np.concatenate(rows), np.concatenate(arcs), np.concatenate(layers)
+    order = np.lexsort([arc, row])
+    return row[order], arc[order], layer_of[order]
 
 
 def _rows_by_layer(geometry: Geometry) -> dict[int, list[Row]]:

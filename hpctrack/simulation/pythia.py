@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from hpctrack.errors import MachineError
@@ -23,6 +25,7 @@ _HARD = {
 _SETUP = ("Print:quiet = on", f"Beams:eCM = {CM_ENERGY_GEV}", "Random:setSeed = on", "Random:seed = 1")
 _MAX_SEED = 900_000_000
 
+Generator = Any  # a pythia8mc.Pythia; that package has no types
 COLUMNS = ("vertex", "secondary", "particle", "pdg", "q", "m", "vx", "vy", "vz", "vt", "px", "py", "pz")
 
 
@@ -71,7 +74,7 @@ class Collisions:
         return np.column_stack([*numbers, final[:, :3], born, final[:, 6:]])
 
 
-def _generator(process: tuple[str, ...]) -> object:
+def _generator(process: tuple[str, ...]) -> Generator:
     import pythia8mc
 
     generator = pythia8mc.Pythia("", False)
@@ -83,7 +86,7 @@ def _generator(process: tuple[str, ...]) -> object:
     return generator
 
 
-def _next(generator: object, photons: bool) -> np.ndarray:
+def _next(generator: Generator, photons: bool) -> np.ndarray:
     """[particles, 10]: pdg, q, m, x, y, z, t, px, py, pz of the next collision's final state."""
     for _ in range(100):
         if generator.next():

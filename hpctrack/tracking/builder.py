@@ -193,8 +193,8 @@ def representative_hits(
     """The hit that stands for each candidate (models/embedding.py), index among the N hits [C]; computed in fp64."""
     hit, size = np.searchsorted(hit_rows, found.hit_rows), np.diff(found.hit_offsets)
     group = np.repeat(np.arange(len(size)), size)
-    embeddings = (torch.from_numpy(embedding[hit].astype(np.float64)) for embedding in (user, influencer))
-    return hit[representatives(*embeddings, torch.from_numpy(group), torch.from_numpy(size)).numpy()]
+    users, influencers = (torch.from_numpy(embedding[hit].astype(np.float64)) for embedding in (user, influencer))
+    return hit[representatives(users, influencers, torch.from_numpy(group), torch.from_numpy(size)).numpy()]
 
 
 def estimates(output: np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ from pydantic import Field, field_validator
 from hpctrack.config import Section
 from hpctrack.errors import InputError, MachineError
 from hpctrack.formats.detectors import module_key
-from hpctrack.simulation.acts_detector import ActsDetector
+from hpctrack.simulation.acts_detector import Acts, ActsDetector
 from hpctrack.simulation.geometry import trackml_geometry
 from hpctrack.storage.schema import Candidates, Event
 from hpctrack.tracking.builder import from_lists
@@ -80,7 +80,10 @@ class Ckf:
         self._geometry = trackml_geometry()
         ids = (self._geometry.columns[name] for name in ("volume_id", "layer_id", "module_id"))
         self._keys = module_key(*ids)  # ascending
-        self._detector = ActsDetector(options.field_t, self._geometry)
+        if options.field_t is None:
+            raise ValueError("options.field_t is None: give the magnetic field, Tesla")
+        self._field_t = options.field_t
+        self._detector = ActsDetector(self._field_t, self._geometry)
 
     def reconstruct(self, event: Event, rows: np.ndarray) -> tuple[Candidates, dict[str, float]]:
         """Candidates from the hits `rows` [N] of an event, and the seconds of each part.
@@ -147,7 +150,7 @@ class Ckf:
             level=QUIET,
             inputSpacePoints="points",
             outputSeeds="triplets",
-            bFieldInZ=abs(o.field_t) * u.T,
+            bFieldInZ=abs(self._field_t) * u.T,
             minPt=PT_MARGIN * o.pt_min_gev * u.GeV,
             cotThetaMax=math.sinh(o.eta_max),
             impactMax=o.seed_d0_max_mm * u.mm,
@@ -183,7 +186,7 @@ class Ckf:
     def _filter(self) -> list:
         """Tracks outwards from each seed that no track has yet, then back inwards, by a combinatorial Kalman filter."""
         o, detector = self.options, self._detector
-        cuts = ([], [o.chi2_max], [o.chi2_outlier_max], [o.branches])
+        cuts: tuple[list[float], ...] = ([], [o.chi2_max], [o.chi2_outlier_max], [o.branches])
         selection = acts.TrackSelector.Config(
             ptMin=PT_MARGIN * o.pt_min_gev * u.GeV,
             absEtaMax=o.eta_max,
@@ -241,7 +244,7 @@ class _Measurements(examples.IReader):
     def availableEvents(self) -> tuple[int, int]:
         return 0, 1
 
-    def read(self, context: object) -> object:
+    def read(self, context: Acts) -> Acts:
         self._container = examples.MeasurementContainer()  # the subset refers to it, so it must live as long
         self._container.reserve(len(self._hits[0]))
         for identifier, uv, variance in zip(*self._hits, strict=True):
@@ -256,7 +259,7 @@ class _Clock(examples.IAlgorithm):
     def __init__(self) -> None:
         examples.IAlgorithm.__init__(self, "clock", QUIET)
 
-    def execute(self, context: object) -> object:
+    def execute(self, context: Acts) -> Acts:
         self.time = time.perf_counter()
         return examples.ProcessCode.SUCCESS
 
@@ -271,7 +274,7 @@ class _Tracks(examples.IAlgorithm):
         self.measurements: list[list[int]] = []
         self.scores: list[float] = []
 
-    def execute(self, context: object) -> object:
+    def execute(self, context: Acts) -> Acts:
         for track in self._handle(context.eventStore):
             links = [
                 state.uncalibratedSourceLink for state in track.trackStatesReversed if state.typeFlags.isMeasurement

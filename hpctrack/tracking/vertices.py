@@ -54,7 +54,8 @@ def collisions(particle_id: np.ndarray, born: np.ndarray, majority_T: np.ndarray
     belong to none, as noise hits do; so do those of a collision with fewer than MIN_TRACKS.
     """
     number = np.where(majority_T >= 0, particle_id[majority_T] >> COLLISION_BIT, -1)
-    out, z = np.full(len(number), -1), []
+    out = np.full(len(number), -1)
+    z: list[float] = []
     for one in np.unique(number[number >= 0]):
         tracks = np.flatnonzero(number == one)
         place = np.median(born[majority_T[tracks]], axis=0)

@@ -1,0 +1,32 @@
+"""What makes the edges of an event: the base class of all that do, whose methods each of them has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from hpctrack.config import Section
+from hpctrack.storage.schema import Event
+from hpctrack.storage.store import Dataset
+
+
+class Graph:
+    """Makes the edges of an event."""
+
+    Options: ClassVar[type[Section]]  # the keys of the section `data.graph` besides `name`
+    COLUMNS: ClassVar[Sequence[str]]  # of an event, that it reads, as `hits.r`
+    n_edges: np.ndarray | None = None  # int [events of the dataset], whatever is selected; None: not known beforehand
+
+    def __init__(self, options: Any, folder: Path, data: Dataset | None = None) -> None:
+        """`options`: of `Options`; `folder`: of the dataset; `data`: that dataset, if it is open already."""
+        raise NotImplementedError
+
+    def __call__(self, event: Event, rows: np.ndarray) -> np.ndarray:
+        """Edges int64 [2, M] from inner to outer hits among the hits `rows` [N], ascending, as numbers 0..N-1 of these.
+
+        The same edges in the same order each time.
+        """
+        raise NotImplementedError
