@@ -16,7 +16,7 @@ from hpctrack.simulation.run import run, show_progress
 from hpctrack.simulation.settings import HARD_PROCESSES, PILEUP, Settings, option
 
 _HELP: dict[str, dict] = {
-    "source": {"choices": tuple(SOURCES), "help": "acts: Pythia 8 + ACTS Fatras; helix: numpy only"},
+    "source": {"help": "acts: Pythia 8 + ACTS Fatras; helix: numpy only"},
     "seed": {"help": "seed of the data set; event k of a seed is always the same"},
     "mu": {"help": "acts: mean number of pile-up collisions"},
     "pileup": {"choices": PILEUP, "help": "acts: the number varies from event to event, or is mu, rounded"},
@@ -49,6 +49,8 @@ def parser() -> arguments.Parser:
     for field in dataclasses.fields(Settings):
         extra = dict(_HELP[field.name])
         extra["help"] += f" [{field.default}]"
+        if field.name == "source":
+            extra["choices"] = tuple(SOURCES)
         if "action" not in extra:
             extra["type"] = arguments.any_integer if field.type == "int" else type(field.default)
         p.add_argument(option(field.name), dest=field.name, default=None, **extra)

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from hpctrack import config, errors, graphs, losses, models, tracking
+from hpctrack import config, errors, graphs, losses, models, registry, testing, tracking
 from hpctrack.errors import InputError
 from hpctrack.events import features
 from hpctrack.formats import trackml
@@ -18,6 +18,7 @@ from hpctrack.storage import candidates, schema, store
 
 PUBLIC = (  # packages with all that is in them
     config, errors, schema, store, candidates, features, trackml, graphs, models, losses, tracking,
+    registry, testing,
 )  # fmt: skip
 HARMLESS = "Error parsing type annotation"  # of names that exist within a class alone; shown as they are written
 

@@ -8,12 +8,14 @@ import sys
 import pytest
 from toys import toy_checkpoint
 
-from hpctrack import convert, infer
+from hpctrack import convert, infer, simulate
 from hpctrack.config import Named, lookup
 from hpctrack.errors import InputError
 from hpctrack.losses import LOSSES, build_loss
 from hpctrack.losses.influencer import InfluencerLoss
 from hpctrack.registry import Lazy, Registry
+from hpctrack.simulation.writer import RECORD
+from hpctrack.storage.candidates import CandidateStore
 from hpctrack.storage.store import Dataset
 from hpctrack.training import checkpoint, run_settings
 
@@ -137,3 +139,35 @@ def test_events_of_another_format(install, tmp_path, capsys):
     assert "3 events" in capsys.readouterr().out
     made = Dataset(tmp_path / "data")
     assert json.loads(made.attributes["origin"]) == {"kind": "plain", "versions": {"mine": "1.2"}}
+
+
+SOURCE_AND_METHOD = """
+import numpy as np
+from hpctrack.config import Section
+from hpctrack.simulation.helix import HelixSource
+from hpctrack.tracking.builder import from_lists
+
+class Few(HelixSource):
+    pass
+
+class OneTrack:
+    COLUMNS = ["hits.x"]
+    class Options(Section):
+        min_hits: int = 3
+    def __init__(self, options): self.options = options
+    def reconstruct(self, event, rows):
+        return from_lists([rows], [1.0], event.n_hits, event.event_id, self.options.min_hits), {"build_s": 0.0}
+"""
+
+
+def test_events_of_another_source_and_candidates_of_another_method(install, tmp_path, capsys):
+    install("mine", SOURCE_AND_METHOD, sources={"few": "mine:Few"}, methods={"one": "mine:OneTrack"})
+    csv, data, out = (str(tmp_path / name) for name in ("csv", "data", "out"))
+    assert simulate.main([csv, "--source", "few", "--particles", "30", "--events", "1"]) == 0
+    assert json.loads((tmp_path / "csv" / RECORD).read_text())["versions"]["mine"] == "1.2"
+    assert convert.main([csv, data, "--jobs", "1"]) == 0
+    assert infer.main(["--method", "one", "--data", data, "--out", out, "method.min_hits=4"]) == 0
+    found = CandidateStore(out)
+    assert found.attributes["versions"] == {"mine": "1.2"} and len(found.read(0)) == 1
+    assert infer.main(["--method", "two", "--data", data, "--out", out]) == 2
+    assert "unknown 'two'; one of: ckf, dbscan, one" in capsys.readouterr().err
