@@ -32,7 +32,7 @@ from hpctrack.named_recipes import find
 from hpctrack.process.arguments import REAL_MAX, SECONDS_MAX, SEED_END, THREADS_MAX, WHOLE_MAX, Unit, shortened
 from hpctrack.recipes import apply_overrides, named, origin, parse_yaml, read_recipe
 
-READ_AS = {  # what YAML makes of text without quotes
+READ_AS: dict[type | tuple[type, ...], str] = {  # what YAML makes of text without quotes
     bool: "true or false",
     (int, float): "a number",
     date: "a date",

@@ -115,10 +115,10 @@ class Evaluation:
         if jobs == 1 or len(self) < 2:
             yield from map(self.tally, range(len(self)))
             return
-        method, rows = "fork" if sys.platform == "linux" else "spawn", enumerate(range(len(self)))
+        method: pools.StartMethod = "fork" if sys.platform == "linux" else "spawn"
         early: dict[int, EventTally] = {}  # that have overtaken others
         done = 0
-        for outcome in pools.run(self.tally, rows, min(jobs, len(self)), method, self.name_of):
+        for outcome in pools.run(self.tally, enumerate(range(len(self))), min(jobs, len(self)), method, self.name_of):
             early[outcome.place] = outcome.result()
             while done in early:
                 yield early.pop(done)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
@@ -98,7 +98,7 @@ class _Loader(yaml.SafeLoader):
         self.depth = 0
         self.measured: dict[int, tuple[int, int]] = {}  # values in a finished node with aliases expanded, and its depth
 
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """The next node; an error if it is too deep, or makes too many values."""
         mark = self.peek_event().start_mark
         if self.check_event(yaml.AliasEvent):
@@ -111,17 +111,19 @@ class _Loader(yaml.SafeLoader):
             refuse(f"more than {DEPTH_MAX} sections within each other", mark)
         node = super().compose_node(parent, index)
         self.depth -= 1
+        inner: list[tuple[int, int]] = []
         if isinstance(node, yaml.ScalarNode) and (found := _NO_TEXT.search(node.value)):
             refuse(f"the character U+{ord(found[0]):04X} is no part of a text", mark)
-        parts = [part for entry in node.value for part in (entry if isinstance(entry, tuple) else (entry,))]
-        inner = [self.measured[id(part)] for part in parts] if isinstance(node, yaml.CollectionNode) else []
+        elif isinstance(node, yaml.CollectionNode):
+            parts = [part for entry in node.value for part in (entry if isinstance(entry, tuple) else (entry,))]
+            inner = [self.measured[id(part)] for part in parts]
         size, depth = 1 + sum(size for size, _ in inner), 1 + max((depth for _, depth in inner), default=0)
         if size > VALUES_MAX or depth > DEPTH_MAX:
             refuse(f"more than {VALUES_MAX:,} values, or {DEPTH_MAX} sections within each other", mark)
         self.measured[id(node)] = size, depth
         return node
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:  # a name or None; PyYAML's stub has a mapping
         """A mapping; an error if a key is no word, or is there twice."""
         node = super().compose_mapping_node(anchor)
         lines: dict[str, int] = {}
@@ -136,7 +138,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-def refuse(problem: str, mark: yaml.Mark) -> None:
+def refuse(problem: str, mark: yaml.Mark) -> NoReturn:
     """Raise YAML's own error."""
     raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
 

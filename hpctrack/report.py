@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     ]
     title = args.title or f"Track candidates: {args.run.resolve().name if args.run else args.results.stem}"
     text = page.page(title, sections.lead(results), parts)
-    if args.display_png:
+    if args.display_png and display is not None:
         write_output(args.display_png, display_png(display))
     write_output(args.out, text)
     print(f"written: {args.out} ({len(text) / 1e6:.1f} MB)" + (f", {args.display_png}" if args.display_png else ""))

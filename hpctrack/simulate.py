@@ -84,6 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         summary += f": {hits / len(made):.0f} hits, {noise / max(hits, 1):.1%} noise, "
         summary += f"{particles / len(made):.0f} particles an event"
     print(summary)
+    return None
 
 
 if __name__ == "__main__":

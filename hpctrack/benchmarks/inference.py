@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from hpctrack.benchmarks.measure import HITS_PER_TRACK, Figure, Page, embeddings, ratio, slopes, time_in_turn, tracks
 from hpctrack.config import Named
+from hpctrack.tracking.builder import BaseBuilder
 from hpctrack.tracking.builders import build_builder
 
 SIZES = [1000, 3000, 10_000, 30_000, 100_000]
@@ -60,14 +62,16 @@ def event(n_hits: int, noise: float) -> dict[str, np.ndarray]:
     return {"user": user, "influencer": influencer, "embedding": user, "beta": beta}
 
 
+def swept(builder: BaseBuilder, outputs: dict[str, np.ndarray]) -> list[Any]:
+    """The candidates of one setting, as tuning makes them."""
+    return list(type(builder).sweep([builder], outputs))
+
+
 def work(outputs: dict[str, np.ndarray]) -> dict[str, Callable[[], Any]]:
     """What is timed: candidates alone, with their exclusive reading, and the baseline as a scan."""
     n_hits = len(outputs["user"])
     builders = {name: build_builder(Named(name=name, radius=RADIUS, **more)) for name, more in BUILDERS.items()}
-    calls: dict[str, Callable[[], Any]] = {
-        name: lambda builder=builder: list(type(builder).sweep([builder], outputs))
-        for name, builder in builders.items()
-    }
+    calls: dict[str, Callable[[], Any]] = {name: partial(swept, builder, outputs) for name, builder in builders.items()}
     calls["radius, exclusive"] = lambda: builders["radius"].build(outputs, np.arange(n_hits), n_hits, 0)
     if n_hits <= 10_000:
         calls["greedy, scan"] = lambda: scan(outputs["embedding"], RADIUS)

@@ -10,8 +10,9 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,7 @@ class Readings:
                 tensors = self.from_store(i, ALL)
                 torch.save(Data(**{name.replace(".", "_"): value for name, value in tensors.items()}), self.pt_file(i))
                 for name in SOME:
-                    raw.write(tensors[name].numpy())
+                    raw.write(tensors[name].numpy().data)
         self.bytes = self.raw.stat().st_size
         self.memory = np.zeros(self.bytes, np.uint8)
         self.order = np.random.default_rng(0).permutation(len(dataset))
@@ -91,7 +92,7 @@ class Readings:
 
     def from_csv(self, i: int, columns: Sequence[str]) -> Tensors:
         """The same from the CSV files, reading no other columns."""
-        tensors = {}
+        tensors: Tensors = {}
         for table, names in CSV.items():
             types = {name: schema.TABLES[table][name] for name in names}
             path = self.csv / f"event{self.dataset.event_ids[i]:09d}-{table}.csv"
@@ -282,13 +283,19 @@ class _Items(torch.utils.data.Dataset):
         return len(self.bench.dataset)
 
 
+def unpack_all(items: Iterable[tuple[bytes, torch.Tensor]]) -> None:
+    """Have the tensors of each item."""
+    for item in items:
+        unpack(item)
+
+
 def loading(bench: Readings, repeats: int) -> list[Figure]:
     """What arrives in the training process by way of a DataLoader, whose workers copy through shared memory."""
     works: dict[str, Callable[[], None]] = {"sequential": bench.sequential}
     for k in (1, 2):
         order = bench.order.tolist() * PASSES
         loader = DataLoader(_Items(bench), batch_size=None, sampler=order, num_workers=k, persistent_workers=True)
-        works[f"loader_{k}"] = lambda loader=loader: [unpack(item) and None for item in loader]
+        works[f"loader_{k}"] = partial(unpack_all, loader)
     seconds = time_in_turn(works, repeats, warm_up=2)
     return [
         Figure(

@@ -182,7 +182,7 @@ def shard_sizes(events: list[schema.Event], folder: Path, repeats: int) -> list[
                 for k in range(start, min(start + per_shard, len(events))):
                     writer.add(schema.Event(k, events[k].tables))
         shard_writer.write_index(out, names)
-        first, later = [], []
+        first, later = list[float](), list[float]()
         for round_ in range(repeats):
             dataset = store.open_dataset(out)
             order = np.random.default_rng(round_).permutation(len(dataset))

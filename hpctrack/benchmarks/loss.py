@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ from hpctrack.benchmarks.measure import (
 )
 from hpctrack.config import Named
 from hpctrack.graphs.neighbours import near_blocks, radius_pairs
-from hpctrack.losses import build_loss
+from hpctrack.losses import Loss, build_loss, objective
 from hpctrack.losses.influencer import attraction, attraction_loop, attraction_scatter
 from hpctrack.models import build_model
 
@@ -95,18 +96,18 @@ def forms(repeats: int) -> list[Figure]:
 def steps(repeats: int) -> list[Figure]:
     """Whole training steps of the influencer system over the baseline's, and the loss's share of the first."""
     batch = straight_tracks(TRACKS)
-    work: dict[str, Callable[[], None]] = {}
+    work: dict[str, Callable[[], Any]] = {}
     for name, (model_config, loss_config) in SYSTEMS.items():
         torch.manual_seed(0)
         model, loss = build_model(model_config, FEATURES), build_loss(loss_config)
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)  # the state stays what it is
         with torch.no_grad():
             outputs = model(batch)
-        trained = as_trained(outputs, batch)
-        work[f"{name}, trained"] = lambda m=model, x=loss, o=optimizer, t=trained: step(m, x, o, batch, t)
-        work[f"{name}, initial"] = lambda m=model, x=loss, o=optimizer: step(m, x, o, batch, None)
-        leaves = {key: value.requires_grad_() for key, value in trained.items()}
-        work[f"{name}, loss"] = lambda x=loss, t=leaves: weighted(x, t, batch).backward()
+        values = as_trained(outputs, batch)
+        work[f"{name}, trained"] = partial(step, model, loss, optimizer, batch, values)
+        work[f"{name}, initial"] = partial(step, model, loss, optimizer, batch, None)
+        leaves = {key: value.requires_grad_() for key, value in values.items()}
+        work[f"{name}, loss"] = partial(backward, loss, leaves, batch)
     seconds = time_in_turn(work, repeats)
     at = f"{TRACKS} tracks, default backbone, forward + backward + optimizer"
     trained, initial, alone = (
@@ -123,20 +124,25 @@ def steps(repeats: int) -> list[Figure]:
 
 
 def step(
-    model: nn.Module, loss: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, values: dict[str, Tensor] | None
+    model: nn.Module, loss: Loss, optimizer: torch.optim.Optimizer, batch: Batch, values: dict[str, Tensor] | None
 ) -> None:
     """A training step; `values` are what the loss sees in place of the model's outputs, with the slopes of these."""
     optimizer.zero_grad()
     outputs = model(batch)
     if values is not None:
         outputs = {name: output + (values[name].detach() - output.detach()) for name, output in outputs.items()}
-    weighted(loss, outputs, batch).backward()
+    backward(loss, outputs, batch)
     optimizer.step()
 
 
-def weighted(loss: nn.Module, outputs: dict[str, Tensor], batch: Batch) -> Tensor:
+def weighted(loss: Loss, outputs: dict[str, Tensor], batch: Batch) -> Tensor:
     """The sum of a loss's weighted terms."""
-    return sum(loss.weights[name] * term.sum for name, term in loss(outputs, batch).items())
+    return objective(loss.weights, loss(outputs, batch))
+
+
+def backward(loss: Loss, outputs: dict[str, Tensor], batch: Batch) -> None:
+    """A loss and its gradient."""
+    weighted(loss, outputs, batch).backward()
 
 
 def as_trained(outputs: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:

@@ -8,18 +8,20 @@ part says how well the memory model predicts such peaks.
 from __future__ import annotations
 
 import json
+import operator
 import statistics
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from scipy.spatial import cKDTree
-from torch import Tensor, nn
+from torch import Tensor
 from torch_geometric.data import Batch, Data
 
 from hpctrack.benchmarks.measure import FEATURES, Figure, Page
@@ -40,8 +42,8 @@ STEP_M = 0.005  # an edge goes outward by at least this
 CAP_GIB = 16.0
 MODEL_GIB = 6.0  # room of the passes that the memory model predicts
 ROOM = 0.9  # of the memory that is available
-INTERACTION = {"name": "interaction", "width": 128, "iterations": 8}
-INFLUENCER = {"name": "influencer", "backbone": {"name": "neighbours"}}
+INTERACTION: dict[str, Any] = {"name": "interaction", "width": 128, "iterations": 8}
+INFLUENCER: dict[str, Any] = {"name": "influencer", "backbone": {"name": "neighbours"}}
 Pass = dict[str, Any]  # before, peak (GiB), seconds
 
 
@@ -205,16 +207,16 @@ DENSITIES = (0.6, 1.0, 1.4)  # edges per hit, in those of the event: graphs diff
 CPU = torch.device("cpu")
 
 
-@dataclass
-class Objective(nn.Module):
+class MeanSquares:
     """A loss that every output takes part in; the losses proper add O(hits) to a pass."""
 
-    weights: dict[str, float] = field(default_factory=lambda: {"all": 1.0})
-    __hash__ = object.__hash__
+    def __init__(self) -> None:
+        self.weights = {"all": 1.0}
 
     def __call__(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, LossTerm]:
         """One term, the outputs' mean squares."""
-        return {"all": LossTerm(sum(value.square().mean() for value in outputs.values()), 1)}
+        means = [value.square().mean() for value in outputs.values()]
+        return {"all": LossTerm(reduce(operator.add, means), 1)}
 
 
 def predictions(
@@ -250,7 +252,7 @@ def one_model(
     built = build_model(Named(**model), features)
     env = Env(0, 1, 0, CPU, None, "bench")
     engine = DDPEngine(built, lambda m: torch.optim.SGD(m.parameters()), env, Precision("fp32", CPU), ParallelConfig())
-    memory, objective = Memory(MemoryConfig(cap_gib=room_gib), engine), Objective()
+    memory, objective = Memory(MemoryConfig(cap_gib=room_gib), engine), MeanSquares()
     calibrate(engine, objective, memory, event)
     found = []
     for turn, hits in enumerate(sizes):

@@ -26,7 +26,7 @@ from hpctrack.benchmarks.peers import Assignment, assignments, deal
 from hpctrack.config import RunConfig, load_config
 from hpctrack.events.loader import EventLoader
 from hpctrack.events.selection import COLUMNS, target_particles
-from hpctrack.losses import build_loss
+from hpctrack.losses import build_loss, objective
 from hpctrack.models import build_model
 from hpctrack.models.graph_network import EDGES_POWER
 from hpctrack.planning.certificate import balances, randomness
@@ -133,7 +133,7 @@ def measure(
         begin = time.process_time()
         optimizer.zero_grad()
         terms, counts = loss(model(batch), batch), loss.counts(batch)
-        sum(loss.weights[name] * terms[name].sum / max(1, counts[name]) for name in loss.weights).backward()
+        objective(loss.weights, terms, counts).backward()
         return time.process_time() - begin
 
     for batch in draw(dataset, config, trained, share / 2):

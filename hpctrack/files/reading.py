@@ -60,7 +60,7 @@ def read_into(descriptor: int, buffer: np.ndarray, position: int, path: Path) ->
 
     Uses no file position, so threads and forked processes may share the descriptor.
     """
-    view = memoryview(buffer).cast("B")
+    view = buffer.data.cast("B")
     while len(view):
         done = os.preadv(descriptor, [view], position)
         if not done:
@@ -80,7 +80,7 @@ def read_ranges(descriptor: int, parts: Sequence[tuple[np.ndarray, int]], path: 
             read_into(descriptor, buffer, position, path)
             continue
         try:
-            done = os.preadv(descriptor, [buffer], position, os.RWF_NOWAIT)
+            done = os.preadv(descriptor, [buffer.data], position, os.RWF_NOWAIT)
         except OSError as error:
             if error.errno not in (errno.EAGAIN, errno.EOPNOTSUPP):
                 raise
@@ -94,7 +94,7 @@ def read_ranges(descriptor: int, parts: Sequence[tuple[np.ndarray, int]], path: 
 
 def write_all(file: io.FileIO, values: np.ndarray) -> None:
     """Append a contiguous array's bytes to an unbuffered file."""
-    view = memoryview(values).cast("B")
+    view = values.data.cast("B")
     while len(view):
         view = view[file.write(view) :]
 

@@ -128,8 +128,8 @@ class ShardTask:
         stamps = [["left out", event_id] if event_id in without else stamp for event_id, stamp in found]
         return xxhash.xxh3_128_hexdigest(json.dumps([schema.FORMAT, schema.VERSION, CONTENT, stamps]).encode())
 
-    def fits(self, recipe: str, left_out: Sequence[LeftOut]) -> bool:
-        """Whether a shard of this recipe, that left these events out, is this task's."""
+    def fits(self, recipe: str | None, left_out: Sequence[LeftOut]) -> bool:
+        """Whether a shard of this recipe (None: it names none), that left these events out, is this task's."""
         return recipe in (self.recipe(left_out), self.recipe())  # the latter: as version 0.1.0 wrote it
 
 
@@ -158,10 +158,9 @@ def plan_tasks(
     tasks = []
     for number, start in enumerate(range(0, len(ids), events_per_shard)):
         chunk = ids[start : start + events_per_shard]
-        stamps, sizes = zip(*(reader.stamp(event_id) for event_id in chunk), strict=True)
-        if versions:
-            stamps = [[stamp, versions] for stamp in stamps]
-        tasks.append(ShardTask(chunk, list(stamps), out / shard_writer.shard_name(number), skip_bad, float(sum(sizes))))
+        found, sizes = zip(*(reader.stamp(event_id) for event_id in chunk), strict=True)
+        stamps: list[object] = [[stamp, versions] if versions else stamp for stamp in found]
+        tasks.append(ShardTask(chunk, stamps, out / shard_writer.shard_name(number), skip_bad, float(sum(sizes))))
     return tasks
 
 
@@ -300,7 +299,7 @@ def run_tasks(reader: Reader, tasks: Sequence[ShardTask], jobs: int) -> Iterator
         failed.result()
 
 
-def start_method() -> str:
+def start_method() -> pools.StartMethod:
     """How processes begin: a fork saves the imports, but not from a process with threads, which may hold locks.
 
     The thread that beats for the owner of a folder holds none that a child could want.

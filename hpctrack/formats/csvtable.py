@@ -45,7 +45,7 @@ def read_table(data: bytes, where: str, columns: Mapping[str, Column]) -> dict[s
     """
     header = _header(data, where, columns)
     wanted = {name: column for name, column in columns.items() if name in header}
-    types = {name: str for name in header if name not in wanted}
+    types: dict[str, type] = {name: str for name in header if name not in wanted}
     types |= {name: column.dtype for name, column in wanted.items() if not column.is_integer}
     try:
         with warnings.catch_warnings(), np.errstate(over="ignore"):

@@ -104,13 +104,13 @@ def read_detectors(source: Source, path: str | Path | None) -> Detectors | None:
     table |= {name: np.zeros(len(key)) for name in (*_ROTATION, *_LENGTHS) if name not in table}
     faults = _faults(where, table, key, order)
     rotation = np.stack([table[name] for name in _ROTATION], axis=1).reshape(-1, 3, 3)
-    lengths = (table["pitch_u"], table["pitch_v"], 2 * table["module_t"])
-    return Detectors(where, key[order], *(values[order] for values in (rotation, *lengths)), faults, missing)
+    pitch_u, pitch_v, thickness = (table[name][order] for name in ("pitch_u", "pitch_v", "module_t"))
+    return Detectors(where, key[order], rotation[order], pitch_u, pitch_v, 2 * thickness, faults, missing)
 
 
 def _faults(where: str, table: Mapping[str, np.ndarray], key: np.ndarray, order: np.ndarray) -> dict[int, str]:
     """Why a module, by its place in `order`, cannot have cells: its lengths, or that it stands twice."""
-    found = {}
+    found: dict[int, str] = {}
     for name in _LENGTHS:
         for place in np.flatnonzero(table[name][order] <= 0):
             row = int(order[place])

@@ -70,12 +70,15 @@ def read_event(source: Source, event_id: int, detectors: Detectors | None, with_
     cells = {name: np.zeros(len(hits["hit_id"]), dtype) for name, dtype in schema.CELLS.items()}
     if "cells" in files:
         where, raw = table("cells", _CELLS)
-        if detectors is None:
+        if detectors is None or modules is None:
             raise InputError(f"{where}: needs the modules' geometry: no detectors.csv found, name it with --detectors")
         cells = _cell_features(where, raw, hits["hit_id"], detectors, modules)
     particles.setdefault("particle_type", np.zeros(len(particles["particle_id"]), np.int32))
     tables = {"hits": hits | _derived(hits), "truth": truth, "cells": cells, "particles": particles}
-    ordered = {t: {c: tables[t][c].astype(d, copy=False) for c, d in cs.items()} for t, cs in schema.TABLES.items()}
+    ordered = {
+        table: {column: tables[table][column].astype(dtype, copy=False) for column, dtype in columns.items()}
+        for table, columns in schema.TABLES.items()
+    }
     return schema.Event(event_id, ordered)
 
 
@@ -143,7 +146,7 @@ def _particle_rows(where: str, particle_id: np.ndarray, where_particles: str, pa
 def _no_truth(n_hits: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     particles = {name: np.zeros(0, dtype) for name, dtype in schema.PARTICLES.items()}
     truth = {name: np.zeros(n_hits, dtype) for name, dtype in schema.TRUTH.items()}
-    truth["particle_row"] -= 1
+    truth["particle_row"] = np.full(n_hits, -1, schema.TRUTH["particle_row"])
     return particles, truth
 
 

@@ -192,7 +192,7 @@ def abort_together(world: Any) -> Iterator[None]:
 
 def write_timings(out: Path) -> None:
     """Gather the ranks' timing lines, the last one of each event, into `timings.jsonl`."""
-    lines = {}
+    lines: dict[int, dict[str, Any]] = {}
     for path in sorted((out / journals.PARTS).glob("*.timings")):
         lines |= {entry["event_id"]: entry for entry in read_lines(path, "no timing of an event", {"event_id": int})}
     write_text(out / TIMINGS, "".join(f"{json.dumps(lines[event])}\n" for event in sorted(lines)))

@@ -24,6 +24,7 @@ from hpctrack.graphs.stored import PassedEdges, StoredEdges
 from hpctrack.models import build_model
 from hpctrack.parallel.precision import WEIGHTS, Precision
 from hpctrack.recipes import apply_overrides
+from hpctrack.storage.edges import Edges
 from hpctrack.storage.schema import Candidates
 from hpctrack.storage.store import Dataset
 from hpctrack.tracking.builder import to_numpy, with_parameters
@@ -97,7 +98,7 @@ class Reconstruction(Protocol):
     draw: Draw
     recipe: dict[str, Any]
 
-    def __call__(self, row: int) -> tuple[Candidates, dict[str, float]]:
+    def __call__(self, row: int) -> tuple[Candidates | Edges, dict[str, Any]]:
         """Candidates of event `row`; `n_hits` seen and seconds of the parts (`read_s`, `model_s`, `build_s`, …)."""
 
 
@@ -127,7 +128,7 @@ class ByModel:
         if used := run_settings.package_versions(config):
             self.recipe["versions"] = used
 
-    def __call__(self, row: int) -> tuple[Candidates, dict[str, float]]:
+    def __call__(self, row: int) -> tuple[Candidates | Edges, dict[str, float]]:
         """Read the event, predict, build."""
         times = [time.perf_counter()]
         batch = Batch.from_data_list([self._load(row, 0)]).to(self._device)
@@ -138,8 +139,8 @@ class ByModel:
         times.append(time.perf_counter())
         n_hits = int(self._data.n_hits[row])
         hit_rows = batch.hit_row.cpu().numpy()
-        found = self._builder.build(outputs, hit_rows, n_hits, int(batch.event_id))
-        if self.product == "candidates":
+        found: Candidates | Edges = self._builder.build(outputs, hit_rows, n_hits, int(batch.event_id))
+        if isinstance(found, Candidates):
             found = with_parameters(found, outputs, hit_rows)
         times.append(time.perf_counter())
         seconds = zip(("read_s", "model_s", "build_s"), np.diff(times).tolist(), strict=True)
@@ -156,8 +157,8 @@ class Chain:
         self, configs: Sequence[InferConfig], paths: Sequence[Path], data: Dataset, device: torch.device
     ) -> None:
         later = zip(configs[1:], paths[1:], strict=True)
-        self._graphs = [None] + [passed_edges(config, path) for config, path in later]
-        stages = zip(configs, paths, self._graphs, strict=True)
+        self._graphs = [passed_edges(config, path) for config, path in later]  # of all but the first
+        stages = zip(configs, paths, [None, *self._graphs], strict=True)
         self._stages = [ByModel(config, path, data, device, graph) for config, path, graph in stages]
         for stage, path in zip(self._stages[:-1], paths, strict=False):
             if stage.product != "edges":
@@ -167,12 +168,12 @@ class Chain:
         before = [stage.recipe for stage in self._stages[:-1]]
         self.recipe = last.recipe | ({"stages": before} if before else {})  # whose edges take the place of stored ones
 
-    def __call__(self, row: int) -> tuple[Candidates, dict[str, float]]:
+    def __call__(self, row: int) -> tuple[Candidates | Edges, dict[str, Any]]:
         """What the last stage finds; seconds are sums over the stages, with those of each besides, as `stage_s`."""
-        found, total, stage_s = None, {}, []
-        for stage, graph in zip(self._stages, self._graphs, strict=True):
-            if graph is not None:
-                graph.found = found
+        found, total = self._stages[0](row)
+        stage_s = [total["read_s"] + total["model_s"] + total["build_s"]]
+        for stage, graph in zip(self._stages[1:], self._graphs, strict=True):
+            graph.found = found if isinstance(found, Edges) else None
             found, took = stage(row)
             stage_s.append(took["read_s"] + took["model_s"] + took["build_s"])
             total = {key: value if key == "n_hits" else total.get(key, 0.0) + value for key, value in took.items()}

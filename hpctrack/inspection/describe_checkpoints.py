@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -25,7 +24,7 @@ def describe_checkpoint(folder: Path) -> dict[str, Any]:
     out |= {"trained_on_fingerprint": meta.get("data"), "plan": meta.get("plan")}
     out["parameters"] = sum(tensor.numel() for tensor in weights.values())
     out["dtype"] = ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in weights.values()}))
-    out["digest"] = checkpoint.digest(SimpleNamespace(state_dict=lambda: weights))  # as candidates name their model
+    out["digest"] = checkpoint.weights_digest(weights)  # as candidates name their model
     out["checksums"] = "of meta data and state" if "state" in meta else "of state alone, as 0.1.0 wrote it"
     if checkpoint.is_exported(meta, state):
         out["use"] = "exported: for inference and train.start_from; no run goes on from it"
@@ -73,10 +72,11 @@ def check_checkpoint(folder: Path) -> list[Problem]:
     One without a problem serves inference and `train.start_from`, and a run can go on from it unless it was exported.
     """
     notes = Notes(folder / META)
-    meta = config = None
+    known: tuple[dict[str, Any], RunConfig] | None = None
     try:
         meta = checkpoint.read_meta(folder)
         config = run_settings.run_config(meta, notes.path)
+        known = meta, config
         run_settings.settings(config, str(notes.path))  # the options of what it names
         if checkpoint.NAME.fullmatch(folder.name) and checkpoint.order(folder)[0] != meta["step"]:
             notes.add(f"step is {meta['step']}, but the folder is {folder.name}")
@@ -86,8 +86,8 @@ def check_checkpoint(folder: Path) -> list[Problem]:
     try:
         state = checkpoint.read_state(folder)
         _check_finite(state, folder, notes)
-        if config is not None:
-            _check_use(meta, config, state, folder)
+        if known is not None:
+            _check_use(*known, state, folder)
     except (InputError, OSError) as error:
         notes.add(str(error).removeprefix(f"{notes.path}: "))
     return problems + notes.problems

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Protocol
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch_geometric.data import Batch
 
 from hpctrack.config import Named, Section, lookup, parse
@@ -14,27 +14,32 @@ from hpctrack.losses.contrastive import ContrastiveLoss
 from hpctrack.losses.hybrid import HybridLoss
 from hpctrack.losses.influencer import InfluencerLoss
 from hpctrack.losses.metric_learning import MetricLoss
-from hpctrack.losses.term import LossTerm
+from hpctrack.losses.term import LossTerm, objective
 from hpctrack.registry import Registry
 
 
-class Loss(Protocol):
+class Weighted(Protocol):
+    """What a forward and backward pass needs of a loss."""
+
+    weights: dict[str, float]  # of the terms that are computed, all above 0
+
+    def __call__(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, LossTerm]:
+        """Each term of `weights`: its sum over the batch's events, without its weight, and their number."""
+
+
+class Loss(Weighted, Protocol):
     """An `nn.Module` with all of this; the base class `BaseLoss` (losses/term.py) leaves `counted` and `terms` to do.
 
     A term is defined for one event and averaged over the events of a step that have it, on whatever ranks they are.
     """
 
     Options: ClassVar[type[Section]]  # the keys of the section `loss` besides `name`
-    weights: dict[str, float]  # of the terms that are computed, all above 0
 
     def __init__(self, options: Any) -> None:
         """`options`: of `Options`."""
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """For each term of `weights`, how many of the batch's events have it; known before the forward pass."""
-
-    def __call__(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, LossTerm]:
-        """Each term of `weights`: its sum over the batch's events, without its weight, and their number."""
 
 
 LOSSES: Registry[type[Loss]] = Registry(
@@ -51,10 +56,10 @@ LOSSES: Registry[type[Loss]] = Registry(
     },
 )
 
-__all__ = ["LOSSES", "Loss", "LossTerm", "build_loss"]
+__all__ = ["LOSSES", "Loss", "LossTerm", "Weighted", "build_loss", "objective"]
 
 
-def build_loss(config: Named) -> nn.Module:
+def build_loss(config: Named) -> Loss:
     """The loss that the section `loss` names, with that loss's options; InputError names a bad key."""
     loss = lookup(LOSSES, config.name, "loss")
     return loss(parse(loss.Options, config.options, "loss", "loss"))

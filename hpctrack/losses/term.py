@@ -5,8 +5,10 @@ Legend: N hits in the batch, M hits that belong to a track, T tracks in the batc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import operator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, ClassVar
 
 import torch
@@ -27,6 +29,14 @@ class LossTerm:
 
     sum: Tensor
     count: int
+
+
+def objective(
+    weights: Mapping[str, float], terms: Mapping[str, LossTerm], counts: Mapping[str, float] | None = None
+) -> Tensor:
+    """What is minimised: the sum of the terms with their weights, each over the number of events in `counts`."""
+    over = dict.fromkeys(weights, 1.0) if counts is None else counts
+    return reduce(operator.add, [weights[name] * terms[name].sum / max(1, over[name]) for name in weights])
 
 
 class BaseLoss(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,28 +12,12 @@ from torch import Tensor, nn
 from torch_geometric.data import Batch
 
 from hpctrack.config import Named, Section, lookup, parse
+from hpctrack.models.contracts import Backbone, Model
 from hpctrack.models.geometry import Geometry, on_circle
 from hpctrack.models.neighbour_attention import NeighbourBackbone
 from hpctrack.models.perceptron import Exact, MlpBackbone, two_layers
 from hpctrack.models.transformer import TransformerBackbone
 from hpctrack.registry import Registry
-
-
-class Backbone(Protocol):
-    """A network on hits, an `nn.Module`; memory modes as a model has them."""
-
-    Options: ClassVar[type[Section]]  # the keys of the section `model.backbone` besides `name`
-    width: int  # H
-
-    def __init__(self, features: Sequence[str], options: Any) -> None:
-        """`features` [F]: names of the inputs; `options`: of `Options`."""
-
-    def __call__(self, x_NF: Tensor, sizes: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Hidden states [N, H] of events with so many hits each, one behind the other; and more outputs by name."""
-
-    def relative_cost(self, hits: np.ndarray) -> np.ndarray:
-        """Cost of a training pass over events with so many hits, up to a factor."""
-
 
 BACKBONES: Registry[type[Backbone]] = Registry(
     "hpctrack.backbones",
@@ -42,7 +26,7 @@ BACKBONES: Registry[type[Backbone]] = Registry(
 )
 
 
-class BackboneModel(nn.Module):
+class BackboneModel(Model):
     """A backbone and heads, perceptrons on its hidden state: of `points`, which embed hits, and {output: dimensions}.
 
     With `azimuth` points have two more dimensions, (cos phi, sin phi) times it: hits of far azimuths are apart without

@@ -29,6 +29,7 @@ from torch_geometric.data import Batch
 
 from hpctrack.config import Section, free_field
 from hpctrack.errors import InputError
+from hpctrack.models.contracts import Model
 from hpctrack.models.geometry import PAIR_FEATURES, Geometry, pair_features
 from hpctrack.models.layers import Layers
 from hpctrack.models.memory_modes import MODES, MemoryModes, in_chunks, recompute
@@ -91,7 +92,7 @@ class PairFeatures(nn.Module):
         return pair_features(source_c4, target_c4), None, None
 
 
-class GraphNetwork(MemoryModes, nn.Module):
+class GraphNetwork(MemoryModes, Model):
     """Scores the edges of graphs. A network sets `start`, `edge_start` (or None), `iterations`, and calls `read_from`.
 
     A network that is recurrent has one iteration, which is repeated.

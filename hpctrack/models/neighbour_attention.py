@@ -17,9 +17,9 @@ from torch.autograd.function import once_differentiable
 
 from hpctrack.config import Section
 from hpctrack.graphs.neighbours import nearest
+from hpctrack.models.contracts import Backbone
 from hpctrack.models.geometry import PAIR_FEATURES, Geometry, on_circle, pair_features
 from hpctrack.models.layers import Layers
-from hpctrack.models.memory_modes import MemoryModes
 from hpctrack.models.perceptron import Exact, LayerNorm, two_layers, width_splits_into_heads
 from hpctrack.models.sweeps import Autocast, GradientSums, backward_rows, chunks, forward_rows, leaf
 from hpctrack.numerics import at_least_fp32
@@ -27,7 +27,7 @@ from hpctrack.numerics import at_least_fp32
 CHUNK = {"cpu": 2048, "cuda": 16384}  # hits at a time: what is made of their pairs stays in a core's cache
 
 
-class NeighbourBackbone(MemoryModes, nn.Module):
+class NeighbourBackbone(Backbone):
     """Stages of: embed hits in a small space, find each hit's nearest neighbours there, exchange messages with them.
 
     The search sees the embedding without its gradient; the loss trains the spaces (outputs `space_0`, ...) so that hits

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hpctrack.config import Section
-from hpctrack.models.memory_modes import CHUNK, MemoryModes, in_chunks, recompute
+from hpctrack.models.contracts import Backbone
+from hpctrack.models.memory_modes import CHUNK, in_chunks, recompute
 from hpctrack.numerics import at_least_fp32, without_autocast
 
 Norm = Annotated[Literal["layer", "none"], Field(description="normalization of hidden layers")]
@@ -114,7 +115,7 @@ class SplitPerceptron(nn.Module):
 # ------------------------------------------------------------------------------------------------ backbone mlp
 
 
-class MlpBackbone(MemoryModes, nn.Module):
+class MlpBackbone(Backbone):
     """Linear layers with norm and activation; no hit sees another.
 
     There is no batch norm: a batch's statistics would make an event depend on those beside it, and a step on the number

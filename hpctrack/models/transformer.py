@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hpctrack.config import Section
-from hpctrack.models.memory_modes import MemoryModes, in_chunks, run_layers
+from hpctrack.models.contracts import Backbone
+from hpctrack.models.memory_modes import in_chunks, run_layers
 from hpctrack.models.perceptron import Exact, LayerNorm, two_layers, width_splits_into_heads
 
 CHUNK_HITS = 4096
 
 
-class TransformerBackbone(MemoryModes, nn.Module):
+class TransformerBackbone(Backbone):
     """Pre-norm transformer encoder: every hit attends to every hit of its own event.
 
     Quadratic in the hits of an event, as in D. Murnane, "Influencer Loss" (CHEP 2023). Attention runs event by event in

@@ -15,13 +15,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch_geometric.data import Batch, Data
 
 from hpctrack.config import Named, Section, free_field, lookup, parse
 from hpctrack.errors import InputError
 from hpctrack.graphs.triplets import continuations, triplets
 from hpctrack.models.attention import AttentionNetwork
+from hpctrack.models.contracts import Model
 from hpctrack.models.convolution import ConvolutionNetwork
 from hpctrack.models.geometry import NEEDED, PAIR_FEATURES, Geometry, pair_features
 from hpctrack.models.graph_network import edges_of, expected_edges
@@ -38,7 +39,7 @@ CHUNK = 1 << 16  # edges at a time on the way to their features
 ALONE = -16.0  # logit of an edge without a triplet, which is on no track of three hits; the metrics tell no lower one
 
 
-class TripletNetwork(nn.Module):
+class TripletNetwork(Model):
     """Scores triplets by a graph network on edges, and edges by their triplets."""
 
     class Options(Section):

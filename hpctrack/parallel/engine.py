@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
+from functools import reduce
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 
 from hpctrack.config import ParallelConfig
+from hpctrack.models import Model
 from hpctrack.parallel.env import Env
 from hpctrack.parallel.precision import Precision
 
@@ -31,7 +34,7 @@ class Engine:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Model,
         make_optimizer: MakeOptimizer,
         env: Env,
         precision: Precision,
@@ -72,7 +75,7 @@ class Engine:
         It comes with a pass over `nothing`, a batch without hits, whose gradients are zero.
         """
         outputs = self.forward(nothing, last=True)
-        self.backward(sum(value.sum() for value in outputs.values()) * 0.0)
+        self.backward(reduce(operator.add, [value.sum() for value in outputs.values()]) * 0.0)
 
     def gradient_norm(self, clip_norm: float | None) -> float:
         """Norm of the summed gradient, which is scaled down to `clip_norm` if it is larger."""
@@ -120,8 +123,8 @@ class Engine:
         }
         groups = zip(self.optimizer.state_dict()["param_groups"], state["optimizer"]["param_groups"], strict=True)
         # settings are the configuration's; some optimizers count their steps here
-        own = [mine | {key: saved[key] for key in ("params", "step") if key in saved} for mine, saved in groups]
-        self.optimizer.load_state_dict({"state": shared, "param_groups": own})
+        merged = [mine | {key: saved[key] for key in ("params", "step") if key in saved} for mine, saved in groups]
+        self.optimizer.load_state_dict({"state": shared, "param_groups": merged})
 
     @property
     def parameters(self) -> list[nn.Parameter]:

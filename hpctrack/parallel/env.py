@@ -28,7 +28,7 @@ INTERFACE = "GLOO_SOCKET_IFNAME"
 ALONE = Place("no launcher", 0, 1, 0)
 # groups that have ended: a wrapped model that outlives its group, and held it last, would wait for the group's threads
 # while these wait for Python
-ENDED: list[dist.ProcessGroup] = []
+ENDED: list[dist.ProcessGroup | None] = []
 SETTLE_S = 0.05
 NODES_SHOWN = 4
 WATCHDOG_FIRST_S = 10.0  # the watchdog, which shows where each rank stands, comes before the backend's own timeout
@@ -130,7 +130,7 @@ def with_rendezvous(place: Place, limit_s: float = 300.0, key: str = KEY) -> Pla
 
 def torch_variables(place: Place) -> dict[str, str]:
     """What torchrun would have set, where it has not."""
-    values = {"RANK": place.rank, "WORLD_SIZE": place.world, "LOCAL_RANK": place.local_rank}
+    values: dict[str, object] = {"RANK": place.rank, "WORLD_SIZE": place.world, "LOCAL_RANK": place.local_rank}
     values |= {"MASTER_ADDR": place.address, "MASTER_PORT": place.port}
     return {name: str(value) for name, value in values.items() if value is not None and name not in os.environ}
 
@@ -213,8 +213,9 @@ def exchange_places(env: Env, threads: int | None) -> Cores:
     if env.world > 1:
         dist.all_gather_object(found, own)
     hosts, _, _, allowed = zip(*found, strict=True)
-    free = threads is None or env.device.type != "cpu"
-    cores = [()] * env.world if free else shares(hosts, allowed, threads)
+    cores: list[Cores] = [()] * env.world
+    if threads is not None and env.device.type == "cpu":
+        cores = shares(hosts, allowed, threads)
     if env.source != ALONE.source:
         env.say(ranks_line(env, [(host, device) for host, device, _, _ in found]) + binding_text(cores))
     seen: dict[tuple[str, str], int] = {}

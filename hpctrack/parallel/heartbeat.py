@@ -12,6 +12,8 @@ import socket
 import threading
 from collections.abc import Callable
 
+from torch import distributed as dist
+
 from hpctrack.parallel.env import Env
 from hpctrack.parallel.orphans import end
 
@@ -29,16 +31,16 @@ class Heartbeat:
         self.ended = threading.Event()
 
     def __enter__(self) -> Heartbeat:
-        if self.env.world > 1:
-            for target in (self._beat, self._watch):
-                threading.Thread(target=target, name="pulse", daemon=True).start()
+        if self.env.world > 1 and self.env.store is not None:
+            threading.Thread(target=self._beat, args=(self.env.store,), name="pulse", daemon=True).start()
+            threading.Thread(target=self._watch, name="pulse", daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.ended.set()
 
-    def _beat(self) -> None:
-        store, heard, silent = self.env.store, "", 0
+    def _beat(self, store: dist.Store) -> None:
+        heard, silent = "", 0
         while not self.ended.is_set():  # the first one at once
             try:
                 store.set(f"pulse/{self.env.rank}", f"{self.turns} {socket.gethostname()} {self.at()}")

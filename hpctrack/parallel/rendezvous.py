@@ -123,14 +123,21 @@ class Rendezvous:
                 if not self.serves:
                     socket.create_connection((self.host, self.port), TRY_S).close()  # it says why it fails
                 left = timedelta(seconds=max(0.1, min(TRY_S, self.left())))
-                about = {"is_master": self.serves, "multi_tenant": self.serves, "timeout": left}
-                return dist.TCPStore(self.host, self.port, self.world, wait_for_workers=False, **about)
+                return dist.TCPStore(
+                    self.host,
+                    self.port,
+                    self.world,
+                    is_master=self.serves,
+                    timeout=left,
+                    wait_for_workers=False,
+                    multi_tenant=self.serves,
+                )
             except OSError as error:
                 why = error.strerror or str(error)
             except (dist.DistError, RuntimeError) as error:
                 why = self.reason(error)
             waited_for = f"{'its own port' if self.serves else 'rank 0'} ({why})"
-            self.wait(lambda text=waited_for: text if self.speaks else "", self.failed(waited_for))
+            self.wait(waited_for if self.speaks else "", self.failed(waited_for))
             time.sleep(0.2)
 
     def reason(self, error: Exception) -> str:
@@ -212,13 +219,13 @@ class Rendezvous:
         """Seconds until the limit."""
         return self.begun + self.limit_s - time.monotonic()
 
-    def wait(self, word: Callable[[], str], otherwise: MachineError | Callable[[], MachineError]) -> None:
+    def wait(self, word: str | Callable[[], str], otherwise: MachineError | Callable[[], MachineError]) -> None:
         """Say after WORD_S, once, what is waited for (nothing, if that is empty); `otherwise` at the time limit."""
         if self.left() <= 0:
             raise otherwise() if callable(otherwise) else otherwise
         if not self.said and time.monotonic() > self.begun + WORD_S:
             self.said = True
-            if text := word():
+            if text := word() if callable(word) else word:
                 until = f"since {WORD_S:g} s; until {self.key}={self.limit_s:g} s"
                 say(f"hpctrack [rank {self.rank}]: waits at {self.where} for {text} ({until})")
 

@@ -54,7 +54,7 @@ class DDPEngine(Engine):
             return self.module(batch)
 
 
-def in_bf16(state, bucket):  # torch looks at annotations and takes none that are text
+def in_bf16(state, bucket):  # type: ignore[no-untyped-def]  # torch looks at annotations and takes none that are text
     """torch's own hook, which by its name refuses all but NCCL; gloo can do it, too."""
     return default_hooks.bf16_compress_hook(state, bucket)
 

@@ -37,6 +37,8 @@ class ZeroEngine(Engine):
     lockstep = True  # from stage 2 on, every backward pass shares gradients out
 
     rehearses = False  # the library keeps gradients where they cannot be cleared
+    parallel: Any  # DeepSpeed's own engine and optimizer; the library says no types
+    zero: Any
 
     def wrap(self, make_optimizer: MakeOptimizer, config: ParallelConfig, clip_norm: float | None) -> None:
         """Let the library share out; InputError if stage 3 cannot."""
@@ -52,7 +54,8 @@ class ZeroEngine(Engine):
         self.groups = self.optimizer.state_dict()["param_groups"]
         library = load_library(self.env)
         for layer in layers:
-            layer._z3_leaf = True  # gathered as a whole, like FSDP's units; how often its parts run may then differ
+            # gathered as a whole, like FSDP's units; how often its parts run may then differ
+            library.utils.z3_leaf_module.set_z3_leaf_module(layer, True)
         self.parallel, *_ = library.initialize(
             model=model, optimizer=self.optimizer, config=settings(config, self.precision, clip_norm)
         )
@@ -88,7 +91,7 @@ class ZeroEngine(Engine):
             name: whole(safe_get_full_fp32_param(weights[name]) if name in weights else value)
             for name, value in self.module.state_dict().items()
         }
-        share = next(iter(self.optimizer.state.values()), {})
+        share: dict[str, Any] = next(iter(self.optimizer.state.values()), {})
         if share:
             self.link_state()
         state: dict[int, dict[str, Any]] = {index: {} for index in range(len(self.parameters) if share else 0)}
@@ -131,7 +134,7 @@ class ZeroEngine(Engine):
         from deepspeed import utils
 
         if self.stage == 3:  # where the library's function for whole values fails if they cannot be divided evenly
-            n = parameter.ds_tensor.numel()
+            n = parameter.ds_tensor.numel()  # type: ignore[attr-defined]  # the library gives it one
             padded = functional.pad(value.flatten(), (0, n * self.env.world - value.numel()))
             self.zero.set_local_hp_param(padded.narrow(0, n * self.env.rank, n), parameter, key)
         elif key is None:

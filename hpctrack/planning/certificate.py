@@ -108,8 +108,8 @@ def randomness(sizes: np.ndarray, bounds: np.ndarray) -> tuple[float, float]:
     above = (place + 1) / count[step] - up_to[within]
     under = below[within] - place / count[step]
     ks = np.maximum.reduceat(np.maximum(above, under), bounds[:-1])
-    share = np.bincount(step * BINS + (below * BINS).astype(int), minlength=n_steps * BINS).reshape(n_steps, BINS)
-    share = share / count[:, None]
+    in_bin = np.bincount(step * BINS + (below * BINS).astype(int), minlength=n_steps * BINS).reshape(n_steps, BINS)
+    share = in_bin / count[:, None]
     entropy = -np.sum(share * np.log(np.where(share > 0, share, 1.0)), axis=1)
     most = np.log(np.minimum(count, BINS))
     normalised = np.divide(entropy, most, out=np.ones(n_steps), where=most > 0)

@@ -121,15 +121,16 @@ def compose(
     number of events or (about) a fixed summed size, and the steps are shuffled. `window` 1 is plain random; None is the
     whole epoch sorted: the most alike steps, the least randomness in what stands together.
     """
-    if (events_per_step is None) == (size_per_step is None):
+    per_step = size_per_step if events_per_step is None else events_per_step
+    if per_step is None or not (events_per_step is None or size_per_step is None):
         raise InputError("section 'plan': give either events_per_step or size_per_step")
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(sizes))
     if window != 1:
-        span = None if window is None else window * (events_per_step or size_per_step)
+        span = None if window is None else window * per_step
         block = cut(sizes[order], span, by_count=events_per_step is not None)
         order = order[np.lexsort((sizes[order], block))]
-    step = cut(sizes[order], events_per_step or size_per_step, by_count=events_per_step is not None)
+    step = cut(sizes[order], per_step, by_count=events_per_step is not None)
     bounds = np.concatenate([np.flatnonzero(np.diff(step, prepend=-1)), [len(order)]]).astype(np.int64)
     if window == 1 or len(bounds) <= 2:
         return order, bounds

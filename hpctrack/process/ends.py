@@ -48,10 +48,11 @@ def verb(name: str) -> Callable:
                 except SystemExit:
                     raise
                 except BaseException as error:
-                    code = exit_code_of(name, error)
+                    known = exit_code_of(name, error)
                     output.give_up()
-                    if code is None:
+                    if known is None:
                         raise
+                    code = known
                 if not code:  # a verb has gone on to its end all the same
                     for words in [*ended, *([output.why()] if output.lost else [])]:
                         print(f"{signals.line_prefix(name)}: {words}", file=sys.stderr)
@@ -82,8 +83,9 @@ def _threads() -> Iterator[list[str]]:
     ended: list[str] = []
 
     def hook(about: threading.ExceptHookArgs) -> None:
-        error = about.exc_value
-        words = error and (out_of(error) or (str(error) if isinstance(error, OSError) else None))
+        error, words = about.exc_value, None
+        if error is not None:
+            words = out_of(error) or (str(error) if isinstance(error, OSError) else None)
         if words is None:
             threading.__excepthook__(about)
         else:
@@ -104,7 +106,7 @@ def exit_code_of(name: str, error: BaseException) -> int | None:
         return _end(name, f"standard output: {error.strerror}", EXIT_MACHINE)
     if isinstance(error, KeyboardInterrupt):
         number = error.number if isinstance(error, signals.Interrupted) else signal.SIGINT
-        print(signals.lastwords_of(name, number), file=sys.stderr, flush=True)
+        print(signals.last_words(name, number), file=sys.stderr, flush=True)
         return signals.exit_code(name, number)
     if isinstance(error, InputError):
         return _end(name, str(error), EXIT_INPUT)

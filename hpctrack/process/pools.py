@@ -15,12 +15,14 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from multiprocessing.context import ForkContext, SpawnContext
+from typing import Any, Literal, NamedTuple
 
 from hpctrack.errors import MachineError
 from hpctrack.process import signals
 from hpctrack.process.ends import out_of
 
+StartMethod = Literal["spawn", "fork"]
 END_S = 5.0  # for a worker that is told to end; it has nothing to do
 
 
@@ -47,6 +49,14 @@ class Outcome:
         return self.value
 
 
+class Answer(NamedTuple):
+    """What a worker sends back: what the function returned, or the error that it raised and where."""
+
+    value: Any
+    error: Exception | None = None
+    trace: str = ""
+
+
 class WorkerTraceback(Exception):
     """Where in a worker an error was raised, as the cause of that error."""
 
@@ -58,7 +68,7 @@ def run(
     function: Callable[[Any], Any],
     items: Iterable[tuple[int, Any]],
     jobs: int,
-    method: str = "spawn",
+    method: StartMethod = "spawn",
     named: Callable[[Any], str] = str,
 ) -> Iterator[Outcome]:
     """`function(item)` of each (place, item) in `jobs` processes, in the order in which they end.
@@ -67,7 +77,8 @@ def run(
     item is called if its worker dies; another worker goes on with those that are left. `function` goes to a worker once
     (by pickle where `method` is spawn), so what it holds may be large.
     """
-    left, workers = iter(items), []
+    left = iter(items)
+    workers: list[Worker] = []
     try:
         for item in left:
             workers.append(Worker(function, method))
@@ -75,11 +86,12 @@ def run(
             if len(workers) == jobs:
                 break
         while ends := {end: worker for worker in workers if worker.item for end in worker.ends}:
-            for worker in dict.fromkeys(ends[end] for end in wait(list(ends))):
+            ready = wait(list(ends))
+            for worker in dict.fromkeys(worker for end, worker in ends.items() if end in ready):
                 outcome = worker.receive(named)
                 yield outcome
-                if (item := next(left, None)) is not None:
-                    worker.send(item)
+                if (following := next(left, None)) is not None:
+                    worker.send(following)
         for worker in workers:
             worker.end()
     finally:
@@ -90,8 +102,11 @@ def run(
 class Worker:
     """A worker process, another one if it died; `item` is what it has to do, with its place."""
 
-    def __init__(self, function: Callable[[Any], Any], method: str) -> None:
-        self.function, self.context = function, multiprocessing.get_context(method)
+    def __init__(self, function: Callable[[Any], Any], method: StartMethod) -> None:
+        self.function = function
+        self.context: SpawnContext | ForkContext = (
+            multiprocessing.get_context("fork") if method == "fork" else multiprocessing.get_context("spawn")
+        )
         self.item: tuple[int, Any] | None = None
         self.start()
 
@@ -159,9 +174,9 @@ def _serve(pipe: Connection, function: Callable[[Any], Any], parent: int) -> Non
     signals.die_with_parent(parent)
     while (item := pipe.recv()) is not None:
         try:
-            answer = (function(item), None, "")
+            answer = Answer(function(item))
         except Exception as error:  # noqa: BLE001 - whatever it is goes to the parent
-            answer = (None, _portable(error), traceback.format_exc())
+            answer = Answer(None, _portable(error), traceback.format_exc())
         pipe.send(answer)
 
 

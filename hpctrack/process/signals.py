@@ -14,12 +14,14 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
+from typing import Any
 
 from hpctrack.errors import EXIT_PREEMPTED
 
 STDERR = 2
+Handler = Callable[[int, FrameType | None], Any] | int | None  # as Python has them; None: of a library in C
 BY_HAND = (signal.SIGINT, signal.SIGHUP)
 BY_SYSTEM = (signal.SIGTERM, signal.SIGUSR1)
 ALL = (*BY_SYSTEM, *BY_HAND)
@@ -68,7 +70,7 @@ def end_now(name: str, number: int) -> None:
     os._exit(exit_code(name, number))
 
 
-def _set(handlers: dict[int, object]) -> dict[int, object]:
+def _set(handlers: Mapping[signal.Signals, Handler]) -> dict[signal.Signals, Handler]:
     """Set handlers, but not of ignored signals; what was before. Elsewhere than in the main thread Python has none."""
     if threading.current_thread() is not threading.main_thread():
         return {}

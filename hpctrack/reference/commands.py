@@ -86,12 +86,9 @@ def value_of(action: argparse.Action) -> str:
         return ", ".join(map(code, action.choices))
     if action.type is Path:
         return "a path"
-    of_numbers = getattr(action.type, "__module__", "") == arguments.__name__
-    return (
-        (inspect.getdoc(action.type) or "")
-        if of_numbers
-        else {int: "a whole number", float: "a number"}.get(action.type, "text")
-    )
+    if getattr(action.type, "__module__", "") == arguments.__name__:
+        return inspect.getdoc(action.type) or ""
+    return "a whole number" if action.type is int else "a number" if action.type is float else "text"
 
 
 def default_of(parser: argparse.ArgumentParser, action: argparse.Action) -> str:

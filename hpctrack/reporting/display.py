@@ -7,6 +7,7 @@ evaluation/metrics.py. Hits and lines become one image a view, so a page with 10
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -208,7 +209,7 @@ def _draw(axes: Axes, display: Display, u: np.ndarray, v: np.ndarray) -> None:
 def legend_handles(display: Display) -> list[Line2D]:
     """Symbols and their meaning, with counts."""
 
-    def handle(label: str, **options: object) -> Line2D:
+    def handle(label: str, **options: Any) -> Line2D:  # as Line2D takes them
         return Line2D([], [], label=label, **{"ls": "", "ms": 6, **options})
 
     wrong = sum(map(len, display.wrong))

@@ -6,7 +6,7 @@ import base64
 import io
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -46,7 +46,7 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-styled = matplotlib.rc_context(SETTINGS)  # a decorator: everything the function draws and saves looks alike
+styled = matplotlib.rc_context(SETTINGS)  # type: ignore[arg-type]  # the stub names each key, in a dict  # a decorator: everything the function draws and saves looks alike
 
 
 def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
@@ -55,7 +55,7 @@ def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, figure.add_subplot()
 
 
-def grid(axes: Axes, axis: str = "y") -> None:
+def grid(axes: Axes, axis: Literal["both", "x", "y"] = "y") -> None:
     """Faint lines behind the data."""
     axes.grid(True, axis=axis, which="major")
 
@@ -126,12 +126,12 @@ def rate_figure(metric: str, variable: str, series: Sequence[Sequence[dict]], ti
 
 def bin_edges(rows: Sequence[dict], variable: str) -> tuple[np.ndarray, np.ndarray]:
     """Lower and upper ends of the bins as drawn: open ends get the width of their neighbour."""
-    low, high = [row["from"] for row in rows], [row["to"] for row in rows]
-    if rows and low[0] is None:
-        low[0] = 2 * high[0] - high[1]
-    if rows and high[-1] is None:
-        high[-1] = low[-1] * 2 if variable == "pt" else 2 * low[-1] - low[-2]
-    low, high = np.array(low, dtype=float), np.array(high, dtype=float)
+    begins, ends = [row["from"] for row in rows], [row["to"] for row in rows]
+    if rows and begins[0] is None:
+        begins[0] = 2 * ends[0] - ends[1]
+    if rows and ends[-1] is None:
+        ends[-1] = begins[-1] * 2 if variable == "pt" else 2 * begins[-1] - begins[-2]
+    low, high = np.array(begins, dtype=float), np.array(ends, dtype=float)
     if variable == "pt":
         low = np.maximum(low, LOWEST_PT_GEV)
         high = np.maximum(high, low * 1.5)
@@ -140,7 +140,7 @@ def bin_edges(rows: Sequence[dict], variable: str) -> tuple[np.ndarray, np.ndarr
     return low, high
 
 
-def _denominators(axes, low: np.ndarray, high: np.ndarray, counts: Sequence[int]) -> None:
+def _denominators(axes: Axes, low: np.ndarray, high: np.ndarray, counts: Sequence[int]) -> None:
     """What the rate is a fraction of, as grey columns without a scale, up to a third of the height."""
     behind = axes.twinx()
     behind.bar(low, counts, width=high - low, align="edge", color="#eef1f5", linewidth=0)
@@ -151,7 +151,7 @@ def _denominators(axes, low: np.ndarray, high: np.ndarray, counts: Sequence[int]
     axes.patch.set_visible(False)
 
 
-def _rate_axis(axes, metric: str, lowest: float, highest: float) -> None:
+def _rate_axis(axes: Axes, metric: str, lowest: float, highest: float) -> None:
     if metric == "efficiency":
         bottom = next((b for b in (0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2) if lowest >= b), 0)
         axes.set_ylim(bottom, 1 + 0.04 * (1 - bottom))
@@ -162,7 +162,7 @@ def _rate_axis(axes, metric: str, lowest: float, highest: float) -> None:
     grid(axes)
 
 
-def scale_axis(axes, variable: str, low: np.ndarray, high: np.ndarray) -> None:
+def scale_axis(axes: Axes, variable: str, low: np.ndarray, high: np.ndarray) -> None:
     """Scale and ticks of the horizontal axis for bins of the variable."""
     if variable == "pt" and len(low):
         axes.set_xscale("log")
@@ -253,7 +253,7 @@ def inference_figure(timings: dict) -> str:
     return svg(figure)
 
 
-def _against_steps(figure, axes) -> str:
+def _against_steps(figure: Figure, axes: Axes) -> str:
     axes.set_xlabel("optimizer step")
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     grid(axes)

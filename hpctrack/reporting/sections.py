@@ -83,8 +83,8 @@ def figure(rows: Sequence[dict], variable: str, name: str, unit: str) -> str:
     beside = axes.twinx()
     for on, key, colour, marker in ((axes, "width", BLUE, "o"), (beside, "pull_width", ORANGE, "s")):
         value, error = (np.array([rows[k][of] for k in filled], dtype=float) for of in (key, f"{key}_error"))
-        style = {"color": colour, "ms": 4, "lw": 1.2, "markerfacecolor": colour if on is axes else "white"}
-        on.errorbar(middle[filled], value, error, fmt=marker, **style)
+        face = colour if on is axes else "white"
+        on.errorbar(middle[filled], value, error, fmt=marker, color=colour, ms=4, lw=1.2, markerfacecolor=face)
         on.set_ylim(bottom=0)
     beside.axhline(1, color=FAINT, lw=0.8, zorder=0)
     scale_axis(axes, variable, low, high)

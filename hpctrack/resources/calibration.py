@@ -9,12 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch_geometric.data import Batch, Data
 
 from hpctrack.errors import MEMORY, lacking
+from hpctrack.losses import Weighted, objective
 from hpctrack.parallel.collectives import all_max
 from hpctrack.parallel.engine import Engine
 from hpctrack.resources.peak_memory import Memory
@@ -24,7 +24,7 @@ RUNGS = 8  # each with twice the hits of the one below
 GROWTH = 4.0  # memory of the next rung over this one's, at most: an event of twice the hits has four times the pairs
 
 
-def calibrate(engine: Engine, loss: nn.Module, memory: Memory, event: Data) -> list[str]:
+def calibrate(engine: Engine, loss: Weighted, memory: Memory, event: Data) -> list[str]:
     """Measure cut-down copies of `event` in every mode, as far as they fit, and fit; what the fits say.
 
     All ranks run the same passes, since they may be collective, and rank by rank agree on when a mode does not go on.
@@ -46,7 +46,7 @@ def calibrate(engine: Engine, loss: nn.Module, memory: Memory, event: Data) -> l
     return memory.learn()
 
 
-def measure(engine: Engine, loss: nn.Module, batch: Batch, mode: str) -> float:
+def measure(engine: Engine, loss: Weighted, batch: Batch, mode: str) -> float:
     """Peak bytes of a forward and backward pass, whose gradients are discarded; infinite if memory ran out.
 
     Gradients are summed over ranks only where passes are collective, since they would be kept for the sum otherwise.
@@ -55,7 +55,7 @@ def measure(engine: Engine, loss: nn.Module, batch: Batch, mode: str) -> float:
     try:
         with MemoryMeter(engine.env.device) as meter:
             terms = loss(engine.forward(batch, engine.lockstep, mode), batch)
-            engine.backward(sum(loss.weights[name] * terms[name].sum for name in loss.weights))
+            engine.backward(objective(loss.weights, terms))
         peak = float(meter.peak)
     except (RuntimeError, MemoryError) as error:
         if engine.lockstep or lacking(error) != MEMORY:

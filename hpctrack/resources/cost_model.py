@@ -29,14 +29,14 @@ class LinearFit:
     def __init__(self, state: dict[str, Any] | None = None) -> None:
         state = state or {}
         self.samples = np.array(state.get("samples", []), dtype=np.float64).reshape(-1, len(self.terms) + 1)
-        self.coefficients = np.array(state["coefficients"]) if state.get("coefficients") else None
+        self.coefficients = np.array(state.get("coefficients") or [], dtype=np.float64)  # [T], or none yet
         self.error = state.get("error", 0.0)
         self.new: list[list[float]] = []  # of this rank since the last `learn`
 
     @property
     def fitted(self) -> bool:
         """True once there were enough samples."""
-        return self.coefficients is not None
+        return len(self.coefficients) > 0
 
     def observe(self, terms: Sequence[float], value: float) -> None:
         """Take in one micro-batch of this rank."""

@@ -158,7 +158,7 @@ class Memory:
     def predict(self, batch: Batch, mode: str) -> float:
         """Predicted peak bytes of a pass over the micro-batch; infinite for a mode that could not be calibrated."""
         fit = self.fits.get(mode)
-        return float(fit.predict(self.terms(batch))) if fit is not None and fit.fitted else float("inf")
+        return float(fit.predict(np.array(self.terms(batch)))) if fit is not None and fit.fitted else float("inf")
 
     def next_mode(self, batch: Batch, mode: str) -> list[tuple[Batch, str]]:
         """What to try after a pass ran out of memory: its events one by one, then the next mode; in the end nothing."""

@@ -16,7 +16,8 @@ VERSION = 1
 FIELD_T = 2.0  # magnetic field along z where a dataset says nothing: TrackML's
 GEV_PER_T_MM = 2.99792458e-4  # pT [GeV] = this x |B| [T] x radius [mm]
 
-HITS = {
+Columns = dict[str, type[np.generic]]  # a table's columns and their types
+HITS: Columns = {
     "hit_id": np.int32,  # as in TrackML, strictly increasing within an event
     "x": np.float32,  # mm
     "y": np.float32,
@@ -28,7 +29,7 @@ HITS = {
     "phi": np.float32,  # rad, (-pi, pi]
     "eta": np.float32,  # pseudorapidity of the hit seen from the origin
 }
-TRUTH = {
+TRUTH: Columns = {
     "particle_id": np.int64,  # 0 is noise
     "particle_row": np.int32,  # row in `particles`, -1 for noise
     "tx": np.float32,  # mm, true intersection with the module
@@ -39,7 +40,7 @@ TRUTH = {
     "tpz": np.float32,
     "weight": np.float32,  # of the TrackML score
 }
-CELLS = {  # derived from cells.csv and detectors.csv; all zero where an event has no cells
+CELLS: Columns = {  # derived from cells.csv and detectors.csv; all zero where an event has no cells
     "cell_count": np.uint16,
     "cell_charge": np.float32,  # sum of `value`
     "size_u": np.float32,  # mm, extent of the cluster along the module's u (ch0 x pitch_u)
@@ -49,7 +50,7 @@ CELLS = {  # derived from cells.csv and detectors.csv; all zero where an event h
     "global_eta": np.float32,  # the same direction, rotated into the detector's frame
     "global_phi": np.float32,
 }
-PARTICLES = {
+PARTICLES: Columns = {
     "particle_id": np.int64,
     "particle_type": np.int32,  # PDG code, 0 where the file does not say
     "vx": np.float32,  # mm, creation vertex
@@ -64,7 +65,7 @@ PARTICLES = {
 PARAMETERS = ("q_over_pt", "phi", "theta", "d0", "z0")  # of a track at the perigee (events/perigee.py); 1/GeV, rad, mm
 COVARIANCE = tuple(f"cov_{a}_{b}" for i, a in enumerate(PARAMETERS) for b in PARAMETERS[: i + 1])  # lower triangle
 ESTIMATE = PARAMETERS + COVARIANCE
-TABLES: dict[str, dict[str, type]] = {"hits": HITS, "truth": TRUTH, "cells": CELLS, "particles": PARTICLES}
+TABLES: dict[str, Columns] = {"hits": HITS, "truth": TRUTH, "cells": CELLS, "particles": PARTICLES}
 HIT_TABLES = ("hits", "truth", "cells")  # one row a hit
 
 
@@ -123,6 +124,7 @@ LENGTHS = {f"hits.{c}" for c in ("x", "y", "z", "r")}
 LENGTHS |= {f"truth.{c}" for c in ("tx", "ty", "tz")} | {f"particles.{c}" for c in ("vx", "vy", "vz")}
 NOT_NEGATIVE = {"truth.weight", "particles.nhits"}
 Fault = tuple[str, int | None, str]  # column, row (None: no single one), what is wrong
+FaultOfRow = tuple[str, int, str]
 
 
 def faults_of_event(event: Mapping[str, np.ndarray]) -> Iterator[Fault]:
@@ -138,7 +140,7 @@ def faults_of_event(event: Mapping[str, np.ndarray]) -> Iterator[Fault]:
     yield from _references(event)
 
 
-def faults_of_column(name: str, values: np.ndarray) -> Iterator[Fault]:
+def faults_of_column(name: str, values: np.ndarray) -> Iterator[FaultOfRow]:
     """What is wrong with the values of one column by themselves."""
     yield from faults_of_numbers(name, values)
     if name in NOT_NEGATIVE and (values < 0).any():
@@ -146,7 +148,7 @@ def faults_of_column(name: str, values: np.ndarray) -> Iterator[Fault]:
         yield name, row, f"is {values[row]}, must not be negative"
 
 
-def faults_of_numbers(name: str, values: np.ndarray) -> Iterator[Fault]:
+def faults_of_numbers(name: str, values: np.ndarray) -> Iterator[FaultOfRow]:
     """What nothing can be computed with: numbers that are not finite, positions out of this world."""
     if values.dtype.kind != "f":
         return

@@ -36,13 +36,17 @@ class ShardWriter:
     def __init__(self, path: str | Path, attributes: Mapping[str, Any] | None = None) -> None:
         self.path = Path(path)
         self.attributes = dict(attributes or {})
+        self._waiting: io.FileIO | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        """Nothing has been added."""
         self.texts: dict[str, str] = {}
         self._event_ids: list[int] = []
         self._lengths: dict[str, list[int]] = {"hits": [], "particles": []}
         self._n_noise: list[int] = []
         self._checksums: dict[str, list[int]] = {name: [] for name in schema.all_columns()}
         self._positions: dict[str, list[int]] = {name: [] for name in schema.all_columns()}  # in the unnamed file
-        self._waiting: io.FileIO | None = None
 
     def add(self, event: schema.Event) -> None:
         """Add a whole event: every column of the schema, in its type; ValueError otherwise."""
@@ -67,7 +71,8 @@ class ShardWriter:
 
     def close(self) -> None:
         """Write the shard (nothing if it has no event)."""
-        if self._waiting is None:
+        waiting = self._waiting
+        if waiting is None:
             return
         rows = [{name: sums[i] for name, sums in self._checksums.items()} for i in range(len(self._event_ids))]
         offsets = {axis: np.append(0, np.cumsum(n)).astype(np.int64) for axis, n in self._lengths.items()}
@@ -76,7 +81,7 @@ class ShardWriter:
             for axis, values in offsets.items():
                 file[f"offsets/{axis}"] = values
             for name in schema.all_columns():
-                self._write_column(file, name, offsets[axis_of(name)])
+                self._write_column(file, name, offsets[axis_of(name)], waiting)
             file["event_id"] = np.array(self._event_ids, dtype=np.int64)
             file["n_noise"] = np.array(self._n_noise, dtype=np.int64)
             file["checksum"] = np.array([event_checksum(row) for row in rows], dtype=np.uint64)
@@ -86,15 +91,16 @@ class ShardWriter:
         """Forget what was added."""
         if self._waiting is not None:
             self._waiting.close()
-        self.__init__(self.path, self.attributes)
+        self._waiting = None
+        self._begin()
 
-    def _write_column(self, file: h5py.File, name: str, offsets: np.ndarray) -> None:
+    def _write_column(self, file: h5py.File, name: str, offsets: np.ndarray, waiting: io.FileIO) -> None:
         path, dtype = name.replace(".", "/"), stored_type(name)
         dataset = file.create_dataset(path, shape=(int(offsets[-1]),), dtype=dtype)
         for i, position in enumerate(self._positions[name]):
             values = np.empty(offsets[i + 1] - offsets[i], dtype)
             if len(values):
-                read_into(self._waiting.fileno(), values, position, self.path)
+                read_into(waiting.fileno(), values, position, self.path)
                 dataset.write_direct(values, dest_sel=np.s_[offsets[i] : offsets[i + 1]])
         file[f"checksums/{path}"] = np.array(self._checksums[name], dtype=np.uint64)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import os
 import shutil
 import sys
@@ -45,7 +46,7 @@ def stage(folder: str | Path, scratch: str | Path, first: int = 0, source: Datas
     for k in range(count):
         number = (first + k) % count
         name = source.shards[number]
-        _stage_file(folder / name, target / name, lambda path, number=number: source.verify_shard(number, path))
+        _stage_file(folder / name, target / name, functools.partial(source.verify_shard, number))
     _stage_file(folder / INDEX, target / INDEX, lambda path: _check_version(path, version))
     return target
 

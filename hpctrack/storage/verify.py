@@ -5,10 +5,10 @@ A shard is checked in a process of its own, so a crash of the HDF5 library does 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -25,6 +25,7 @@ INDEX_TYPES = {
     "shard": np.int32,
     "checksum": np.uint64,
 }
+T = TypeVar("T")
 Say = Callable[[int, int], None]  # progress: files done, files in all
 
 
@@ -94,6 +95,12 @@ class Notes:
         return None
 
 
+def complete(arrays: Mapping[str, T | None]) -> dict[str, T] | None:
+    """The same arrays if all could be read, else None."""
+    found = {name: values for name, values in arrays.items() if values is not None}
+    return found if len(found) == len(arrays) else None
+
+
 def reason(error: Exception, path: Path) -> str:
     """The error's text without the file's name, which the problem has already."""
     return str(error).removeprefix(f"{path}: ")
@@ -119,10 +126,11 @@ def _check_open_shard(file: Any, notes: Notes, shard: Shard) -> None:
     n = None if ids is None else len(ids)
     types = {"event_id": np.int64, "n_noise": np.int64, "checksum": np.uint64}
     own = {name: ids if name == "event_id" else notes.array(file, name, types[name], n) for name in PER_EVENT}
-    offsets = {axis: _offsets(file, axis, n, notes) for axis in ("hits", "particles")}
-    counts = {f"n_{axis}": None if values is None else np.diff(values) for axis, values in offsets.items()}
+    bounds = {axis: _offsets(file, axis, n, notes) for axis in ("hits", "particles")}
+    counts = {f"n_{axis}": None if values is None else np.diff(values) for axis, values in bounds.items()}
     shard.columns = own | counts
-    if ids is None or any(values is None for values in offsets.values()):
+    offsets = complete(bounds)
+    if ids is None or offsets is None:
         return
     if len(np.unique(ids)) != len(ids):
         notes.add("holds an event id twice", column="event_id")
@@ -205,18 +213,19 @@ def check_event(event: dict[str, np.ndarray]) -> Iterator[tuple[str, str]]:
 def check_index(folder: Path) -> tuple[dict[str, np.ndarray] | None, list[Problem]]:
     """The index's columns (None if they cannot be used) and what is wrong with it alone."""
     path = folder / INDEX
-    notes, table = Notes(path), {}
+    notes, columns = Notes(path), dict[str, np.ndarray | None]()
     try:
         if not path.exists():
             raise InputError("missing; conversion has not finished, run it again")
         with hdf5.open_h5(path, "index") as file, hdf5.damage(path):
             for name in store.INDEX_COLUMNS:
-                table[name] = notes.array(file, name, INDEX_TYPES.get(name))
+                columns[name] = notes.array(file, name, INDEX_TYPES.get(name))
             checksum = int(np.uint64(own(file, "index_checksum")[()]))
     except (InputError, OSError) as error:
         notes.add(reason(error, path))
         return None, notes.problems
-    if any(values is None for values in table.values()):
+    table = complete(columns)
+    if table is None:
         return None, notes.problems
     if table_checksum(table, store.INDEX_COLUMNS) != checksum:
         notes.add("fails its checksum")

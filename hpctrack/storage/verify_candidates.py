@@ -12,7 +12,7 @@ from hpctrack.errors import InputError
 from hpctrack.storage import candidates, hdf5, journals, store
 from hpctrack.storage.hdf5 import INDEX
 from hpctrack.storage.schema import ESTIMATE, Candidates
-from hpctrack.storage.verify import Notes, Problem, Say, check_offsets, reason, run_checks
+from hpctrack.storage.verify import Notes, Problem, Say, check_offsets, complete, reason, run_checks
 
 OFFSETS = ("offsets/candidates", "offsets/candidate_hits", "offsets/hits")
 
@@ -119,17 +119,17 @@ def check_candidates_file(
 def _check_open_file(file: Any, notes: Notes, hits: dict[int, int] | None) -> np.ndarray | None:
     ids = notes.array(file, "event_id", np.int64)
     n = None if ids is None else len(ids)
-    columns = {name: notes.dataset(file, name, dtype) for name, dtype in journals.COLUMNS.items()}
+    columns = complete({name: notes.dataset(file, name, dtype) for name, dtype in journals.COLUMNS.items()})
     parameters = file.get("parameters")
-    bounds = {name: notes.array(file, name, np.int64, None if n is None else n + 1) for name in OFFSETS}
-    if ids is None or any(values is None for values in [*columns.values(), *bounds.values()]):
+    bounds = complete({name: notes.array(file, name, np.int64, None if n is None else n + 1) for name in OFFSETS})
+    if ids is None or columns is None or bounds is None:
         return ids
-    if len(np.unique(ids)) != n:
+    if len(np.unique(ids)) != len(ids):
         notes.add("holds an event id twice", column="event_id")
     extent = {"scores": 0, "hit_rows": 1, "track_ids": 2}
     totals = {OFFSETS[k]: len(columns[name]) for name, k in extent.items()}
     faults = [(name, what) for name in OFFSETS for what in check_offsets(bounds[name], totals[name])]
-    if not faults and len(columns["hit_offsets"]) != totals["offsets/candidates"] + n:
+    if not faults and len(columns["hit_offsets"]) != totals["offsets/candidates"] + len(ids):
         faults = [("hit_offsets", f"holds {len(columns['hit_offsets'])} values, must hold one more than candidates")]
     if parameters is not None and parameters.shape != (len(columns["scores"]), *candidates.WIDTH["parameters"]):
         faults.append(("parameters", f"has shape {parameters.shape}, must have a row of {len(ESTIMATE)} a candidate"))

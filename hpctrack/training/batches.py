@@ -66,5 +66,5 @@ class Batches:
         for row in np.flatnonzero(rank == self.env.rank):
             self.alive(f"validation after step {step}")
             batch = Batch.from_data_list([self.valid.loader(int(row), 0)])
-            self.valid.sizes.check(0, [row], [batch.num_nodes])
+            self.valid.sizes.check(0, np.array([row]), [batch.num_nodes])
             yield batch.to(self.env.device)

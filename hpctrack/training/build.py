@@ -104,7 +104,7 @@ def build_events(
     if not len(train):
         raise InputError(f"key 'data.train': {data.train} has no event; expected at least one")
     seen = see(train, data.train, TRAIN, data.augment, data.curriculum)
-    return seen, see(valid, data.valid, VALID, AugmentConfig(), []) if valid is not None else None
+    return seen, see(valid, data.valid, VALID, AugmentConfig(), []) if valid is not None and data.valid else None
 
 
 def _nobody_asks(at: str) -> None:

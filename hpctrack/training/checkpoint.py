@@ -11,7 +11,7 @@ import math
 import os
 import pickle
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -100,7 +100,7 @@ def write(final: Path, state: dict[str, Any], meta: dict[str, Any]) -> None:
         temporary.mkdir(parents=True)
         with open(temporary / STATE, "wb") as raw:
             file = _Hashing(raw)
-            torch.save(state, file)
+            torch.save(state, file)  # type: ignore[arg-type]  # the stub wants more of a file than torch does
         sync(temporary / STATE)
         write_json(temporary / META, with_checksum(meta | {"state": file.mark()}))
         if final.exists():
@@ -151,8 +151,10 @@ def whole(folder: Path) -> list[Path]:
 
 def order(path: Path) -> tuple[int, int]:
     """The step of a checkpoint by its name, and which one of that step it is."""
-    step, number = NAME.fullmatch(path.name).groups()
-    return int(step), int(number or 0)
+    found = NAME.fullmatch(path.name)
+    if found is None:
+        raise ValueError(f"{path}: no checkpoint has such a name")
+    return int(found[1]), int(found[2] or 0)
 
 
 def latest(folder: Path) -> Path | None:
@@ -169,9 +171,9 @@ def latest(folder: Path) -> Path | None:
     name = (folder / LATEST).read_text(errors="replace").strip()
     path = folder / name
     if not path.is_dir() or path.parent != folder:
-        there = f"name one of the step-* folders ({names})" if there else "and no other checkpoint is"
+        instead = f"name one of the step-* folders ({names})" if there else "and no other checkpoint is"
         what = f"names '{shortened(name)}', which is not there" if name else "is empty"
-        raise InputError(f"{folder / LATEST}: {what}; {there}")
+        raise InputError(f"{folder / LATEST}: {what}; {instead}")
     return path
 
 
@@ -300,10 +302,15 @@ def begin_from(model: torch.nn.Module, path: Path, features: Sequence[str]) -> l
     return sorted(state.keys() - given.keys())
 
 
-def digest(model: torch.nn.Module) -> str:
+def digest(model: nn.Module) -> str:
     """Content digest of a model's weights."""
+    return weights_digest(model.state_dict())
+
+
+def weights_digest(weights: Mapping[str, Tensor]) -> str:
+    """The same, of a model's `state_dict`."""
     state = xxhash.xxh3_64()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(weights.items()):
         state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         state.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return state.hexdigest()
@@ -328,7 +335,7 @@ def model_problem(state: State, own: State) -> str | None:
     return None
 
 
-def optimizer_problem(state: State, parameters: list[Tensor], config: OptimConfig) -> str | None:
+def optimizer_problem(state: State, parameters: Sequence[Tensor], config: OptimConfig) -> str | None:
     """What makes an optimizer's state unusable for these parameters; None if nothing does.
 
     Every parameter has the entries that an optimizer of this configuration gives it at its first step, of its shape.

@@ -171,7 +171,9 @@ def sizes(archive: zipfile.ZipFile, whole: int) -> dict[str, int]:
 def read_outline(content: bytes, parts: dict[str, int]) -> Any:
     """The pickle's content with a Tensor for each tensor; ValueError for what is no plain value."""
     for opcode, value, _ in pickletools.genops(content):
-        if opcode.name not in OPCODES or (opcode.name in ("LONG_BINPUT", "LONG_BINGET") and value > len(content)):
+        if opcode.name not in OPCODES or (
+            opcode.name in ("LONG_BINPUT", "LONG_BINGET") and (value or 0) > len(content)
+        ):
             raise ValueError(f"more than tensors and plain values ({opcode.name})")
     outline = Outline(content, parts)
     state = outline.load()

@@ -8,6 +8,7 @@ from torch import nn
 from torch_geometric.data import Batch, Data
 
 from hpctrack.errors import InputError, MachineError
+from hpctrack.losses import Weighted, objective
 from hpctrack.parallel.engine import Engine
 from hpctrack.resources.calibration import cut_down
 
@@ -23,7 +24,7 @@ def compile_model(model: nn.Module, auto_memory: bool, device: str) -> None:
     model.compile(dynamic=True)
 
 
-def try_compiled(engine: Engine, loss: nn.Module, event: Data) -> str:
+def try_compiled(engine: Engine, loss: Weighted, event: Data) -> str:
     """Compile by passes over two small parts of `event`, whose gradients are discarded; the seconds that it took.
 
     MachineError if torch cannot compile the model.
@@ -38,7 +39,7 @@ def try_compiled(engine: Engine, loss: nn.Module, event: Data) -> str:
         begin = time.perf_counter()
         try:
             terms = loss(engine.forward(batch, engine.lockstep), batch)
-            engine.backward(sum(term.sum for term in terms.values()))
+            engine.backward(objective(dict.fromkeys(terms, 1.0), terms))
         except TorchDynamoException as error:
             reason = str(error).strip().splitlines()[0]
             raise MachineError(

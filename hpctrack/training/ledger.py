@@ -29,7 +29,7 @@ class Ledger:
         if mark is None:
             kept = [entry for entry in read(run) if entry["step"] <= resumed_step] if self.path.exists() else []
             write_text(self.path, "".join(json.dumps(entry) + "\n" for entry in [{"events": n_events}, *kept]))
-        self.lines = Lines(self.path, mark and mark["bytes"])
+        self.lines = Lines(self.path, None if mark is None else mark["bytes"])
 
     def record(self, step: int, epoch: int, events: list[int]) -> None:
         """The events (ids) that optimizer step `step` consumed, over all ranks."""

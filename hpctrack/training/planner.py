@@ -8,10 +8,10 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from hpctrack.config import PlanConfig, SelectionConfig
 from hpctrack.errors import InputError
+from hpctrack.models import Model
 from hpctrack.parallel.collectives import gather
 from hpctrack.parallel.env import Env
 from hpctrack.planning.certificate import certify
@@ -39,7 +39,7 @@ class Planner:
         self,
         config: PlanConfig,
         table: SizeTable,
-        model: nn.Module,
+        model: Model,
         env: Env,
         *,
         seed: int,

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import nn
 from torch_geometric.data import Batch
 
 from hpctrack.errors import MEMORY, MachineError, lacking
+from hpctrack.losses import Loss, objective
 from hpctrack.parallel.collectives import all_sum, gather
 from hpctrack.parallel.engine import Engine
 from hpctrack.resources.calibration import MemoryMeter
@@ -59,7 +59,7 @@ class Share:
     """
 
     engine: Engine
-    loss: nn.Module
+    loss: Loss
     total: Sums
     cost: CostModel | None = None
     memory: Memory | None = None
@@ -71,7 +71,7 @@ class Share:
         Without `overlap` no rank waits for another in here. A pass that runs out of memory takes the rank's gradients
         with it: all its passes are taken again, that one in a harder mode. If there is none, the last of them says so.
         """
-        work, retries = list(work), []
+        work, retries = list(work), list[OutOfMemoryRetry]()
         while True:
             sums, failed = dict.fromkeys(self.loss.weights, 0.0), ""
             for i, (batch, mode) in enumerate(work):
@@ -95,11 +95,12 @@ class Share:
         """One pass: its terms' sums; gradients are those of terms divided by their global counts."""
         with Probe(self, batch, mode, first):
             terms = self.loss(self.engine.forward(batch, last, mode), batch)
-            weights = self.loss.weights
-            self.engine.backward(sum(weights[name] * terms[name].sum / max(1, self.total[name]) for name in weights))
+            self.engine.backward(objective(self.loss.weights, terms, self.total))
         return {name: term.sum.item() for name, term in terms.items()}
 
-    def retry(self, retries: list[OutOfMemoryRetry], batch: Batch, mode: str | None, failed: str) -> Work:
+    def retry(
+        self, retries: list[OutOfMemoryRetry], batch: Batch, mode: str | None, failed: str
+    ) -> list[tuple[Batch, str]]:
         """Clear up after a pass that ran out of memory, note it, and say what comes in its place."""
         events = [int(event) for event in batch.event_id]
         if self.memory is None or mode is None or self.engine.lockstep:

@@ -59,17 +59,17 @@ def read_settings(kind: type[S], values: Mapping[str, Any], schema: int, neutral
     """Settings as a schema wrote them; InputError names a key that is none, or a schema of a later version."""
     if schema > SCHEMA:
         raise InputError(f"{where}: has schema {schema}, this version reads up to {SCHEMA}; use a newer hpctrack")
-    values = copy.deepcopy(dict(values))
+    current = copy.deepcopy(dict(values))
     for change in (CHANGES[number] for number in range(schema, SCHEMA) if number in CHANGES):
         for old, new in change.renamed.items():
-            if (value := take(values, old)) is not MISSING:
-                give(values, new, value)
+            if (value := take(current, old)) is not MISSING:
+                give(current, new, value)
         for key in change.gone:
-            take(values, key)
+            take(current, key)
         for key, value in change.defaults.items():
-            give(values, key, value)
-    drop_unknown(values, kind, frozenset(neutral))
-    return parse(kind, values, where)
+            give(current, key, value)
+    drop_unknown(current, kind, frozenset(neutral))
+    return parse(kind, current, where)
 
 
 def run_config(meta: Mapping[str, Any], path: Path) -> RunConfig:
@@ -85,9 +85,10 @@ MISSING = object()
 
 def section_of(values: Settings, key: str) -> Settings | None:
     """The nested mapping that a dotted key's last word is looked up in, if it is there."""
+    section: Any = values
     for name in key.split(".")[:-1]:
-        values = values.get(name) if isinstance(values, dict) else None
-    return values if isinstance(values, dict) else None
+        section = section.get(name) if isinstance(section, dict) else None
+    return section if isinstance(section, dict) else None
 
 
 def take(values: Settings, key: str) -> Any:
@@ -120,7 +121,7 @@ def fields_of(kind: type[Section] | None, prefix: str, values: Settings) -> dict
     table = OPTIONS.get(prefix.rstrip(".").rpartition(".")[2])
     if table is None:
         return own
-    entry = table.get(values.get("name"))
+    entry = table.get(values.get("name", ""))
     return {**Named.model_fields, **(entry.Options.model_fields if entry is not None else {})}
 
 

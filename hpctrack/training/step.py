@@ -11,10 +11,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import nn
 from torch_geometric.data import Batch, Data
 
 from hpctrack.errors import MachineError
+from hpctrack.losses import Loss, objective
 from hpctrack.models.memory_modes import MODES
 from hpctrack.parallel.collectives import all_max, all_sum, gather
 from hpctrack.parallel.engine import Engine
@@ -49,7 +49,7 @@ class StepResult:
 
 def train_step(
     engine: Engine,
-    loss: nn.Module,
+    loss: Loss,
     batches: list[Batch],
     clip_norm: float | None,
     modes: list[str] | None = None,
@@ -81,10 +81,10 @@ def train_step(
     sums, retries = share.run(pad_to_all_ranks(engine, batches, modes), overlap)
     if not overlap:
         parts, retries = sum_gradients(engine, memory, retries, begin)
-    about = {"parts": parts if cost else {}, "retries": retries, "stop": stops > 0}
 
     events, hits = sum(b.num_graphs for b in batches), sum(b.num_nodes for b in batches)
     result = combine(engine, sums, total, loss.weights, events, hits)
+    result = replace(result, parts=parts if cost else {}, retries=retries, stop=stops > 0)
     if not result.loss < float("inf"):
         found = find_non_finite_events(engine, loss, batches)
         raise MachineError(f"loss is not finite in event {found}; gradients were not applied")
@@ -93,11 +93,11 @@ def train_step(
         engine.step()
     elif engine.precision.scaled:
         engine.discard()
-        return replace(result, skipped=True, **about)
+        return replace(result, skipped=True)
     else:
         every = sorted(e for part in gather([int(e) for b in batches for e in b.event_id], engine.env) for e in part)
         raise MachineError(f"gradient is not finite (events {every}); gradients were not applied")
-    return replace(result, grad_norm=norm, **about)
+    return replace(result, grad_norm=norm)
 
 
 def sum_gradients(
@@ -119,22 +119,22 @@ def sum_gradients(
     return parts, every
 
 
-def validate(engine: Engine, loss: nn.Module, batches: Iterable[Batch]) -> StepResult:
+def validate(engine: Engine, loss: Loss, batches: Iterable[Batch]) -> StepResult:
     """Loss over this rank's share of a validation set, added over ranks.
 
     MachineError, on all ranks, that names the events of which it is not finite.
     """
     sums, counts = dict.fromkeys(loss.weights, 0.0), dict.fromkeys(loss.weights, 0.0)
-    events, hits, bad = 0, 0, []
+    events, hits, own = 0, 0, list[int]()
     with torch.no_grad():
         for batch in in_lockstep(engine, batches):
             for name, term in loss(engine.predict(batch), batch).items():
                 value = term.sum.item()
                 sums[name] += value
                 counts[name] += term.count
-                bad += [] if math.isfinite(value) else batch.event_id.tolist()
+                own += [] if math.isfinite(value) else batch.event_id.tolist()
             events, hits = events + batch.num_graphs, hits + batch.num_nodes
-    bad = sorted({event for part in gather(bad, engine.env) for event in part})
+    bad = sorted({event for part in gather(own, engine.env) for event in part})
     if bad:
         raise MachineError(f"validation loss is not finite in event {', '.join(map(str, bad))}")
     names = list(loss.weights)
@@ -144,18 +144,19 @@ def validate(engine: Engine, loss: nn.Module, batches: Iterable[Batch]) -> StepR
 
 def combine(engine: Engine, sums: Sums, total: Sums, weights: Sums, events: int, hits: int) -> StepResult:
     """Add the terms' sums, events and hits over ranks; the same numbers on every rank."""
-    *values, events, hits = all_sum([*sums.values(), events, hits], engine.env)
+    *values, all_events, all_hits = all_sum([*sums.values(), events, hits], engine.env)
     terms = {name: value / max(1, total[name]) for name, value in zip(sums, values, strict=True)}
-    return StepResult(sum(weights[n] * v for n, v in terms.items()), terms, int(events), int(hits))
+    return StepResult(sum(weights[n] * v for n, v in terms.items()), terms, int(all_events), int(all_hits))
 
 
-def find_non_finite_events(engine: Engine, loss: nn.Module, batches: list[Batch]) -> str:
+def find_non_finite_events(engine: Engine, loss: Loss, batches: list[Batch]) -> str:
     """Ids of the events whose own loss is not finite, over all ranks."""
     bad = []
     with torch.no_grad():
         events = (Batch.from_data_list([event]) for batch in batches for event in batch.to_data_list())
         for alone in in_lockstep(engine, events):
-            value = sum(term.sum for term in loss(engine.predict(alone), alone).values())
+            terms = loss(engine.predict(alone), alone)
+            value = objective(dict.fromkeys(terms, 1.0), terms)
             if not torch.isfinite(value):
                 bad.append(int(alone.event_id))
     found = sorted(event for part in gather(bad, engine.env) for event in part)

@@ -30,7 +30,7 @@ class Metrics:
         if mark is None:
             kept = [entry for entry in read_metrics(run) if entry["step"] <= resumed_step] if path.exists() else []
             write_text(path, "".join(json.dumps(entry) + "\n" for entry in kept))
-        self.lines = Lines(path, mark and mark["bytes"])
+        self.lines = Lines(path, None if mark is None else mark["bytes"])
         self.board = SummaryWriter(run / "tensorboard", purge_step=resumed_step + 1)
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from torch_geometric.data import Batch, Data
 
 from hpctrack import __version__
@@ -18,6 +17,7 @@ from hpctrack.errors import InputError
 from hpctrack.files.atomic import clear_leftovers, text_with_checksum, with_checksum, write_json, write_text
 from hpctrack.files.jsonlines import METRICS, Mark, mismatch
 from hpctrack.files.lock import Owner
+from hpctrack.losses import Loss
 from hpctrack.parallel.collectives import all_max, all_sum, barrier, run_on_main
 from hpctrack.parallel.engine import Engine
 from hpctrack.parallel.env import Env
@@ -46,7 +46,7 @@ class Parts:
 
     found: Path | None
     precision: Precision
-    loss: nn.Module
+    loss: Loss
     batches: Batches
     planner: Planner
     engine: Engine
@@ -68,13 +68,16 @@ class Trainer:
         self.found, self.precision, self.loss = parts.found, parts.precision, parts.loss
         self.planner, self.engine, self.memory = parts.planner, parts.engine, parts.memory
         self.reading = parts.batches
-        self.data, self.valid = parts.batches.train.dataset, parts.batches.valid and parts.batches.valid.dataset
-        self.step, self.window, self.tuned = 0, Window(), {}
+        valid = parts.batches.valid
+        self.data, self.valid = parts.batches.train.dataset, valid.dataset if valid is not None else None
+        self.step, self.window = 0, Window()
+        self.tuned: dict[str, bool | int | float | str | None] = {}  # options of the builder
         self.pending = False  # whether what is due after the newest step (validation, tuning) is still to be done
         self.saved: int | None = None  # the step that the newest checkpoint is of
         self.ledger: Ledger | None = None
         self.metrics: Metrics | None = None
-        self.waste, self.parts = Waste(), {}
+        self.waste = Waste()
+        self.parts: dict[str, float] = {}  # seconds, of the newest probed step
         self.next_cost_lines = 0
         self.progress = Progress(config.train.steps)
 
@@ -227,11 +230,11 @@ class Trainer:
             "pending": self.pending,
             "journals": self.journals(),
         }
-        if state is None:
-            checkpoint.amend(self.found, meta)
-            return
         keep = self.options.keep_checkpoints
-        self.found = checkpoint.save(self.folder / "checkpoints", self.step, state, meta, keep)
+        if state is not None:
+            self.found = checkpoint.save(self.folder / "checkpoints", self.step, state, meta, keep)
+        elif self.found is not None:
+            checkpoint.amend(self.found, meta)
 
     def journals(self) -> dict[str, Mark]:
         """How far ledger and metrics are, on disk: what a resume believes of them."""
@@ -329,8 +332,8 @@ class Trainer:
             for b in in_lockstep(self.engine, self.valid_batches())
         )
         counts = tuning_counts(config, events)
-        counts = np.array(all_sum(counts.ravel(), self.env)).reshape(counts.shape)
-        self.tuned = choose(config, counts)
+        summed = np.array(all_sum(counts.ravel().tolist(), self.env)).reshape(counts.shape)
+        self.tuned = choose(config, summed)
         self.env.say(f"tuned on validation events: {', '.join(f'builder.{k}={v}' for k, v in self.tuned.items())}")
 
     def particles(self, event: Batch) -> tuple[np.ndarray, np.ndarray]:
