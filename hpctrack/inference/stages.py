@@ -173,7 +173,8 @@ class Chain:
         found, total = self._stages[0](row)
         stage_s = [total["read_s"] + total["model_s"] + total["build_s"]]
         for stage, graph in zip(self._stages[1:], self._graphs, strict=True):
-            graph.found = found if isinstance(found, Edges) else None
+            if isinstance(found, Edges):  # as all stages before the last make them
+                graph.found = found
             found, took = stage(row)
             stage_s.append(took["read_s"] + took["model_s"] + took["build_s"])
             total = {key: value if key == "n_hits" else total.get(key, 0.0) + value for key, value in took.items()}
