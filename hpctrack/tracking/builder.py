@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,11 @@ from hpctrack.config import Section
 from hpctrack.errors import MachineError
 from hpctrack.events.perigee import PHI, SCALES, wrapped
 from hpctrack.models.embedding import representatives
+from hpctrack.storage.edges import Edges
 from hpctrack.storage.schema import Candidates
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Lists(NamedTuple):
@@ -113,7 +117,43 @@ def check_pairs(pairs: int, n_hits: int, option: str, radius: float) -> None:
         )
 
 
-class BaseBuilder:
+class Builder:
+    """Makes track candidates, or edges for a next stage, of a model's outputs on one event.
+
+    Those of candidates have the base class `BaseBuilder`.
+    """
+
+    Options: ClassVar[type[Section]]  # the keys of the section `builder` besides `name`
+    options: Any
+
+    def __init__(self, options: Any) -> None:
+        """`options`: of `Options`."""
+        self.options = options
+
+    @staticmethod
+    def grid() -> list[dict[str, Any]]:
+        """Settings that tuning tries; none unless a builder says which."""
+        return []
+
+    @property
+    def needs_tuning(self) -> bool:
+        """Whether an option of the grid is open, so that training has to choose it on validation events."""
+        return any(getattr(self.options, name) is None for setting in self.grid() for name in setting)
+
+    def build(self, outputs: Outputs, hit_rows: np.ndarray, n_hits: int, event_id: int) -> Candidates | Edges:
+        """Candidates of an event with `n_hits` hits from `outputs` on those that it saw, `hit_rows` [N], ascending.
+
+        `outputs` has also `edge_index` [2, M], if the event has a graph. Candidates are of rows of the whole event.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def sweep(cls, builders: Sequence[Self], outputs: Outputs) -> Iterator[Lists | None]:
+        """Each builder's candidates of the same event; None where its setting cannot be."""
+        raise NotImplementedError
+
+
+class BaseBuilder(Builder):
     """A builder says how hits become candidates, `lists(outputs)`, and which options can be tuned, `grid()`."""
 
     class Options(Section):
@@ -121,20 +161,10 @@ class BaseBuilder:
 
         min_hits: int = Field(3, ge=1, description="smaller groups are no candidates")
 
-    options: Any
-
-    def __init__(self, options: Options) -> None:
-        self.options = options
-
     @staticmethod
     def grid() -> list[dict[str, Any]]:
         """Settings that tuning tries."""
         raise NotImplementedError
-
-    @property
-    def needs_tuning(self) -> bool:
-        """True while an option of the grid is open."""
-        return any(getattr(self.options, name) is None for setting in self.grid() for name in setting)
 
     def build(self, outputs: Outputs, hit_rows: np.ndarray, n_hits: int, event_id: int) -> Candidates:
         """Candidates of one event with `n_hits` hits from the outputs of its hits `hit_rows` [N], ascending.
@@ -147,8 +177,8 @@ class BaseBuilder:
             raise TooManyPairs(f"event {event_id}: {error}") from error
         return found.at(hit_rows).candidates(n_hits, event_id, self.options.min_hits)
 
-    @staticmethod
-    def sweep(builders: Sequence[Any], outputs: Outputs) -> Iterator[Lists | None]:
+    @classmethod
+    def sweep(cls, builders: Sequence[Self], outputs: Outputs) -> Iterator[Lists | None]:
         """Each builder's candidates of the same event; None where its setting cannot be."""
         for builder in builders:
             yield builder.lists(outputs)

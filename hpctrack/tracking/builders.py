@@ -7,45 +7,19 @@ builder with each to an event, `tuning_counts` counts how each does, `choose` pi
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
 import numpy as np
 
-from hpctrack.config import Named, Section, lookup, parse
+from hpctrack.config import Named, lookup, parse
 from hpctrack.evaluation import metrics
 from hpctrack.evaluation.matching import match
 from hpctrack.registry import Registry
-from hpctrack.storage.edges import Edges
-from hpctrack.storage.schema import Candidates
-from hpctrack.tracking.builder import Outputs
+from hpctrack.tracking.builder import Builder, Outputs
 from hpctrack.tracking.condensing import CondensationBuilder, GreedyBuilder
 from hpctrack.tracking.edge_clustering import ComponentsBuilder, DbscanBuilder, HdbscanBuilder, WalkBuilder
 from hpctrack.tracking.radius_builder import RadiusBuilder
 from hpctrack.tracking.stage_edges import EdgesBuilder, RadiusEdgesBuilder, RadiusGraphBuilder
-
-
-class Builder(Protocol):
-    """Makes track candidates, or edges for a next stage, of a model's outputs on one event.
-
-    One that is tuned needs `grid` and `sweep` as well: the base class `BaseBuilder` (tracking/builder.py) has them.
-    """
-
-    Options: ClassVar[type[Section]]  # the keys of the section `builder` besides `name`
-    options: Any
-
-    def __init__(self, options: Any) -> None:
-        """`options`: of `Options`."""
-
-    @property
-    def needs_tuning(self) -> bool:
-        """Whether an option is open, so that training has to choose it on validation events."""
-
-    def build(self, outputs: Outputs, hit_rows: np.ndarray, n_hits: int, event_id: int) -> Candidates | Edges:
-        """Candidates of an event with `n_hits` hits from `outputs` on those that it saw, `hit_rows` [N], ascending.
-
-        `outputs` has also `edge_index` [2, M], if the event has a graph. Candidates are of rows of the whole event.
-        """
-
 
 BUILDERS: Registry[type[Builder]] = Registry(
     "hpctrack.builders",
@@ -66,7 +40,7 @@ BUILDERS: Registry[type[Builder]] = Registry(
 OF_EDGES = ("edges", "radius_edges", "radius_graph")  # these make edges for a next stage, not candidates
 
 
-def build_builder(config: Named, **tuned: Any) -> Any:
+def build_builder(config: Named, **tuned: Any) -> Builder:
     """The builder that the section `builder` names; `tuned` fills options that tuning found."""
     builder = lookup(BUILDERS, config.name, "builder")
     return builder(parse(builder.Options, config.options | tuned, "builder", "builder"))

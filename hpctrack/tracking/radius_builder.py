@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from pydantic import Field
@@ -16,6 +16,9 @@ from scipy.spatial import cKDTree
 
 from hpctrack.storage.schema import Candidates
 from hpctrack.tracking.builder import BaseBuilder, Lists, Outputs, TooManyPairs, check_pairs, pairs_limit, radii
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 SAMPLE = 4096  # influencers whose neighbours are counted first
 DOUBTFUL = 0.25  # of the most pairs there can be
@@ -58,8 +61,8 @@ class RadiusBuilder(BaseBuilder):
         track_ids[hit_rows] = nearest_track(user, track_ids[hit_rows], reach, self.options.min_hits)
         return replace(candidates, track_ids=track_ids)
 
-    @staticmethod
-    def sweep(builders: Sequence[RadiusBuilder], outputs: Outputs) -> Iterator[Lists | None]:
+    @classmethod
+    def sweep(cls, builders: Sequence[Self], outputs: Outputs) -> Iterator[Lists | None]:
         """Each builder's candidates of the same event: one search, with the largest radius that can be, serves all."""
         trees = trees_of(outputs)
         wanted = sorted({builder.options.radius for builder in builders}, reverse=True)

@@ -1,11 +1,11 @@
 """Builders of stages before the last: they turn outputs into edges (storage/edges.py), which the next stage reads.
 
+No option of theirs is tuned.
+
 Legend: N hits of the event, E embedding dimensions, M edges, t triplets of a chunk.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,20 +16,11 @@ from hpctrack.errors import InputError
 from hpctrack.graphs.neighbours import radius_pairs
 from hpctrack.graphs.triplets import triplet_chunks
 from hpctrack.storage.edges import Edges
-from hpctrack.tracking.builder import Outputs, TooManyPairs, check_pairs
+from hpctrack.tracking.builder import Builder, Outputs, TooManyPairs, check_pairs
 from hpctrack.tracking.edge_clustering import sigmoid
 
 
-class GraphBuilder:
-    """What builders of edges share: no option of theirs is tuned."""
-
-    needs_tuning = False
-
-    def __init__(self, options: Any) -> None:
-        self.options = options
-
-
-class EdgesBuilder(GraphBuilder):
+class EdgesBuilder(Builder):
     """The edges that a filter or a classifier scores highly enough, with their probability as score."""
 
     class Options(Section):
@@ -45,7 +36,7 @@ class EdgesBuilder(GraphBuilder):
         return Edges(event_id, sender, receiver, score[kept].astype(np.float32))
 
 
-class RadiusGraphBuilder(GraphBuilder):
+class RadiusGraphBuilder(Builder):
     """An edge between any two hits that are near in a learned embedding, scored 1 - distance / radius."""
 
     class Options(Section):
@@ -72,7 +63,7 @@ class RadiusGraphBuilder(GraphBuilder):
         return Edges(event_id, sender, receiver, score.clamp(min=0).numpy())
 
 
-class RadiusEdgesBuilder(GraphBuilder):
+class RadiusEdgesBuilder(Builder):
     """The edges that go on in another one, or from it, that is near in an embedding: scored 1 - distance / radius."""
 
     class Options(Section):
