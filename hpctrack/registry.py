@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from hpctrack.errors import InputError
 
-T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,13 @@ class Lazy:
     extra: str = ""
 
 
-class Registry(Mapping[str, T]):
+class Registry(Mapping[str, T_co]):
     """Entries by name. Names of plugins are known from the start; a plugin is imported when it is asked for by name.
 
     `group`: of the entry points; `what`: one entry in a word, for messages; `own`: the entries of this package.
     """
 
-    def __init__(self, group: str, what: str, own: Mapping[str, T | Lazy]) -> None:
+    def __init__(self, group: str, what: str, own: Mapping[str, T_co | Lazy]) -> None:
         self.group, self.what, self.own = group, what, own
 
     @property
@@ -48,7 +48,7 @@ class Registry(Mapping[str, T]):
             found.setdefault(point.name, []).append(point)
         return found
 
-    def __getitem__(self, name: str) -> T:
+    def __getitem__(self, name: str) -> T_co:
         """The entry of that name. KeyError if there is none, InputError if it does not load or two packages have it."""
         claims = self.plugins.get(name, [])
         owners = ["hpctrack"] * (name in self.own) + [_package(point) for point in claims]
@@ -78,7 +78,7 @@ class Registry(Mapping[str, T]):
             return {point.dist.name: point.dist.version for point in self.plugins.get(name, []) if point.dist}
         return {entry.package: metadata.version(entry.package)} if isinstance(entry, Lazy) and entry.package else {}
 
-    def _plugin(self, point: EntryPoint) -> T:
+    def _plugin(self, point: EntryPoint) -> T_co:
         try:
             return point.load()
         except Exception as error:  # whatever the other package's import raises
@@ -87,7 +87,7 @@ class Registry(Mapping[str, T]):
                 f"'{self.group}': {type(error).__name__}: {error}"
             ) from error
 
-    def _imported(self, name: str, entry: Lazy) -> T:
+    def _imported(self, name: str, entry: Lazy) -> T_co:
         try:
             if entry.package:
                 metadata.version(entry.package)

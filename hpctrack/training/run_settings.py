@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, ClassVar, Protocol, TypeVar, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
@@ -30,8 +30,15 @@ from hpctrack.tracking.builders import BUILDERS
 from hpctrack.tracking.methods import METHODS
 from hpctrack.training.optimizers import learning_rate
 
+
+class HasOptions(Protocol):
+    """An entry of a table: the keys beside its name."""
+
+    Options: ClassVar[type[Section]]
+
+
 SCHEMA = 2  # 1: version 0.1.0, which did not write the number
-OPTIONS: dict[str, Registry[Any]] = {  # sections that name an entry of a table, by the last word of their key
+OPTIONS: dict[str, Registry[type[HasOptions]]] = {  # sections that name an entry, by the last word of their key
     "model": MODELS,
     "loss": LOSSES,
     "builder": BUILDERS,
