@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         data = run_on_main(lambda: Dataset(args.data, verify=True), env)
         how = ByMethod(config, data, INFER) if args.method else Chain(configs, paths, data, env.device)
         with Heartbeat(env, meeting_s, "--timeout-s", lambda: watchdog.at):
-            code = infer(how, data, args.out, env, args.part, watchdog)
+            code = infer(how, data, args.out, env, part=args.part, watchdog=watchdog)
         if args.submission and env.is_main and code == 0:
             write_submission(args.submission, submission_blocks(data, args.out))
             print(f"submission: {args.submission}")

@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 
 from hpctrack.storage import schema
+from hpctrack.storage.candidates import encode
+from hpctrack.storage.journals import Journal, Place
 
 LAYERS = (2, 4, 6, 8)  # of volume 8, at r = 40, 80, 120, 160 mm; 16 modules each
 
@@ -122,3 +124,8 @@ def assert_same_event(a: schema.Event, b: schema.Event) -> None:
     for name in schema.all_columns():
         left, right = a.column(name), b.column(name)
         assert left.dtype == right.dtype and left.tobytes() == right.tobytes(), name
+
+
+def commit(journal: Journal, candidates: schema.Candidates) -> Place:
+    """Commit the candidates of an event; where their record stands."""
+    return journal.append(candidates.event_id, encode(candidates))

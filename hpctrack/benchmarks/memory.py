@@ -76,7 +76,7 @@ def run(quick: bool, data: Path | None = None) -> Page:
         hardest = list(interaction)[-1]
         short = passes(whole, INTERACTION | {"iterations": 2}, hardest)
     models = {"interaction": INTERACTION, "influencer": INFLUENCER}
-    predicted = predictions(models, FEATURES, x_NF, edge_2M, MODEL_GIB, quick)
+    predicted = predictions(models, FEATURES, x_NF, edge_2M, room_gib=MODEL_GIB, quick=quick)
     source = f"the largest event of {data}" if data else "a helix event made for this run"
     text = "\n".join(
         [
@@ -220,7 +220,13 @@ class MeanSquares:
 
 
 def predictions(
-    models: dict[str, dict[str, Any]], features: list[str], x_NF: Tensor, edge_2M: Tensor, room_gib: float, quick: bool
+    models: dict[str, dict[str, Any]],
+    features: list[str],
+    x_NF: Tensor,
+    edge_2M: Tensor,
+    *,
+    room_gib: float,
+    quick: bool,
 ) -> Page:
     """`memory_error_max` over 30 events (parts of one event) and both models, in modes that should stay in the room."""
     hits = len(x_NF)
@@ -250,7 +256,7 @@ def one_model(
     """(hits, mode, predicted, measured bytes) of events of these sizes, the modes that have room taking turns."""
     torch.manual_seed(0)
     built = build_model(Named(**model), features)
-    env = Env(0, 1, 0, CPU, None, "bench")
+    env = Env(0, 1, 0, CPU, backend=None, source="bench")
     engine = DDPEngine(built, lambda m: torch.optim.SGD(m.parameters()), env, Precision("fp32", CPU), ParallelConfig())
     memory, objective = Memory(MemoryConfig(cap_gib=room_gib), engine), MeanSquares()
     calibrate(engine, objective, memory, event)

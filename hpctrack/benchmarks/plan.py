@@ -58,7 +58,7 @@ def run(quick: bool, data: Path | None = None) -> Page:
     events, trained, rounds, share, seeds = (40, 40, 4, 0.02, 2) if quick else (96, 100, 12, 0.03, 5)
     with tempfile.TemporaryDirectory() as folder:
         dataset = Dataset(data or helix_dataset(Path(folder), 4 if quick else 12, 9500))
-        batches, seconds = measure(dataset, load_config(CONFIG), events, trained, rounds, share)
+        batches, seconds = measure(dataset, load_config(CONFIG), events, trained, rounds=rounds, share=share)
     best, first, second = (part.min(axis=1) for part in (seconds, seconds[:, ::2], seconds[:, 1::2]))
     train, test = slice(0, None, 2), slice(1, None, 2)
     cost = CostModel()
@@ -118,7 +118,7 @@ def draw(dataset: Dataset, config: RunConfig, n: int, share: float) -> list[Batc
 
 
 def measure(
-    dataset: Dataset, config: RunConfig, n: int, trained: int, rounds: int, share: float
+    dataset: Dataset, config: RunConfig, n: int, trained: int, *, rounds: int, share: float
 ) -> tuple[list[Batch], np.ndarray]:
     """Micro-batches, and CPU seconds [n, rounds] of forward + backward on each, after `trained` steps of training.
 

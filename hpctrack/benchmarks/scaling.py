@@ -108,7 +108,7 @@ def read_runs(folder: Path) -> list[Run]:
         newest = checkpoint.find(path)
         weights = checkpoint.read_state(newest)["model"].values()
         parameters = sum(weight.numel() for weight in weights)
-        found.append(Run(ranks, batch, round_, steps, checkpoint.read_meta(newest)["cost"], parameters))
+        found.append(Run(ranks, batch, round_, steps, cost=checkpoint.read_meta(newest)["cost"], parameters=parameters))
     if not found:
         raise InputError(f"{folder}: no runs ranks-N-batch-B-round-I in here; slurm/scaling.sh makes them")
     return sorted(found, key=lambda run: (run.ranks, run.batch, run.round))
@@ -360,5 +360,14 @@ def project(cost_state: dict[str, Any], parameters: int, speedup: float, machine
             summed = machine.all_reduce(4.0 * parameters, world) + SMALL * machine.all_reduce(8.0 * 16, world)
             slowest, mean = loads.max(axis=1).mean(), loads.mean()
             step = slowest + summed
-            points.append(Projected(kind, world, mean / step, (slowest - mean) / step, summed / step, step))
+            points.append(
+                Projected(
+                    kind,
+                    world,
+                    mean / step,
+                    imbalance=(slowest - mean) / step,
+                    communication=summed / step,
+                    step_s=step,
+                )
+            )
     return points

@@ -62,6 +62,7 @@ class EventLoader:
         selection: SelectionConfig,
         augmentation: AugmentConfig,
         stream: tuple[int, ...],
+        *,
         dtype: torch.dtype = torch.float32,
         curriculum: Sequence[CurriculumStage] = (),
         parameters: bool = False,

@@ -80,7 +80,9 @@ def _plan(conversion: Conversion) -> Plan | None:
     (reader, versions), out = conversion.make_reader(), conversion.out
     if isinstance(reader, TrackmlReader) and reader.modules is None:
         print("convert: no detectors.csv: module ids are not checked", file=sys.stderr)
-    tasks = plan_tasks(reader, out, conversion.events_per_shard, conversion.limit, conversion.skip_bad, versions)
+    tasks = plan_tasks(
+        reader, out, conversion.events_per_shard, conversion.limit, conversion.skip_bad, versions=versions
+    )
     folder = _prepare(conversion, reader, tasks)
     if folder is None:
         print(f"convert: {out} is complete already", file=sys.stderr)

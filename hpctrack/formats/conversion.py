@@ -148,6 +148,7 @@ def plan_tasks(
     events_per_shard: int,
     limit: int | None,
     skip_bad: bool,
+    *,
     versions: dict[str, str] | None = None,
 ) -> list[ShardTask]:
     """Cut the source's (first `limit`) events, in the order of their ids, into shards.

@@ -105,7 +105,16 @@ def read_detectors(source: Source, path: str | Path | None) -> Detectors | None:
     faults = _faults(where, table, key, order)
     rotation = np.stack([table[name] for name in _ROTATION], axis=1).reshape(-1, 3, 3)
     pitch_u, pitch_v, thickness = (table[name][order] for name in ("pitch_u", "pitch_v", "module_t"))
-    return Detectors(where, key[order], rotation[order], pitch_u, pitch_v, 2 * thickness, faults, missing)
+    return Detectors(
+        where,
+        key[order],
+        rotation[order],
+        pitch_u,
+        pitch_v=pitch_v,
+        thickness=2 * thickness,
+        faults=faults,
+        missing=missing,
+    )
 
 
 def _faults(where: str, table: Mapping[str, np.ndarray], key: np.ndarray, order: np.ndarray) -> dict[int, str]:
@@ -144,7 +153,13 @@ def direction_angles(vector_N3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def cell_features(
-    n_hits: int, row: np.ndarray, ch0: np.ndarray, ch1: np.ndarray, value: np.ndarray, module: Mapping[str, np.ndarray]
+    n_hits: int,
+    row: np.ndarray,
+    ch0: np.ndarray,
+    ch1: np.ndarray,
+    value: np.ndarray,
+    *,
+    module: Mapping[str, np.ndarray],
 ) -> dict[str, np.ndarray]:
     """The columns of schema.CELLS for `n_hits` hits; all zero for a hit without cells.
 

@@ -161,7 +161,7 @@ def _cell_features(
     detectors.check_geometry(where, modules[np.unique(row)])
     names = ("pitch_u", "pitch_v", "thickness", "rotation")
     module = {name: getattr(detectors, name)[modules] for name in names}
-    return cell_features(len(hit_id), row, cells["ch0"], cells["ch1"], cells["value"], module)
+    return cell_features(len(hit_id), row, cells["ch0"], cells["ch1"], cells["value"], module=module)
 
 
 def _derived(hits: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -27,8 +27,9 @@ from hpctrack.parallel.collectives import barrier, broadcast, on_main, run_on_ma
 from hpctrack.parallel.env import Env
 from hpctrack.parallel.mpi import launched, mpi_world
 from hpctrack.parallel.watchdog import Watchdog
-from hpctrack.storage import candidates, journals
-from hpctrack.storage.hdf5 import INDEX
+from hpctrack.storage import journals, products
+from hpctrack.storage.candidates import CandidateStore
+from hpctrack.storage.hdf5 import INDEX, has_parallel_hdf5
 from hpctrack.storage.store import Dataset
 from hpctrack.tracking.methods import MethodConfig
 from hpctrack.training import run_settings
@@ -41,6 +42,7 @@ def infer(
     data: Dataset,
     out: Path,
     env: Env,
+    *,
     part: Part | None = None,
     watchdog: Watchdog | None = None,
 ) -> int:
@@ -49,7 +51,7 @@ def infer(
     With `part`, of its share; whoever does the last one joins all. The verb's exit code.
     """
     attributes = {"dataset_fingerprint": data.fingerprint, **how.recipe}
-    task = Task(how, data, out, env, part, watchdog)
+    task = Task(how, data, out, env, part=part, watchdog=watchdog)
     task.look()
     with on_main(lambda: claim(out, attributes, how.product, part), env) as complete:
         if broadcast(complete, env):
@@ -58,14 +60,14 @@ def infer(
         if code := task.build():
             return code
         if part is None:
-            join(data, out, attributes, task.sources, env, how.product, watchdog)
+            join(data, out, attributes, task.sources, env, product=how.product, watchdog=watchdog)
             return 0
         with on_main(lambda: only_writer(out, wait=True), env):
             done = run_on_main(lambda: part.end(out), env)
             env.say(f"{out}: {done} of {part.of} parts done")
             if done == part.of:
                 sources = union_over_ranks(journals.committed(out, env.rank, env.world), env)
-                join(data, out, attributes, sources, env, how.product, watchdog)
+                join(data, out, attributes, sources, env, product=how.product, watchdog=watchdog)
     return 0
 
 
@@ -107,10 +109,10 @@ def prepare(out: Path, attributes: dict[str, Any], product: str = "candidates") 
     """Whether `out` is complete; else it is ready for its journals. InputError if it was begun with other settings."""
     settings = out / journals.PARTS / journals.SETTINGS
     if (out / INDEX).exists():
-        found = PRODUCTS[product].open_store(out)
+        found = PRODUCTS[product].open(out)
         check_same_settings(found.attributes, attributes, out)
         found.check_files()
-        candidates.clean(out)  # a kill may have come between the index and this
+        products.clean(out)  # a kill may have come between the index and this
         return True
     if settings.exists():
         check_same_settings(json.loads(settings.read_text()), attributes, out)
@@ -141,6 +143,7 @@ def join(
     attributes: dict[str, Any],
     sources: dict[int, Any],
     env: Env,
+    *,
     product: str = "candidates",
     watchdog: Watchdog | None = None,
 ) -> None:
@@ -165,15 +168,15 @@ def join(
     if env.is_main:
         write_timings(out)
         form.write_index(out, [joined[shard] for shard in sorted(joined)], attributes)
-        candidates.clean(out)
-        store = form.open_store(out)
+        products.clean(out)
+        store = form.open(out)
         print(f"{out}: {product} of {len(store)} events, digest {store.digest}")
     barrier(env)
 
 
 def mpi_ranks(env: Env) -> Any:
     """The MPI communicator of these ranks if they can write one file together, else None."""
-    if env.world == 1 or launched()[1] != env.world or not candidates.has_parallel_hdf5():
+    if env.world == 1 or launched()[1] != env.world or not has_parallel_hdf5():
         return None
     return mpi_world(env.world)
 
@@ -200,7 +203,7 @@ def write_timings(out: Path) -> None:
 
 def submission_blocks(data: Dataset, out: Path) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """(event id, hit ids, track ids) of every event, in the order of the dataset."""
-    store = candidates.CandidateStore(out)
+    store = CandidateStore(out)
     position = {int(event): i for i, event in enumerate(store.event_ids)}
     for row, event in enumerate(data.event_ids):
         hit_id = data.read(row, ["hits.hit_id"]).column("hits.hit_id")

@@ -116,7 +116,7 @@ class ByModel:
             config.selection,
             AugmentConfig(),
             (config.seed, INFER),
-            WEIGHTS[config.precision],
+            dtype=WEIGHTS[config.precision],
             graph=graph or build_graph(config.graph, data.folder, data),
             labels=False,
         )

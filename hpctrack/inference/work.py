@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +22,10 @@ from hpctrack.parallel.env import Env
 from hpctrack.parallel.preemption import Preemption
 from hpctrack.parallel.watchdog import Watchdog
 from hpctrack.planning.partition import longest_first
-from hpctrack.storage import candidates, edges, journals
+from hpctrack.storage import journals
+from hpctrack.storage.candidates import CANDIDATES
+from hpctrack.storage.edges import EDGES
+from hpctrack.storage.products import Product
 from hpctrack.storage.store import Dataset
 from hpctrack.training.size_table import SizeTable
 
@@ -58,27 +60,14 @@ class Part:
         return len(list((out / journals.PARTS).glob(f"part-*-of-{self.of:05d}.done")))
 
 
-@dataclass(frozen=True)
-class Product:
-    """How what inference makes of events is stored: a journal of records, files beside the shards, an index."""
-
-    encode: Callable[[Any], bytes]
-    write_shard: Callable[..., str]
-    write_index: Callable[..., None]
-    open_store: Callable[[Path], candidates.CandidateStore]
-
-
-PRODUCTS = {
-    "candidates": Product(journals.encode, candidates.write_shard, candidates.write_index, candidates.open_store),
-    "edges": Product(edges.encode, edges.write_shard, edges.write_index, edges.open_store),
-}
+PRODUCTS: dict[str, Product] = {product.name: product for product in (CANDIDATES, EDGES)}
 
 
 class Task:
     """The events of this call, spread over its ranks."""
 
     def __init__(
-        self, how: Reconstruction, data: Dataset, out: Path, env: Env, part: Part | None, watchdog: Watchdog | None
+        self, how: Reconstruction, data: Dataset, out: Path, env: Env, *, part: Part | None, watchdog: Watchdog | None
     ) -> None:
         self.how, self.data, self.out, self.env = how, data, out, env
         self.part, self.watchdog = part, watchdog
@@ -134,7 +123,7 @@ class Task:
                 entry = {"event_id": found.event_id, f"n_{self.how.product}": len(found), "rank": self.env.rank} | took
                 timings.append(entry)
                 payload = PRODUCTS[self.how.product].encode(found)
-                places[found.event_id] = journal.append_payload(found.event_id, payload)
+                places[found.event_id] = journal.append(found.event_id, payload)
                 done += 1
                 if done % max(1, len(rows) // 10) == 0:
                     place = f"({done}/{len(rows)} on this rank)"

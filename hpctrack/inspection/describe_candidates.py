@@ -10,18 +10,21 @@ import numpy as np
 
 from hpctrack.errors import InputError
 from hpctrack.inspection.text import histogram
-from hpctrack.storage import candidates, edges, hdf5, journals
+from hpctrack.storage import hdf5, journals
+from hpctrack.storage.candidates import CANDIDATES, COLUMNS, CandidateStore, decode
+from hpctrack.storage.edges import EDGES, EdgeStore
 from hpctrack.storage.hdf5 import INDEX
+from hpctrack.storage.products import VERSION
 from hpctrack.storage.verify import Problem, reason
 
 
 def describe_candidates(folder: Path) -> dict[str, Any]:
     """A finished candidates folder: totals, settings, histograms, digest."""
     with hdf5.damage(folder / INDEX):
-        found = candidates.CandidateStore(folder)
+        found = CandidateStore(folder)
     per_event, sizes, n_hits, columns = _sizes([folder / name for name in found.shards])
     return {
-        "format": f"{candidates.FORMAT} {candidates.VERSION}",
+        "format": f"{CANDIDATES.format} {VERSION}",
         "events": len(found),
         **_totals(per_event, sizes, n_hits),
         "files": len(found.shards),
@@ -36,10 +39,10 @@ def describe_candidates(folder: Path) -> dict[str, Any]:
 def describe_file(path: Path) -> dict[str, Any]:
     """One candidates file."""
     per_event, sizes, n_hits, columns = _sizes([path])
-    with candidates.open_checked(path) as file, hdf5.damage(path):
+    with CANDIDATES.open_file(path) as file, hdf5.damage(path):
         digest = str(file.attrs["digest"])
     return {
-        "format": f"{candidates.FORMAT} {candidates.VERSION}",
+        "format": f"{CANDIDATES.format} {VERSION}",
         "events": len(per_event),
         **_totals(per_event, sizes, n_hits),
         "bytes": path.stat().st_size,
@@ -56,7 +59,7 @@ def describe_journals(paths: list[Path], settings: Path | None = None) -> dict[s
         end = count = 0
         for event_id, offset, payload in journals.records(path):
             with hdf5.damage(path):
-                event = journals.decode(event_id, payload)
+                event = decode(event_id, payload)
             end, count = offset + len(payload), count + 1
             per_event.append(len(event))
             sizes.append(np.diff(event.hit_offsets))
@@ -81,16 +84,16 @@ def describe_unfinished(folder: Path) -> dict[str, Any]:
 def _sizes(paths: list[Path]) -> tuple[np.ndarray, np.ndarray, int, dict[str, dict[str, Any]]]:
     """(candidates of each event, hits of each candidate, hits of the events, types and bytes of columns) of files."""
     per_event, sizes, n_hits = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], 0
-    columns = {name: {"dtype": dtype.name, "bytes": 0} for name, dtype in journals.COLUMNS.items()}
+    columns = {name: {"dtype": dtype.name, "bytes": 0} for name, dtype in COLUMNS.items()}
     for path in paths:
-        with candidates.open_checked(path) as file, hdf5.damage(path):
+        with CANDIDATES.open_file(path) as file, hdf5.damage(path):
             offsets = hdf5.small_array(file, "offsets/candidates")
             per_event.append(np.diff(offsets))
             steps = np.diff(hdf5.small_array(file, "hit_offsets"))
             between = offsets[1:-1] + np.arange(len(offsets) - 2)  # from one event's end to the next one's beginning
             sizes.append(np.delete(steps, between))
             n_hits += int(file["offsets/hits"][-1])
-            for name in [*journals.COLUMNS, *candidates.WIDTH]:
+            for name in [*COLUMNS, "parameters"]:
                 if name in file:
                     column = columns.setdefault(name, {"dtype": file[name].dtype.name, "bytes": 0})
                     column["bytes"] += file[name].nbytes
@@ -110,9 +113,9 @@ def _histograms(per_event: np.ndarray, sizes: np.ndarray) -> dict[str, Any]:
 
 def describe_edges(folder: Path) -> dict[str, Any]:
     """Totals, settings and digest."""
-    found = edges.EdgeStore(folder)
+    found = EdgeStore(folder)
     return {
-        "format": f"{edges.FORMAT} {candidates.VERSION}",
+        "format": f"{EDGES.format} {VERSION}",
         "events": len(found),
         "edges": int(found.n_edges.sum()),
         "files": len(found.shards),
@@ -125,7 +128,7 @@ def describe_edges(folder: Path) -> dict[str, Any]:
 def check_edges(folder: Path) -> list[Problem]:
     """Problems of a folder of edges: files and events that cannot be read or fail their checksums."""
     try:
-        found = edges.EdgeStore(folder)
+        found = EdgeStore(folder)
     except InputError as error:
         return [Problem(str(folder), reason(error, folder / INDEX))]
     problems = []

@@ -74,7 +74,7 @@ def _kind_of_h5(path: Path) -> str:
         except InputError as error:
             reasons[kind] = error
     try:
-        with candidates.open_checked(path) as file, hdf5.damage(path):
+        with candidates.CANDIDATES.open_file(path) as file, hdf5.damage(path):
             return CANDIDATES_INDEX if "digests" in file else CANDIDATES_FILE
     except InputError as error:
         reasons[CANDIDATES_FILE] = error

@@ -53,11 +53,12 @@ class AttentionNetwork(GraphNetwork):
 
         def attention() -> SplitPerceptron:
             widths = [state, state, pair] if pair else [state, state]
-            return SplitPerceptron(widths, options.width, 1, *options.sizes)
+            return SplitPerceptron(widths, options.width, 1, options.sizes)
 
         own = 1 if options.recurrent else options.iterations
         rounds = [
-            Attention(attention(), state, pair, options.width, options.sizes, options.residual) for _ in range(own)
+            Attention(attention(), state, pair, options.width, options.sizes, residual=options.residual)
+            for _ in range(own)
         ]
         self.iterations = Layers(rounds)
         self.read_from(options, state, pair, scores=rounds[0].edges if options.recurrent else None)
@@ -71,11 +72,13 @@ class AttentionNetwork(GraphNetwork):
 class Attention(nn.Module):
     """One iteration; `edges` gives the attention's logits, `pair` is the width of the edges' own state, if any."""
 
-    def __init__(self, edges: SplitPerceptron, state: int, pair: int, width: int, sizes: Sizes, residual: bool) -> None:
+    def __init__(
+        self, edges: SplitPerceptron, state: int, pair: int, width: int, sizes: Sizes, *, residual: bool
+    ) -> None:
         super().__init__()
         self.edges, self.width, self.residual = edges, width, residual
-        self.nodes = SplitPerceptron([state, state + pair, state + pair], width, width, *sizes)
-        self.activation = ACTIVATIONS[sizes[2]]()
+        self.nodes = SplitPerceptron([state, state + pair, state + pair], width, width, sizes)
+        self.activation = ACTIVATIONS[sizes.activation]()
 
     def project(self, x_NS: Tensor) -> tuple[Tensor, Tensor]:
         """The nodes' shares in the first layer of the attention and their states, [N, H + S]."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hpctrack.models.graph_network import GraphNetwork
 from hpctrack.models.layers import Layers
-from hpctrack.models.perceptron import ACTIVATIONS, LayerNorm, SplitPerceptron
+from hpctrack.models.perceptron import ACTIVATIONS, LayerNorm, Sizes, SplitPerceptron
 from hpctrack.models.sweeps import OnEdges
 from hpctrack.numerics import without_autocast
 
@@ -48,7 +48,7 @@ class Convolution(nn.Module):
 
     def __init__(self, width: int, norm: str, activation: str) -> None:
         super().__init__()
-        self.linear = SplitPerceptron([width] * 2, width, width, 1, norm, activation)
+        self.linear = SplitPerceptron([width] * 2, width, width, Sizes(1, norm, activation))
         self.after = nn.Sequential(LayerNorm(width) if norm == "layer" else nn.Identity(), ACTIVATIONS[activation]())
 
     def project(self, x_NH: Tensor) -> tuple[Tensor, Tensor]:

@@ -113,7 +113,7 @@ class GraphNetwork(MemoryModes, Model):
         @property
         def sizes(self) -> Sizes:
             """Of the network's perceptrons."""
-            return self.layers, self.norm, self.activation
+            return Sizes(self.layers, self.norm, self.activation)
 
     start: Callable[[Tensor], Tensor]
     edge_start: PairFeatures | None
@@ -140,10 +140,10 @@ class GraphNetwork(MemoryModes, Model):
         """
         if scores is None or options.embed_edges:
             widths = [hit, hit, edge] if edge else [hit, hit]
-            scores = SplitPerceptron(widths, options.width, 1 + options.embed_edges, *options.sizes)
+            scores = SplitPerceptron(widths, options.width, 1 + options.embed_edges, options.sizes)
         self.head, self.hit_head = Score(scores), None
         if options.embed_hits:
-            self.hit_head = SplitPerceptron([hit], options.width, options.embed_hits, *options.sizes)
+            self.hit_head = SplitPerceptron([hit], options.width, options.embed_hits, options.sizes)
 
     @property
     def memory_modes(self) -> tuple[str, ...]:
@@ -291,28 +291,28 @@ class NodeStates:
         self.anchor, on_edges, states = kept.anchor, kept.last, kept.states
         graph, tally = self.graph, GradientSums(self.net.edge_parameters())
         x_NH = states.pop().to(graph.device)
-        g_x, g_e = backward_edges(self.net.head, graph, x_NH, on_edges[0], (g_read_MK, None, None), tally)
+        g_x, g_e = backward_edges(self.net.head, graph, x_NH, on_edges[0], (g_read_MK, None, None), tally=tally)
         g_x += g_last_NH
         for t in reversed(range(len(states))):
             step, x_NH = self.steps[t], states[t].to(graph.device)
             inputs, e_MH = [x_NH, *sums(on_edges)], on_edges[0]
             g_x, g_in, g_out = backward_rows(
-                step.update, step, graph.chunk, inputs, [g_x], tally, fixed=[self.degree_N1]
+                step.update, step, graph.chunk, inputs, [g_x], tally=tally, fixed=[self.degree_N1]
             )
             del inputs, on_edges
             on_edges = self.restore(t, states, e_MH)
-            g_x_edges, g_e = backward_edges(step, graph, x_NH, on_edges[0], (g_e, g_in, g_out), tally, into=g_e)
+            g_x_edges, g_e = backward_edges(step, graph, x_NH, on_edges[0], (g_e, g_in, g_out), tally=tally, into=g_e)
             g_x += g_x_edges
             del g_in, g_out, g_x_edges
         if self.net.edge_start is not None:
-            backward_edges(self.net.edge_start, graph, self.place_N4, None, (g_e, None, None), tally, nodes=False)
+            backward_edges(self.net.edge_start, graph, self.place_N4, None, (g_e, None, None), tally=tally, nodes=False)
         return g_x, tally.gradients()
 
     def start_edges(self, into: Tensor | None = None) -> Tensor | None:
         """e_0 [M, H]."""
         if self.net.edge_start is None:
             return None
-        return forward_edges(self.net.edge_start, self.graph, self.place_N4, None, into, totals=False)[0]
+        return forward_edges(self.net.edge_start, self.graph, self.place_N4, None, into=into, totals=False)[0]
 
     def leave_anchor(self, t: int, on_edges: OnEdges) -> None:
         """Keep e_t and the sums before it, in the place of the old anchor."""
@@ -331,7 +331,7 @@ class NodeStates:
             first, on_edges, anchor_at = 0, (self.start_edges(into=e_MH), None, None), t // 2
         for s in range(first, t):
             x_NH, wanted = states[s].to(self.graph.device), s + 1 in (t, anchor_at)
-            on_edges = forward_edges(self.steps[s], self.graph, x_NH, on_edges[0], on_edges[0], totals=wanted)
+            on_edges = forward_edges(self.steps[s], self.graph, x_NH, on_edges[0], into=on_edges[0], totals=wanted)
             if s + 1 == anchor_at:
                 self.leave_anchor(s + 1, on_edges)
         return on_edges

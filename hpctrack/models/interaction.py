@@ -39,7 +39,7 @@ class InteractionNetwork(GraphNetwork):
         super().__init__(features, options.iterations, options.chunk)
         width, sizes = options.width, options.sizes
         self.geometry = Geometry(features, "the interaction network")
-        self.start = SplitPerceptron([len(features)], width, width, *sizes)
+        self.start = SplitPerceptron([len(features)], width, width, sizes)
         self.edge_start = PairStart(width, sizes)
         own = 1 if options.recurrent else options.iterations
         self.iterations = Layers(Interaction(width, sizes) for _ in range(own))
@@ -51,7 +51,7 @@ class PairStart(PairFeatures):
 
     def __init__(self, width: int, sizes: Sizes) -> None:
         super().__init__()
-        self.perceptron = SplitPerceptron([PAIR_FEATURES], width, width, *sizes)
+        self.perceptron = SplitPerceptron([PAIR_FEATURES], width, width, sizes)
 
     def edge(self, source_c4: Tensor, target_c4: Tensor, _: Tensor | None) -> OnEdges:
         """e_0 [c, H]."""
@@ -64,8 +64,8 @@ class Interaction(nn.Module):
 
     def __init__(self, width: int, sizes: Sizes) -> None:
         super().__init__()
-        self.edges = SplitPerceptron([width] * 3, width, width, *sizes)
-        self.nodes = SplitPerceptron([width] * 3, width, width, *sizes)
+        self.edges = SplitPerceptron([width] * 3, width, width, sizes)
+        self.nodes = SplitPerceptron([width] * 3, width, width, sizes)
 
     def project(self, x_NH: Tensor) -> tuple[Tensor, Tensor]:
         """The nodes' shares in the first layer of the edges' perceptron."""

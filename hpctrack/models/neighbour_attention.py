@@ -207,7 +207,7 @@ class NeighbourAttention(torch.autograd.Function):
                     out_nH = NeighbourAttention.update(step, near, rows, *leaves)
                 g_h[rows], g_nKH = tally.pull(step, leaves, [out_nH], [g_NH[rows]])
                 g_said.index_add_(0, near.row_NK[rows].flatten(), g_nKH.flatten(0, 1).to(g_said.dtype))
-            g_h += backward_rows(step.say, step, near.chunk, [h_NH], [g_said], tally)[0]
+            g_h += backward_rows(step.say, step, near.chunk, [h_NH], [g_said], tally=tally)[0]
         return (None, None, g_h, *tally.gradients())
 
     @staticmethod

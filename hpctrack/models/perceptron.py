@@ -7,7 +7,7 @@ Legend: N rows or hits, F features, W width of a part, H hidden width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, Protocol, TypeVar
+from typing import Annotated, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from pydantic import Field
@@ -21,8 +21,15 @@ from hpctrack.numerics import at_least_fp32, without_autocast
 
 Norm = Annotated[Literal["layer", "none"], Field(description="normalization of hidden layers")]
 Activation = Annotated[Literal["relu", "silu", "gelu", "tanh"], Field(description="of hidden layers")]
-Sizes = tuple[int, str, str]  # of a SplitPerceptron: layers, norm, activation
 ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU, "tanh": nn.Tanh}
+
+
+class Sizes(NamedTuple):
+    """Of a SplitPerceptron: linear layers, what normalizes hidden ones, and what follows them."""
+
+    layers: int
+    norm: str
+    activation: str
 
 
 class Heads(Protocol):
@@ -87,8 +94,9 @@ class SplitPerceptron(nn.Module):
     is bare; `weight` is that of the concatenated form.
     """
 
-    def __init__(self, widths: Sequence[int], hidden: int, out: int, layers: int, norm: str, activation: str) -> None:
+    def __init__(self, widths: Sequence[int], hidden: int, out: int, sizes: Sizes) -> None:
         super().__init__()
+        layers, norm, activation = sizes
         self.widths = tuple(widths)
         self.first = nn.Linear(sum(widths), hidden if layers > 1 else out)
         self.rest = nn.Sequential()

@@ -163,6 +163,7 @@ def forward_edges(
     graph: Graph,
     x_NH: Tensor,
     e_MH: Tensor | None,
+    *,
     into: Tensor | None = None,
     totals: bool = True,
 ) -> OnEdges:
@@ -225,6 +226,7 @@ def backward_rows(
     chunk: int,
     inputs: Sequence[Tensor],
     grads: Sequence[Tensor],
+    *,
     tally: GradientSums,
     fixed: Sequence[Tensor] = (),
 ) -> list[Tensor]:
@@ -247,6 +249,7 @@ def backward_edges(
     x_NH: Tensor,
     e_MH: Tensor | None,
     grads: OnEdges,
+    *,
     tally: GradientSums,
     into: Tensor | None = None,
     nodes: Literal[True] = True,
@@ -260,9 +263,9 @@ def backward_edges(
     x_NH: Tensor,
     e_MH: Tensor | None,
     grads: OnEdges,
+    *,
     tally: GradientSums,
     into: Tensor | None = None,
-    *,
     nodes: bool,
 ) -> tuple[Tensor | None, Tensor | None]: ...
 
@@ -273,6 +276,7 @@ def backward_edges(
     x_NH: Tensor,
     e_MH: Tensor | None,
     grads: OnEdges,
+    *,
     tally: GradientSums,
     into: Tensor | None = None,
     nodes: bool = True,
@@ -304,7 +308,7 @@ def backward_edges(
             g_e[rows] = found[-1]
     if g_source is None or g_target is None:  # not `nodes`
         return None, g_e
-    return backward_rows(layer.project, layer, graph.chunk, [x_NH], [g_source, g_target], tally)[0], g_e
+    return backward_rows(layer.project, layer, graph.chunk, [x_NH], [g_source, g_target], tally=tally)[0], g_e
 
 
 class EdgeSweep(torch.autograd.Function):
@@ -333,7 +337,9 @@ class EdgeSweep(torch.autograd.Function):
         if all(grad is None for grad in grads):
             return (None, None, None, None, *tally.gradients())
         with ctx.autocast.restored():
-            g_x, g_e = backward_edges(ctx.layer, ctx.graph, x_NH, e_MH, grads, tally, nodes=ctx.needs_input_grad[2])
+            g_x, g_e = backward_edges(
+                ctx.layer, ctx.graph, x_NH, e_MH, grads, tally=tally, nodes=ctx.needs_input_grad[2]
+            )
         return (None, None, g_x, g_e, *tally.gradients())
 
 

@@ -39,6 +39,7 @@ class Engine:
         env: Env,
         precision: Precision,
         config: ParallelConfig,
+        *,
         clip_norm: float | None = None,
     ) -> None:
         self.env = env

@@ -141,7 +141,7 @@ def make_env(config: ParallelConfig, place: Place) -> Env:
     device = choose_device(config.device, local_rank, place.source)
     grouped = place.world > 1 or config.strategy != "ddp"  # sharding and its libraries want a group, if only of one
     backend = ("nccl" if device.type == "cuda" else "gloo") if grouped else None
-    return Env(place.rank, place.world, local_rank, device, backend, place.source)
+    return Env(place.rank, place.world, local_rank, device, backend=backend, source=place.source)
 
 
 def choose_device(wanted: str, local_rank: int, source: str) -> torch.device:
@@ -173,7 +173,7 @@ def start_group(env: Env, config: ParallelConfig, run: Run, key: str = KEY) -> t
     limit_s, variables = config.timeout_s + WATCHDOG_FIRST_S, dict[str, str]()
     if env.world > 1:
         speaks = env.local_rank == 0 or env.rank == 1
-        met = Rendezvous(env.rank, env.world, run, config.rendezvous_timeout_s, key, speaks).meet()
+        met = Rendezvous(env.rank, env.world, run, config.rendezvous_timeout_s, key, speaks=speaks).meet()
         store = met.store
         store.set_timeout(timedelta(seconds=limit_s))
         interface = interface_for(env.rank, met.hosts, met.addresses)

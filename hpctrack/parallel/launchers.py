@@ -106,7 +106,7 @@ def placed(source: str, rank: int, world: int, local: int | None, environ: Mappi
     if not 0 <= rank < world:
         raise InputError(f"environment: {source} says rank {rank} of {world}; ranks go from 0 to {world - 1}")
     port = number(environ, "MASTER_PORT") if "MASTER_PORT" in environ else None
-    return Place(source, rank, world, local, environ.get("MASTER_ADDR"), port)
+    return Place(source, rank, world, local, environ.get("MASTER_ADDR"), port=port)
 
 
 def number(environ: Mapping[str, str], name: str) -> int:

@@ -58,17 +58,17 @@ def certify(plan: EpochPlan, sizes: np.ndarray, costs: np.ndarray, world_size: i
     ks, entropy = randomness(sizes[plan.event], plan.step_offsets)
     random_ks, random_entropy = randomness(sizes[order], plan.step_offsets)
     return Certificate(
-        len(plan.event),
-        plan.n_steps,
-        world_size,
-        balance,
-        time_balance,
-        ks,
-        entropy,
-        random_balance,
-        random_time_balance,
-        random_ks,
-        random_entropy,
+        n_events=len(plan.event),
+        n_steps=plan.n_steps,
+        world_size=world_size,
+        balance=balance,
+        time_balance=time_balance,
+        ks=ks,
+        entropy=entropy,
+        random_balance=random_balance,
+        random_time_balance=random_time_balance,
+        random_ks=random_ks,
+        random_entropy=random_entropy,
     )
 
 

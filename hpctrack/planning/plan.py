@@ -70,6 +70,7 @@ def plan_epoch(
     seed: int,
     epoch: int,
     events_per_step: int | None = None,
+    *,
     size_per_step: float | None = None,
     window: int | None = 1,
     costs: np.ndarray | None = None,
@@ -84,7 +85,7 @@ def plan_epoch(
     [n_events] counts against `memory_cap`; an event above it has a micro-batch of its own. `shards`
     [n_events]: ranks prefer events of shards they have read before, where that costs nothing. The rest: `compose`.
     """
-    order, offsets = compose(sizes, seed, epoch, events_per_step, size_per_step, window)
+    order, offsets = compose(sizes, seed, epoch, events_per_step, size_per_step=size_per_step, window=window)
     costs = np.asarray(sizes if costs is None else costs, dtype=np.float64)
     rank = np.zeros(len(order), dtype=np.int32)
     micro = np.zeros(len(order), dtype=np.int32)
@@ -112,6 +113,7 @@ def compose(
     seed: int,
     epoch: int,
     events_per_step: int | None = None,
+    *,
     size_per_step: float | None = None,
     window: int | None = 1,
 ) -> tuple[np.ndarray, np.ndarray]:

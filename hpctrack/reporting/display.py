@@ -87,9 +87,17 @@ def make_display(event: Event, candidates: Candidates, cuts: Cuts, targets_only:
     for hits in (*tracks, *wrong, *fakes, *missed_hits):
         is_other[hits] = False
     return Display(
-        event.event_id, x, y, z, tracks, colours_of(tracks, x, y), wrong, fakes, missed_hits, np.flatnonzero(is_other),
-        targets_only, int(target.sum()),
-    )  # fmt: skip
+        event.event_id,
+        *(x, y, z),
+        tracks=tracks,
+        colours=colours_of(tracks, x, y),
+        wrong=wrong,
+        fakes=fakes,
+        missed=missed_hits,
+        others=np.flatnonzero(is_other),
+        targets_only=targets_only,
+        n_targets=int(target.sum()),
+    )
 
 
 def sector(display: Display) -> tuple[Display, float]:

@@ -187,12 +187,12 @@ def trackml_geometry() -> Geometry:
     rows: list[tuple[int, int, bool, float, float, float]] = []  # of Row, but its modules
     for volume, barrel in _BARRELS.items():
         for i, (radius, n_phi) in enumerate(barrel.layers):
-            _add_barrel_layer(parts, rows, volume, 2 * i + 2, barrel, radius, n_phi)
+            _add_barrel_layer(parts, rows, volume, 2 * i + 2, barrel, radius=radius, n_phi=n_phi)
     for (negative, positive), endcap in _ENDCAPS.items():
         n = len(endcap.disks)
         for i, z in enumerate(endcap.disks):
-            _add_disk(parts, rows, negative, 2 * (n - i), endcap, -z)
-            _add_disk(parts, rows, positive, 2 * i + 2, endcap, z)
+            _add_disk(parts, rows, negative, 2 * (n - i), endcap, z=-z)
+            _add_disk(parts, rows, positive, 2 * i + 2, endcap, z=z)
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     order = np.lexsort([columns[name] for name in ("module_id", "layer_id", "volume_id")])
     place = np.empty(len(order), np.int64)
@@ -204,7 +204,7 @@ def trackml_geometry() -> Geometry:
     return Geometry(columns, rows=numbered, **extra)
 
 
-def _part(sensor: _Sensor, centre: list, axes: list, half_u: tuple[float, float], half_v: float, ids: dict) -> dict:
+def _part(sensor: _Sensor, centre: list, axes: list, half_u: tuple[float, float], half_v: float, *, ids: dict) -> dict:
     """Columns of one row of modules; `axes` are u, v, w, each its x, y, z."""
     n = len(ids["module_id"])
     part = {name: np.broadcast_to(np.asarray(value, np.int64), n) for name, value in ids.items()}
@@ -224,7 +224,7 @@ def _phi(n: int) -> np.ndarray:
 
 
 def _add_barrel_layer(
-    parts: list, rows: list, volume: int, layer: int, barrel: _Barrel, radius: float, n_phi: int
+    parts: list, rows: list, volume: int, layer: int, barrel: _Barrel, *, radius: float, n_phi: int
 ) -> None:
     phi = _phi(n_phi)
     psi = phi + barrel.tilt
@@ -235,11 +235,11 @@ def _add_barrel_layer(
         number = i * n_phi + np.arange(1, n_phi + 1)
         ids = {"volume_id": volume, "layer_id": layer, "module_id": number, "acts_module": number}
         centre = [r * np.cos(phi), r * np.sin(phi), z]
-        parts.append(_part(barrel.sensor, centre, axes, (barrel.half_u, barrel.half_u), barrel.half_v, ids))
+        parts.append(_part(barrel.sensor, centre, axes, (barrel.half_u, barrel.half_u), barrel.half_v, ids=ids))
         rows.append((volume, layer, True, radius, z, barrel.half_v))
 
 
-def _add_disk(parts: list, rows: list, volume: int, layer: int, endcap: _Endcap, z: float) -> None:
+def _add_disk(parts: list, rows: list, volume: int, layer: int, endcap: _Endcap, *, z: float) -> None:
     side = np.sign(z)
     sequence = np.array([int(c) for c in endcap.sequence])
     first = 0
@@ -251,6 +251,6 @@ def _add_disk(parts: list, rows: list, volume: int, layer: int, endcap: _Endcap,
         ids = {"volume_id": volume, "layer_id": layer, "module_id": 1 + np.flatnonzero(sequence == k)}
         ids["acts_module"] = first + np.arange(1, ring.n_phi + 1)
         centre = [ring.radius * cos, ring.radius * sin, z + side * offsets]
-        parts.append(_part(endcap.sensor, centre, axes, ring.half_u, ring.half_v, ids))
+        parts.append(_part(endcap.sensor, centre, axes, ring.half_u, ring.half_v, ids=ids))
         rows.append((volume, layer, False, z, ring.radius, ring.half_v))
         first += ring.n_phi

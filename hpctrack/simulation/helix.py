@@ -67,7 +67,9 @@ class HelixSource:
         helices = _Helices(*start, phi, radius, particles["pz"] / pt, pt)
         rows, arc, layer = _layer_crossings(helices, self._geometry)
         offset = _scattering(helices, rows, arc, self._settings.stream(event_id, "passage"))
-        module, owner, position, direction = _module_crossings(helices, rows, arc, layer, offset, self._geometry)
+        module, owner, position, direction = _module_crossings(
+            helices, rows, arc, layer, offset, geometry=self._geometry
+        )
         momentum = direction * pt[owner, None]
         return particles, Crossings(module, particles["particle_id"][owner], position, momentum)
 
@@ -170,7 +172,7 @@ def _scattering(helices: _Helices, rows: np.ndarray, arc: np.ndarray, rng: np.ra
 
 
 def _module_crossings(
-    helices: _Helices, rows: np.ndarray, arc: np.ndarray, layer: np.ndarray, offset: np.ndarray, geometry: Geometry
+    helices: _Helices, rows: np.ndarray, arc: np.ndarray, layer: np.ndarray, offset: np.ndarray, *, geometry: Geometry
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """The modules met near the layers' crossings: module, particle, position and direction [H]; overlaps give two."""
     point = helices.at(rows, arc)[0] + offset

@@ -10,7 +10,7 @@ import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import h5py
 import numpy as np
@@ -53,6 +53,54 @@ def write_header(file: h5py.File, kind: str, attributes: Mapping[str, Any], text
     for name, text in texts.items():
         file[f"{TEXTS}/{name}"] = np.frombuffer(text.encode(), dtype=np.uint8)
     file.attrs[ATTRIBUTES_DIGEST] = _digest(dict(file.attrs), texts)
+
+
+# ------------------------------------------------------------------------- writing, by several ranks together
+
+
+class Communicator(Protocol):
+    """An MPI communicator, as far as writing together needs one."""
+
+    rank: int
+    size: int
+
+    def bcast(self, value: str | None) -> str:
+        """The value of rank 0, on all ranks."""
+
+
+def has_parallel_hdf5() -> bool:
+    """Whether several ranks can write one HDF5 file together: h5py was built with MPI."""
+    return bool(h5py.get_config().mpi)
+
+
+def write_rows(dataset: h5py.Dataset, start: int, values: np.ndarray, world: Communicator | None) -> None:
+    """Write the rows from `start` on; every rank of `world` must call it, with nothing if need be."""
+    if not dataset.shape[0]:
+        return
+    rest = dataset.shape[1:]
+    memory, place = h5py.h5s.create_simple((max(len(values), 1), *rest)), dataset.id.get_space()
+    if len(values):
+        place.select_hyperslab((start, *[0] * len(rest)), values.shape)
+    else:
+        memory.select_none()
+        place.select_none()
+    transfer = h5py.h5p.create(h5py.h5p.DATASET_XFER)
+    if world is not None:
+        transfer.set_dxpl_mpio(h5py.h5fd.MPIO_COLLECTIVE)
+    data = np.ascontiguousarray(values) if len(values) else np.zeros((1, *rest), dataset.dtype)
+    dataset.id.write(memory, place, data, dxpl=transfer)
+
+
+@contextlib.contextmanager
+def together(path: Path, world: Communicator) -> Iterator[h5py.File]:
+    """A new file, open on all ranks of `world`, under a temporary name that `shared_name` gives."""
+    with h5py.File(shared_name(path), "w", driver="mpio", comm=world) as file:
+        yield file
+
+
+def shared_name(path: Path) -> Path:
+    """Where ranks write a file together, before it has its name."""
+    return path.with_name(f".{path.name}.together.tmp")  # the folder's lock keeps others out
 
 
 # ------------------------------------------------------------------------------------------------ reading

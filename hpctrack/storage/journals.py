@@ -1,4 +1,4 @@
-"""Journals: what inference has committed so far, one append-only file a writer, in the candidates' folder.
+"""Journals: what inference has committed so far, one append-only file a writer, in the folder of what it makes.
 
 An event is committed by one record (length, checksum, payload) that is flushed to disk before the next event starts.
 A record that a kill cut short is recognised and ignored, so running again redoes exactly the events without a whole
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,20 +17,12 @@ import xxhash
 
 from hpctrack.errors import InputError
 from hpctrack.files.atomic import os_errors_with, sync
-from hpctrack.storage.schema import ESTIMATE, Candidates
 
 PARTS = ".parts"
 SETTINGS = "settings.json"  # in PARTS: what the candidates are made with
 HEADER = struct.Struct("<8sqqQ")  # magic, event id, payload bytes, checksum
 LENGTHS = struct.Struct("<4q")  # of the columns, at the payload's beginning
 MAGIC = b"hpctrkc2"
-COLUMNS = {  # payload and file layout: name -> type
-    "hit_offsets": np.dtype("<i8"),
-    "hit_rows": np.dtype("<i4"),
-    "scores": np.dtype("<f4"),
-    "track_ids": np.dtype("<i4"),
-}
-PARAMETERS = np.dtype(("<f4", (len(ESTIMATE),)))  # of each candidate: follow the columns where a model estimates them
 Place = tuple[str, int]  # a journal's name, and where in it a payload begins
 
 
@@ -50,12 +42,8 @@ class Journal:
         self.file.seek(whole)
         sync(path.parent)
 
-    def append(self, candidates: Candidates) -> Place:
-        """Commit one event; where its payload stands."""
-        return self.append_payload(candidates.event_id, encode(candidates))
-
-    def append_payload(self, event_id: int, payload: bytes) -> Place:
-        """Commit one event that was encoded already; its bytes begin with LENGTHS."""
+    def append(self, event_id: int, payload: bytes) -> Place:
+        """Commit one event, whose payload begins with LENGTHS (`pack`); where it stands."""
         header = HEADER.pack(MAGIC, event_id, len(payload), checksum(event_id, payload))
         with os_errors_with(self.path):
             self.file.write(header + payload)
@@ -103,37 +91,39 @@ def checksum(event_id: int, payload: bytes) -> int:
     return xxhash.xxh3_64_intdigest(payload, seed=event_id % 2**64)
 
 
-def encode(candidates: Candidates) -> bytes:
-    """One event as bytes: the columns' lengths, the columns, and what there is of track parameters."""
-    columns = [np.ascontiguousarray(getattr(candidates, name), dtype) for name, dtype in COLUMNS.items()]
-    parameters = candidates.parameters
-    last = b"" if parameters is None else np.ascontiguousarray(parameters, PARAMETERS.base).tobytes()
-    return LENGTHS.pack(*map(len, columns)) + b"".join(column.tobytes() for column in columns) + last
+def pack(record: object, columns: Mapping[str, np.dtype], rest: bytes = b"") -> bytes:
+    """A payload: the lengths of the record's columns (at most four), the columns, and what comes behind them."""
+    arrays = [np.ascontiguousarray(getattr(record, name), dtype) for name, dtype in columns.items()]
+    lengths = [*map(len, arrays), 0, 0, 0, 0][:4]
+    return LENGTHS.pack(*lengths) + b"".join(array.tobytes() for array in arrays) + rest
 
 
-def decode(event_id: int, payload: bytes) -> Candidates:
-    """Inverse of `encode`."""
-    lengths, position, columns = LENGTHS.unpack_from(payload), LENGTHS.size, {}
-    for (name, dtype), length in zip(COLUMNS.items(), lengths, strict=True):
-        columns[name] = np.frombuffer(payload, dtype, length, position)
+def unpack(payload: bytes, columns: Mapping[str, np.dtype]) -> tuple[dict[str, np.ndarray], int]:
+    """The columns of a payload, and where what comes behind them begins."""
+    position, arrays = LENGTHS.size, {}
+    for (name, dtype), length in zip(columns.items(), LENGTHS.unpack_from(payload), strict=False):
+        arrays[name] = np.frombuffer(payload, dtype, length, position)
         position += length * dtype.itemsize
-    parameters = np.frombuffer(payload, PARAMETERS, offset=position) if position < len(payload) else None
-    return Candidates(event_id, **columns, parameters=parameters)
+    return arrays, position
 
 
-def read_lengths(folder: Path, place: Place) -> tuple[int, ...]:
-    """The lengths of a record's columns, as in `COLUMNS`, and the number of candidates with track parameters."""
+def read_lengths(folder: Path, place: Place, columns: Mapping[str, np.dtype], rest: np.dtype | None) -> tuple[int, ...]:
+    """The lengths of a record's columns and, where something of the type `rest` may come behind them, of that."""
     with open(folder / PARTS / place[0], "rb") as file:
         file.seek(place[1] - HEADER.size)
         payload = HEADER.unpack(file.read(HEADER.size))[2]
-        lengths = LENGTHS.unpack(file.read(LENGTHS.size))
-    columns = sum(length * dtype.itemsize for length, dtype in zip(lengths, COLUMNS.values(), strict=True))
-    return *lengths, (payload - LENGTHS.size - columns) // PARAMETERS.itemsize
+        lengths = LENGTHS.unpack(file.read(LENGTHS.size))[: len(columns)]
+    if rest is None:
+        return lengths
+    held = sum(length * dtype.itemsize for length, dtype in zip(lengths, columns.values(), strict=True))
+    return *lengths, (payload - LENGTHS.size - held) // rest.itemsize
 
 
-def read_record(folder: Path, event_id: int, place: Place) -> Candidates:
-    """The candidates of a record that `committed` found; InputError if it has changed since."""
-    return decode(event_id, read_payload(folder, event_id, place))
+def stored_checksum(folder: Path, place: Place) -> int:
+    """The checksum that a record has beside its payload."""
+    with open(folder / PARTS / place[0], "rb") as file:
+        file.seek(place[1] - HEADER.size)
+        return HEADER.unpack(file.read(HEADER.size))[3]
 
 
 def read_payload(folder: Path, event_id: int, place: Place) -> bytes:

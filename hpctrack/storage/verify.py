@@ -142,7 +142,7 @@ def _check_open_shard(file: Any, notes: Notes, shard: Shard) -> None:
         sums[name] = notes.array(file, f"checksums/{table}/{column}", np.uint64, n)
     for row, event_id in enumerate(ids):
         event = _read_event(columns, offsets, row, int(event_id), notes)
-        _check_sums(event, sums, own, row, int(event_id), notes)
+        _check_sums(event, sums, own, row, int(event_id), notes=notes)
         for column, what in check_event(event):
             notes.add(what, event_id, column)
         noise = event.get("truth.particle_id")
@@ -190,7 +190,7 @@ def _read_event(columns: dict, offsets: dict, row: int, event_id: int, notes: No
     return event
 
 
-def _check_sums(event: dict, sums: dict, own: dict, row: int, event_id: int, notes: Notes) -> None:
+def _check_sums(event: dict, sums: dict, own: dict, row: int, event_id: int, *, notes: Notes) -> None:
     found = {name: column_checksum(values) for name, values in event.items()}
     for name, checksum in found.items():
         if sums[name] is not None and sums[name][row] != checksum:

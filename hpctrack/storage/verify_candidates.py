@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from hpctrack.errors import InputError
-from hpctrack.storage import candidates, hdf5, journals, store
+from hpctrack.storage import hdf5, journals, store
+from hpctrack.storage.candidates import CANDIDATES, COLUMNS, PARAMETERS, CandidateStore, decode
 from hpctrack.storage.hdf5 import INDEX
+from hpctrack.storage.products import content_digest
 from hpctrack.storage.schema import ESTIMATE, Candidates
 from hpctrack.storage.verify import Notes, Problem, Say, check_offsets, complete, reason, run_checks
 
@@ -24,7 +26,7 @@ def check_candidates(folder: Path, data: Path | None = None, jobs: int = 1, say:
         if not index.exists():
             raise InputError("missing; inference has not finished, run it again")
         with hdf5.damage(index):
-            found = candidates.CandidateStore(folder)
+            found = CandidateStore(folder)
             _check_index(found, notes)
     except (InputError, OSError) as error:
         notes.add(reason(error, index))
@@ -56,7 +58,7 @@ def check_candidates(folder: Path, data: Path | None = None, jobs: int = 1, say:
     return problems
 
 
-def _check_index(found: candidates.CandidateStore, notes: Notes) -> None:
+def _check_index(found: CandidateStore, notes: Notes) -> None:
     n = len(found.event_ids)
     for name, values in (("shard", found.shard), ("row", found.row)):
         if values.shape != (n,):
@@ -73,7 +75,7 @@ def _check_index(found: candidates.CandidateStore, notes: Notes) -> None:
         notes.add(f"holds {len(found.digests)} digests of {len(found.shards)} files", column="digests")
 
 
-def _check_against(found: candidates.CandidateStore, dataset: store.Dataset, notes: Notes) -> None:
+def _check_against(found: CandidateStore, dataset: store.Dataset, notes: Notes) -> None:
     made_from = found.attributes.get("dataset_fingerprint")
     if made_from != dataset.fingerprint:
         notes.add(f"made from a dataset with fingerprint {made_from}, but {dataset.folder} has {dataset.fingerprint}")
@@ -83,7 +85,7 @@ def _check_against(found: candidates.CandidateStore, dataset: store.Dataset, not
         notes.add(f"has candidates, but is not in {dataset.folder}", event)
 
 
-def _compare(path: Path, found: candidates.CandidateStore, number: int, ids: Any, digest: str | None) -> list[Problem]:
+def _compare(path: Path, found: CandidateStore, number: int, ids: Any, digest: str | None) -> list[Problem]:
     notes = Notes(path)
     if digest is not None and number < len(found.digests) and digest != found.digests[number]:
         notes.add(f"has the digest {digest}, but {INDEX} says {found.digests[number]}")
@@ -106,9 +108,9 @@ def check_candidates_file(
     notes = Notes(path)
     ids = digest = None
     try:
-        with hdf5.damage(path), candidates.open_checked(path) as file:
+        with hdf5.damage(path), CANDIDATES.open_file(path) as file:
             ids = _check_open_file(file, notes, hits)
-            digest = candidates.content_digest(file)
+            digest = content_digest(file, CANDIDATES.again)
             if digest != file.attrs.get("digest"):
                 notes.add(f"fails its digest ({digest}, but it says {file.attrs.get('digest')})")
     except (InputError, OSError) as error:
@@ -119,7 +121,7 @@ def check_candidates_file(
 def _check_open_file(file: Any, notes: Notes, hits: dict[int, int] | None) -> np.ndarray | None:
     ids = notes.array(file, "event_id", np.int64)
     n = None if ids is None else len(ids)
-    columns = complete({name: notes.dataset(file, name, dtype) for name, dtype in journals.COLUMNS.items()})
+    columns = complete({name: notes.dataset(file, name, dtype) for name, dtype in COLUMNS.items()})
     parameters = file.get("parameters")
     bounds = complete({name: notes.array(file, name, np.int64, None if n is None else n + 1) for name in OFFSETS})
     if ids is None or columns is None or bounds is None:
@@ -131,7 +133,7 @@ def _check_open_file(file: Any, notes: Notes, hits: dict[int, int] | None) -> np
     faults = [(name, what) for name in OFFSETS for what in check_offsets(bounds[name], totals[name])]
     if not faults and len(columns["hit_offsets"]) != totals["offsets/candidates"] + len(ids):
         faults = [("hit_offsets", f"holds {len(columns['hit_offsets'])} values, must hold one more than candidates")]
-    if parameters is not None and parameters.shape != (len(columns["scores"]), *candidates.WIDTH["parameters"]):
+    if parameters is not None and parameters.shape != (len(columns["scores"]), *PARAMETERS.shape):
         faults.append(("parameters", f"has shape {parameters.shape}, must have a row of {len(ESTIMATE)} a candidate"))
     for name, what in faults:
         notes.add(what, column=name)
@@ -144,7 +146,7 @@ def _check_open_file(file: Any, notes: Notes, hits: dict[int, int] | None) -> np
                 columns["hit_rows"][lo:hi],
                 columns["scores"][first:last],
                 columns["track_ids"][begin:end],
-                parameters[first:last] if parameters is not None else None,
+                parameters=parameters[first:last] if parameters is not None else None,
             )
         check_event(one, notes, hits)
     return ids
@@ -180,7 +182,7 @@ def check_journal(path: Path, hits: dict[int, int] | None = None) -> list[Proble
         end = offset + len(payload)
         try:
             with hdf5.damage(path):
-                event = journals.decode(event_id, payload)
+                event = decode(event_id, payload)
         except InputError as error:
             notes.add(reason(error, path), event_id)
             continue

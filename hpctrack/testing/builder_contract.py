@@ -10,8 +10,8 @@ import pytest
 from hpctrack.config import Named
 from hpctrack.errors import InputError
 from hpctrack.evaluation.matching import check_candidates
-from hpctrack.tracking.builder import Outputs
-from hpctrack.tracking.builders import Builder, build_builder, settings
+from hpctrack.tracking.builder import Builder, Outputs
+from hpctrack.tracking.builders import build_builder, settings
 
 
 class BuilderContract:

@@ -151,7 +151,7 @@ def low_precision_engine(model: nn.Module, precision: str) -> DDPEngine:
     engine = DDPEngine(
         model,
         lambda m: torch.optim.SGD(m.parameters(), 0.1),
-        Env(0, 1, 0, torch.device("cpu"), None, "test"),
+        Env(0, 1, 0, torch.device("cpu"), backend=None, source="test"),
         Precision(precision, torch.device("cpu")),
         ParallelConfig(),
     )

@@ -7,6 +7,7 @@ import os
 import tempfile
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def start_ranks(n: int, target: Callable[..., Any], *args: Any) -> tuple[list[An
     processes, pipes = [], []
     for rank in range(n):
         receive, send = context.Pipe(duplex=False)
-        process = context.Process(target=_rank, args=(rank, n, meeting, send, target, args))
+        process = context.Process(target=_rank, args=(rank, n, meeting, send, partial(target, *args)))
         process.start()
         send.close()
         processes.append(process)
@@ -49,10 +50,10 @@ def start_ranks(n: int, target: Callable[..., Any], *args: Any) -> tuple[list[An
     return processes, pipes
 
 
-def _rank(rank: int, n: int, meeting: Path, send: Any, target: Callable[..., Any], args: tuple) -> None:
+def _rank(rank: int, n: int, meeting: Path, send: Any, work: Callable[[], Any]) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(n), INIT_METHOD: f"file://{meeting}"}
     try:
-        result = (True, target(*args))
+        result = (True, work())
     except BaseException:  # noqa: BLE001 - whatever it is goes to the test
         result = (False, f"rank {rank}:\n{traceback.format_exc()}")
     send.send(result)

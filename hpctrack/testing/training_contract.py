@@ -109,7 +109,7 @@ def gradient(trainer: Trainer, keep: Callable[..., None]) -> Found:
     cost = trainer.planner.cost if trainer.probe() else None
     clip = trainer.config.optim.clip_norm
     result = train_step(
-        trainer.engine, trainer.loss, batches, clip, modes, cost, expected=trainer.planner.step_events(0)
+        trainer.engine, trainer.loss, batches, clip, modes, cost=cost, expected=trainer.planner.step_events(0)
     )
     return found, result.loss, len(batches)
 

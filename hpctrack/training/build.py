@@ -71,10 +71,12 @@ def build(config: RunConfig, env: Env, watchdog: Watchdog | None = None, owner: 
     )
     optimizer = partial(build_optimizer, config=config.optim)
     strategy = STRATEGIES[config.parallel.strategy]
-    engine = strategy(model, optimizer, env, precision, config.parallel, config.optim.clip_norm)
+    engine = strategy(model, optimizer, env, precision, config.parallel, clip_norm=config.optim.clip_norm)
     memory = Memory(config.memory, engine)
     batches = Batches(train, valid, env, config.data, alive)
-    return Trainer(config, env, Parts(found, precision, loss, batches, planner, engine, memory), watchdog, owner)
+    return Trainer(
+        config, env, Parts(found, precision, loss, batches, planner, engine=engine, memory=memory), watchdog, owner
+    )
 
 
 def build_events(
@@ -95,10 +97,21 @@ def build_events(
         dataset: Dataset, folder: str, stream: int, augment: AugmentConfig, curriculum: list[CurriculumStage]
     ) -> EventSet:
         graph = build_graph(data.graph, folder, dataset)
-        about = ((config.seed, stream), dtype, curriculum, with_parameters, graph)
-        loader = EventLoader(dataset, data.features, data.selection, augment, *about)
+        loader = EventLoader(
+            dataset,
+            data.features,
+            data.selection,
+            augment,
+            (config.seed, stream),
+            dtype=dtype,
+            curriculum=curriculum,
+            parameters=with_parameters,
+            graph=graph,
+        )
         folders = [Path(folder), Path(config.run)]
-        return EventSet(dataset, graph, loader, SizeTable(dataset, loader.draw, env, folders, alive, "data.selection"))
+        return EventSet(
+            dataset, graph, loader, SizeTable(dataset, loader.draw, env, folders, alive, key="data.selection")
+        )
 
     train, valid = look(data.train), look(data.valid) if data.valid else None
     if not len(train):

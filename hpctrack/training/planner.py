@@ -81,7 +81,14 @@ class Planner:
 
     def _compose(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         config = self.config
-        return compose(self.sizes, self.seed, epoch, config.events_per_step, config.cost_per_step, self.window)
+        return compose(
+            self.sizes,
+            self.seed,
+            epoch,
+            config.events_per_step,
+            size_per_step=config.cost_per_step,
+            window=self.window,
+        )
 
     def _plan(self, epoch: int) -> EpochPlan:
         config = self.config
@@ -91,12 +98,12 @@ class Planner:
             self.seed,
             epoch,
             config.events_per_step,
-            config.cost_per_step,
-            self.window,
-            self.costs(epoch) if config.cost == "learned" else self.relative_cost(self.hits(epoch)),
-            self.hits(epoch),
-            config.hits_per_micro_batch,
-            self.data.shard if config.locality else None,
+            size_per_step=config.cost_per_step,
+            window=self.window,
+            costs=self.costs(epoch) if config.cost == "learned" else self.relative_cost(self.hits(epoch)),
+            memory=self.hits(epoch),
+            memory_cap=config.hits_per_micro_batch,
+            shards=self.data.shard if config.locality else None,
         )
 
     def costs(self, epoch: int) -> np.ndarray:

@@ -112,7 +112,10 @@ class Share:
         instead = self.memory.next_mode(batch, mode)
         after = None if not instead else "event by event" if len(instead) > 1 else f"in mode {instead[0][1]}"
         predicted = self.memory.predict(batch, mode)
-        retries.append(OutOfMemoryRetry(self.engine.env.rank, events, batch.num_nodes, mode, after, failed, predicted))
+        rank, hits = self.engine.env.rank, batch.num_nodes
+        retries.append(
+            OutOfMemoryRetry(rank, events, hits, before=mode, after=after, wanted=failed, predicted=predicted)
+        )
         return instead
 
 

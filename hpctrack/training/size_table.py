@@ -30,6 +30,7 @@ class SizeTable:
         env: Env,
         folders: list[Path],
         alive: Callable[[str], None] | None = None,
+        *,
         key: str | None = None,
     ) -> None:
         self.data, self.draw, self.env, self.alive = data, draw, env, alive

@@ -53,6 +53,7 @@ def train_step(
     batches: list[Batch],
     clip_norm: float | None,
     modes: list[str] | None = None,
+    *,
     cost: CostModel | None = None,
     expected: list[int] | None = None,
     stop: bool = False,
@@ -77,13 +78,13 @@ def train_step(
 
     overlap = cost is None and (memory is None or engine.lockstep)
     begin = synchronize(engine.env.device)
-    share = Share(engine, loss, total, cost, memory, measure)
+    share = Share(engine, loss, total, cost=cost, memory=memory, measure=measure)
     sums, retries = share.run(pad_to_all_ranks(engine, batches, modes), overlap)
     if not overlap:
         parts, retries = sum_gradients(engine, memory, retries, begin)
 
     events, hits = sum(b.num_graphs for b in batches), sum(b.num_nodes for b in batches)
-    result = combine(engine, sums, total, loss.weights, events, hits)
+    result = combine(engine, sums, total, loss.weights, events=events, hits=hits)
     result = replace(result, parts=parts if cost else {}, retries=retries, stop=stops > 0)
     if not result.loss < float("inf"):
         found = find_non_finite_events(engine, loss, batches)
@@ -139,10 +140,10 @@ def validate(engine: Engine, loss: Loss, batches: Iterable[Batch]) -> StepResult
         raise MachineError(f"validation loss is not finite in event {', '.join(map(str, bad))}")
     names = list(loss.weights)
     total = dict(zip(names, all_sum([counts[name] for name in names], engine.env), strict=True))
-    return combine(engine, sums, total, loss.weights, events, hits)
+    return combine(engine, sums, total, loss.weights, events=events, hits=hits)
 
 
-def combine(engine: Engine, sums: Sums, total: Sums, weights: Sums, events: int, hits: int) -> StepResult:
+def combine(engine: Engine, sums: Sums, total: Sums, weights: Sums, *, events: int, hits: int) -> StepResult:
     """Add the terms' sums, events and hits over ranks; the same numbers on every rank."""
     *values, all_events, all_hits = all_sum([*sums.values(), events, hits], engine.env)
     terms = {name: value / max(1, total[name]) for name, value in zip(sums, values, strict=True)}

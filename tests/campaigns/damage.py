@@ -38,10 +38,12 @@ from campaigns import mutations
 from hpctrack import inspect
 from hpctrack.errors import InputError, MachineError
 from hpctrack.inspection import kinds
-from hpctrack.storage import candidates, journals, schema, shard_writer, store
+from hpctrack.storage import candidates, journals, products, schema, shard_writer, store
+from hpctrack.storage.candidates import CANDIDATES, CandidateStore
 from hpctrack.storage.schema import Candidates
 from hpctrack.testing.toys import toy_event
 from hpctrack.training import checkpoint, checkpoint_metadata
+from tests.helpers import commit
 
 SECONDS, MEMORY = 60, 4 << 30  # limits of one reading, on top of what the process has already
 SIZES = (4, 6, 5, 3, 7, 2)  # tracks of the events
@@ -57,7 +59,7 @@ def toy_candidates(event: schema.Event, rng: np.random.Generator) -> Candidates:
     """Random candidates of an event."""
     n = event.n_hits
     lists = [np.sort(rng.choice(n, rng.integers(3, 9), replace=False)) for _ in range(rng.integers(1, 8))]
-    bounds = candidates.bounds([len(rows) for rows in lists])
+    bounds = products.bounds([len(rows) for rows in lists])
     scores, track_ids = rng.random(len(lists)).astype(np.float32), rng.integers(0, len(lists) + 1, n)
     return Candidates(
         event.event_id, bounds, np.concatenate(lists).astype(np.int32), scores, track_ids.astype(np.int32)
@@ -83,16 +85,16 @@ def make(root: Path, seed: int) -> None:
         (root / area).mkdir()
         journal = journals.Journal(root / area, "rank-00000")
         for one in found:
-            journal.append(one)
+            commit(journal, one)
         journal.close()
     made_with = {"dataset_fingerprint": store.open_dataset(root / "dataset").fingerprint, "seed": 1}
     (root / "journal" / journals.PARTS / "settings.json").write_text(json.dumps(made_with))
     sources, files = journals.committed(root / "candidates"), []
     for k, part in enumerate((events[:3], events[3:])):
         name, ids = f"candidates-{k:05d}.h5", [event.event_id for event in part]
-        files.append((name, ids, candidates.write_shard(root / "candidates", name, ids, sources)))
-    candidates.write_index(root / "candidates", files, made_with)
-    candidates.clean(root / "candidates")
+        files.append((name, ids, CANDIDATES.write_shard(root / "candidates", name, ids, sources)))
+    CANDIDATES.write_index(root / "candidates", files, made_with)
+    products.clean(root / "candidates")
     toy_checkpoint(root / "checkpoint", 6, lambda state: state["model"].update(toy_model(seed).state_dict()))
 
 
@@ -115,13 +117,13 @@ def read_dataset(folder: Path, verify: bool) -> Truth:
 
 
 def _bytes(event: Candidates) -> tuple:
-    arrays = [getattr(event, name) for name in journals.COLUMNS]
+    arrays = [getattr(event, name) for name in candidates.COLUMNS]
     return tuple((values.dtype.str, values.shape, values.tobytes()) for values in arrays)
 
 
 def read_candidates(folder: Path, verify: bool) -> Truth:
     """Everything of a candidates folder; only `inspect --verify` and `evaluate --data` check its content."""
-    found = candidates.CandidateStore(folder)
+    found = CandidateStore(folder)
     out: Truth = {"ids": found.event_ids.tobytes(), "attributes": found.attributes, "digest": found.digest}
     return out | {int(event): _bytes(found.read(i)) for i, event in enumerate(found.event_ids)}
 
@@ -130,7 +132,7 @@ def read_journal(folder: Path, verify: bool) -> Truth:
     """The whole records of the journals; an event without one is made again, so it is no wrong read."""
     out: Truth = {}
     for path in sorted((folder / journals.PARTS).glob("*.journal")):
-        out |= {event: _bytes(journals.decode(event, payload)) for event, _, payload in journals.records(path)}
+        out |= {event: _bytes(candidates.decode(event, payload)) for event, _, payload in journals.records(path)}
     return out
 
 

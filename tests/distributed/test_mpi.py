@@ -17,7 +17,8 @@ from hpctrack import convert, infer
 from hpctrack.config import dump_yaml
 from hpctrack.parallel.env import distributed
 from hpctrack.storage import store
-from hpctrack.storage.candidates import CandidateStore, has_parallel_hdf5
+from hpctrack.storage.candidates import CandidateStore
+from hpctrack.storage.hdf5 import has_parallel_hdf5
 from hpctrack.testing.toys import toy_config, toy_dataset
 from hpctrack.training.loop import train
 

@@ -16,6 +16,7 @@ from hpctrack.graphs import GRAPHS, build_graph
 from hpctrack.inspection import kinds
 from hpctrack.parallel.env import distributed
 from hpctrack.storage import candidates, edges, journals
+from hpctrack.storage.candidates import CandidateStore
 from hpctrack.storage.store import Dataset
 from hpctrack.testing.ranks import run_ranks
 from hpctrack.training.loop import train
@@ -61,32 +62,32 @@ def test_the_chain_on_two_ranks(dataset, tmp_path):
         out = dataset / "edges" / stage if stage != "gnn" else tmp_path / "candidates"
         run_ranks(2, run_stage, run, dataset, out)
         run_ranks(1, run_stage, run, dataset, tmp_path / "alone" / stage)
-        form = candidates if stage == "gnn" else edges
-        one, two = (form.open_store(path) for path in (tmp_path / "alone" / stage, out))
+        product = candidates.CANDIDATES if stage == "gnn" else edges.EDGES
+        one, two = (product.open(path) for path in (tmp_path / "alone" / stage, out))
         assert one.digest == two.digest and one.event_ids.tolist() == list(range(4))
     results = tmp_path / "edges.json"
     assert not evaluate.main([str(dataset / "edges/filter"), "--data", str(dataset), "--out", str(results)])
     whole = json.loads(results.read_text())["cuts"]["0.0"]
     assert whole["efficiency"]["denominator"] > 100 and whole["kept_true"]["value"] == 1.0
-    data, stored = Dataset(dataset), edges.open_store(dataset / "edges" / "embedding")
+    data, stored = Dataset(dataset), edges.EdgeStore(dataset / "edges" / "embedding")
     for i in range(4):
         found = stored.read(i)
         assert len(found) == stored.n_edges[i] > 0
         assert (found.sender != found.receiver).all() and max(found.sender.max(), found.receiver.max()) < data.n_hits[i]
         assert ((found.score >= 0) & (found.score <= 1)).all()
-    store = candidates.CandidateStore(tmp_path / "candidates")
+    store = CandidateStore(tmp_path / "candidates")
     assert all(len(store.read(i).track_ids) == data.n_hits[i] for i in range(4))
 
     in_one_call(tmp_path, dataset, store)
 
 
-def in_one_call(runs: Path, dataset: Path, expected: candidates.CandidateStore) -> None:
+def in_one_call(runs: Path, dataset: Path, expected: CandidateStore) -> None:
     """All stages by one command, on one and two ranks, store nothing between and find what `expected` has."""
     stages = [str(runs / name) for name in ("embedding", "filter", "gnn")]
     for n in (1, 2):
         out = runs / f"whole-{n}"
         run_ranks(n, run_stage, stages[0], dataset, out, *(x for run in stages[1:] for x in ("--checkpoint", run)))
-        store = candidates.CandidateStore(out)
+        store = CandidateStore(out)
         for i in range(4):
             one, other = store.read(i), expected.read(i)
             for name in ("hit_offsets", "hit_rows", "scores", "track_ids"):
@@ -110,11 +111,11 @@ def test_stages_that_do_not_fit_together_are_refused(dataset, tmp_path, capsys):
 def store_edges(folder: Path, data: Dataset, known: dict[int, edges.Edges]) -> list[int]:
     """Write a folder of edges as a stage would; its events."""
     journal = journals.Journal(folder, "rank-00000")
-    sources = {event: journal.append_payload(event, edges.encode(one)) for event, one in known.items()}
+    sources = {event: journal.append(event, edges.encode(one)) for event, one in known.items()}
     journal.close()
     ids = data.event_ids.tolist()
-    digest = edges.write_shard(folder, "edges-00000.h5", ids, sources)
-    edges.write_index(folder, [("edges-00000.h5", ids, digest)], {"dataset_fingerprint": data.fingerprint})
+    digest = edges.EDGES.write_shard(folder, "edges-00000.h5", ids, sources)
+    edges.EDGES.write_index(folder, [("edges-00000.h5", ids, digest)], {"dataset_fingerprint": data.fingerprint})
     return ids
 
 
@@ -131,7 +132,7 @@ def test_hybrids_and_triplets_train_write_edges_and_are_compared(dataset, tmp_pa
         run, out = tmp_path / stage, tmp_path / f"{stage}-edges"
         run_ranks(1, train_stage, stage, run, dataset, f"data.graph.edges={folder}")
         run_ranks(1, run_stage, run, dataset, out, "builder={name: edges, cut: 0.0}")
-        store = edges.open_store(out)
+        store = edges.EdgeStore(out)
         assert [len(store.read(i)) for i in range(4)] == [len(one) for one in known.values()]
         results = tmp_path / "results.json"
         assert not evaluate.main([str(out), "--data", str(dataset), "--out", str(results), "--pt-min-gev", "0.5"])
@@ -176,7 +177,7 @@ def test_stored_edges_come_back_among_the_selected_hits(dataset, tmp_path):
         file.seek(at)
         file.write(b"\x01\x02\x03")
     with pytest.raises(InputError, match="event 0 fails its checksum"):
-        edges.open_store(folder).read(0)
+        edges.EdgeStore(folder).read(0)
     assert [problem.event for problem in inspect.verify(folder, kinds.EDGES)] == [0]
     with pytest.raises(InputError, match="format 'hpctrack-edges'"):
-        candidates.CandidateStore(folder)
+        CandidateStore(folder)

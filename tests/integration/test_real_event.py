@@ -7,13 +7,15 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import commit
 
 from hpctrack import convert, evaluate, infer, report
 from hpctrack.evaluation.matching import exclusive_lists
 from hpctrack.evaluation.metrics import trackml_score
 from hpctrack.formats.trackml import write_submission
 from hpctrack.parallel.env import distributed
-from hpctrack.storage import candidates, journals
+from hpctrack.storage import journals
+from hpctrack.storage.candidates import CANDIDATES, CandidateStore
 from hpctrack.storage.schema import Candidates
 from hpctrack.storage.store import Dataset
 from hpctrack.testing.toys import toy_config
@@ -66,11 +68,11 @@ def test_score_of_an_exported_submission(dataset, tmp_path, label, score):
     offsets, rows = exclusive_lists(track_ids)
     found = Candidates(event.event_id, offsets, rows, np.ones(len(offsets) - 1, dtype=np.float32), track_ids)
     journal = journals.Journal(tmp_path, "labels")
-    journal.append(found)
+    commit(journal, found)
     journal.close()
-    digest = candidates.write_shard(tmp_path, "c.h5", [event.event_id], journals.committed(tmp_path))
-    candidates.write_index(tmp_path, [("c.h5", [event.event_id], digest)], {})
-    stored = candidates.CandidateStore(tmp_path).read(0)
+    digest = CANDIDATES.write_shard(tmp_path, "c.h5", [event.event_id], journals.committed(tmp_path))
+    CANDIDATES.write_index(tmp_path, [("c.h5", [event.event_id], digest)], {})
+    stored = CandidateStore(tmp_path).read(0)
     write_submission(tmp_path / "s.csv", [(event.event_id, event.column("hits.hit_id"), stored.track_ids)])
     exported = pd.read_csv(tmp_path / "s.csv").track_id.to_numpy()
     n_particles = COUNTS["n_particles"]

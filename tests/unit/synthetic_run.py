@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 
 import numpy as np
+from helpers import commit
 
-from hpctrack.storage import candidates as candidate_files
 from hpctrack.storage import journals, schema
+from hpctrack.storage.candidates import CANDIDATES
 from hpctrack.storage.schema import Candidates, Event
 from hpctrack.storage.shard_writer import ShardWriter, write_index
 from hpctrack.storage.store import Dataset
@@ -116,13 +117,13 @@ def write_candidates(folder: Path, dataset: Dataset, found: list[Candidates], **
     """A candidates folder of one file, with timings."""
     journal = journals.Journal(folder, "rank-0")
     for candidates in found:
-        journal.append(candidates)
+        commit(journal, candidates)
     journal.close()
     ids = [candidates.event_id for candidates in found]
     name = "candidates-00000.h5"
-    digest = candidate_files.write_shard(folder, name, ids, journals.committed(folder))
+    digest = CANDIDATES.write_shard(folder, name, ids, journals.committed(folder))
     attributes = {"dataset": str(dataset.folder), "dataset_fingerprint": dataset.fingerprint} | attributes
-    candidate_files.write_index(folder, [(name, ids, digest)], attributes)
+    CANDIDATES.write_index(folder, [(name, ids, digest)], attributes)
     with open(folder / "timings.jsonl", "w") as file:
         for k, candidates in enumerate(found):
             n = len(candidates.track_ids)

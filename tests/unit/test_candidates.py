@@ -11,12 +11,13 @@ import tracemalloc
 import h5py
 import numpy as np
 import pytest
+from helpers import commit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpctrack.errors import InputError
-from hpctrack.storage import candidates, edges, journals
-from hpctrack.storage.candidates import CandidateStore, write_index, write_shard
+from hpctrack.storage import candidates, edges, journals, products
+from hpctrack.storage.candidates import CANDIDATES, CandidateStore
 from hpctrack.storage.journals import Journal, committed
 from hpctrack.storage.schema import Candidates
 
@@ -36,20 +37,20 @@ def random_candidates(event_id: int, seed: int = 0) -> Candidates:
 
 
 def same(a: Candidates, b: Candidates) -> bool:
-    return a.event_id == b.event_id and all(np.array_equal(getattr(a, c), getattr(b, c)) for c in journals.COLUMNS)
+    return a.event_id == b.event_id and all(np.array_equal(getattr(a, c), getattr(b, c)) for c in candidates.COLUMNS)
 
 
 def write(folder, events, writers=1, shards=2):
     journals = [Journal(folder, f"w{k}") for k in range(writers)]
     for i, event in enumerate(events):
-        journals[i % writers].append(random_candidates(event))
+        commit(journals[i % writers], random_candidates(event))
     for journal in journals:
         journal.close()
     files = []
     for k, part in enumerate(np.array_split(np.array(events), shards)):
         name = f"candidates-{k:05d}.h5"
-        files.append((name, part, write_shard(folder, name, part, committed(folder))))
-    write_index(folder, files, {"dataset_fingerprint": "x"})
+        files.append((name, part, CANDIDATES.write_shard(folder, name, part, committed(folder))))
+    CANDIDATES.write_index(folder, files, {"dataset_fingerprint": "x"})
     return CandidateStore(folder)
 
 
@@ -70,7 +71,7 @@ def test_a_journal_cut_anywhere_keeps_its_whole_records_and_goes_on(tmp_path_fac
     journal = Journal(folder, "w")
     ends = []
     for event in range(4):
-        journal.append(random_candidates(event))
+        commit(journal, random_candidates(event))
         ends.append(journal.file.tell())
     journal.close()
     path = folder / journals.PARTS / "w.journal"
@@ -80,16 +81,16 @@ def test_a_journal_cut_anywhere_keeps_its_whole_records_and_goes_on(tmp_path_fac
     assert sorted(committed(folder)) == list(range(whole))
     journal = Journal(folder, "w")
     for event in range(whole, 4):
-        journal.append(random_candidates(event))
+        commit(journal, random_candidates(event))
     journal.close()
     assert sorted(committed(folder)) == [0, 1, 2, 3]
-    write_shard(folder, "c.h5", [3, 1, 0, 2], committed(folder))
+    CANDIDATES.write_shard(folder, "c.h5", [3, 1, 0, 2], committed(folder))
 
 
 def test_a_flipped_bit_ends_the_journal(tmp_path):
     journal = Journal(tmp_path, "w")
     for event in (1, 2, 3):
-        journal.append(random_candidates(event, seed=5))
+        commit(journal, random_candidates(event, seed=5))
         end = journal.file.tell()
         if event == 1:
             middle = end + journals.HEADER.size + 3
@@ -102,7 +103,7 @@ def test_a_flipped_bit_ends_the_journal(tmp_path):
 
 
 def test_files_stay_open_and_pass_through_fork_and_pickle(tmp_path, monkeypatch):
-    monkeypatch.setattr(candidates, "MAX_OPEN", 2)
+    monkeypatch.setattr(products, "MAX_OPEN", 2)
     store = write(tmp_path, list(range(9)), shards=3)
     assert all(same(store.read(i), random_candidates(i)) for i in (0, 8, 4, 0, -1)[:4]) and len(store._files) == 2
     opened = dict(store._files)
@@ -164,11 +165,11 @@ def write_edges(folder, events):
     for event in events:
         sender, receiver = rng.integers(0, 9, (2, event)).astype(np.int32)
         one = edges.Edges(event, sender, receiver, rng.random(event, dtype=np.float32))
-        sources[event] = journal.append_payload(event, edges.encode(one))
+        sources[event] = journal.append(event, edges.encode(one))
     journal.close()
-    digest = edges.write_shard(folder, "edges-00000.h5", events, sources)
-    edges.write_index(folder, [("edges-00000.h5", events, digest)], {})
-    return edges.open_store(folder)
+    digest = edges.EDGES.write_shard(folder, "edges-00000.h5", events, sources)
+    edges.EDGES.write_index(folder, [("edges-00000.h5", events, digest)], {})
+    return edges.EdgeStore(folder)
 
 
 @pytest.mark.parametrize(
@@ -185,9 +186,9 @@ def write_edges(folder, events):
 def test_lies_of_edges_are_named(tmp_path, name, change, message):
     assert write_edges(tmp_path, [1, 2, 3]).n_edges.tolist() == [1, 2, 3]
     lie(tmp_path / "edges-00000.h5", name, change)
-    with pytest.raises(InputError, match=f"{message}.*; {edges.AGAIN}"):
+    with pytest.raises(InputError, match=f"{message}.*; {edges.EDGES.again}"):
         for i in range(3):
-            edges.open_store(tmp_path).read(i)
+            edges.EdgeStore(tmp_path).read(i)
 
 
 def test_a_changed_index_is_named(tmp_path):
@@ -199,14 +200,14 @@ def test_a_changed_index_is_named(tmp_path):
 
 def test_a_damaged_record_is_named_at_the_join(tmp_path):
     journal = Journal(tmp_path, "w")
-    places = {event: journal.append(random_candidates(event)) for event in (4, 5)}
+    places = {event: commit(journal, random_candidates(event)) for event in (4, 5)}
     journal.close()
     assert committed(tmp_path) == places
     content = bytearray(journal.path.read_bytes())
     content[-1] ^= 1
     journal.path.write_bytes(content)
     with pytest.raises(InputError, match="the record of event 5 is damaged; run the inference again"):
-        write_shard(tmp_path, "c.h5", [4, 5], places)
+        CANDIDATES.write_shard(tmp_path, "c.h5", [4, 5], places)
     assert committed(tmp_path).keys() == {4} and not (tmp_path / "c.h5").exists()
 
 
@@ -228,17 +229,17 @@ def test_bad_folders_are_named(tmp_path):
 
 def test_edges_of_a_shard_are_joined_event_by_event(tmp_path, monkeypatch):
     """Memory is that of one event's edges, however many events a shard has."""
-    monkeypatch.setattr(candidates, "BLOCK", 1 << 12)  # of the digest
+    monkeypatch.setattr(products, "BLOCK", 1 << 12)  # of the digest
     n_events, n_edges = 24, 40_000
     journal, rng, sources = Journal(tmp_path, "w"), np.random.default_rng(0), {}
     for event in range(n_events):
         ends = rng.integers(0, 9_000, (2, n_edges), dtype=np.int32)
         found = edges.Edges(event, *ends, rng.random(n_edges, dtype=np.float32))
         payload = edges.encode(found)
-        sources[event] = journal.append_payload(event, payload)
+        sources[event] = journal.append(event, payload)
     journal.close()
     tracemalloc.start()
-    edges.write_shard(tmp_path, "edges-00000.h5", range(n_events), sources)
+    edges.EDGES.write_shard(tmp_path, "edges-00000.h5", range(n_events), sources)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 5 * len(payload), (peak, len(payload))
@@ -251,6 +252,6 @@ def test_a_fault_of_the_machine_is_none_of_the_file(tmp_path, monkeypatch, code)
     def fails(path, *_, **__):
         raise OSError(code, os.strerror(code), str(path))
 
-    monkeypatch.setattr(candidates.h5py, "File", fails)
+    monkeypatch.setattr(h5py, "File", fails)
     with pytest.raises(OSError, match=os.strerror(code)):
-        candidates.open_checked(tmp_path / "index.h5")
+        CANDIDATES.open_file(tmp_path / "index.h5")

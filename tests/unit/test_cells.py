@@ -50,7 +50,7 @@ def test_equals_the_definition_in_any_order(clusters, random):
     random.shuffle(rows)
     columns = np.array(rows).T if rows else np.zeros((4, 0))
     row, ch0, ch1 = columns[:3].astype(np.int64)
-    got = cell_features(len(clusters), row, ch0, ch1, columns[3], module)
+    got = cell_features(len(clusters), row, ch0, ch1, columns[3], module=module)
     assert {name: values.dtype for name, values in got.items()} == {k: np.dtype(d) for k, d in schema.CELLS.items()}
     for hit, cluster in enumerate(clusters):
         if not cluster:
@@ -76,7 +76,7 @@ def test_angles_of_the_axes():
 def test_no_value_makes_the_features_infinite():
     big = np.full(3, np.finfo(np.float32).max)
     ch = np.array([0, 2**31 - 1, 5])
-    got = cell_features(1, np.zeros(3, int), ch, ch, big, modules(1))
+    got = cell_features(1, np.zeros(3, int), ch, ch, big, module=modules(1))
     assert all(np.isfinite(values).all() for values in got.values())
     many = np.zeros(70_000, int)
-    assert cell_features(1, many, many, many, many + 0.5, modules(1))["cell_count"][0] == 65_535
+    assert cell_features(1, many, many, many, many + 0.5, module=modules(1))["cell_count"][0] == 65_535

@@ -12,7 +12,8 @@ import pytest
 from campaigns import damage, mutations
 
 from hpctrack.errors import InputError
-from hpctrack.storage import candidates, journals, store
+from hpctrack.storage import journals, products, store
+from hpctrack.storage.candidates import CANDIDATES
 from hpctrack.training import checkpoint
 
 
@@ -107,8 +108,8 @@ def test_a_lying_size_is_refused_before_it_is_believed(good, name):
     with h5py.File(path, "r+") as file:
         del file[name]
         file.create_dataset(name, shape=(2**40,), dtype="i8", chunks=(1024,))
-    with candidates.open_checked(path) as file, pytest.raises(InputError, match="more than the file has"):
-        candidates.content_digest(file)
+    with CANDIDATES.open_file(path) as file, pytest.raises(InputError, match="more than the file has"):
+        products.content_digest(file, CANDIDATES.again)
     index = good / "dataset/index.h5"
     with h5py.File(index, "r+") as file:
         del file["row"]

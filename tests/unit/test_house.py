@@ -13,6 +13,7 @@ from tests.architecture import FILES, ORDER, PAGE, ROOT, circles, imports, is_mo
 ONLY_IN = {"h5py": "storage", "deepspeed": "parallel", "mpi4py": "parallel", "pytest": "testing"}
 ENTRIES_WITHOUT_TORCH = ("report", "reporting", "evaluate", "evaluation")
 OUTSIDE = sorted(path for room in ("tests", "launch") for path in (ROOT / room).rglob("*.py"))
+BY_POSITION = 5
 FILES_A_ROOM, LINES_A_FILE, LINES_OF_MOST = 9, 450, 150
 
 
@@ -123,3 +124,52 @@ def borrowed(path: Path) -> list[str]:
 
 def test_names_are_imported_from_the_module_that_defines_them():
     assert not [line for path in (*FILES, *OUTSIDE) for line in borrowed(path)]
+
+
+# ------------------------------------------------------------------------------------------------ by position
+
+
+def functions(path: Path) -> list[tuple[str, int]]:
+    """Names of functions and methods, and how many arguments they take by position, without `self` and `cls`.
+
+    Not those that torch calls: of an autograd function, which takes no names.
+    """
+    found = []
+    for node in ast.walk(parsed(path)):
+        methods = node.body if isinstance(node, ast.ClassDef) else []
+        bound = {one for one in methods if isinstance(one, ast.FunctionDef) and "staticmethod" not in decorators(one)}
+        found += [(one, len(by_position(one)) - 1) for one in bound]
+        rest = [one for one in ast.iter_child_nodes(node) if isinstance(one, ast.FunctionDef) and one not in bound]
+        found += [(one, len(by_position(one))) for one in rest if [arg.arg for arg in by_position(one)][:1] != ["ctx"]]
+    return [(f"{path}:{one.lineno} {one.name}", n) for one, n in found]
+
+
+def by_position(function: ast.FunctionDef) -> list[ast.arg]:
+    return [*function.args.posonlyargs, *function.args.args]
+
+
+def decorators(node: ast.FunctionDef | ast.ClassDef) -> list[str]:
+    calls = (one.func if isinstance(one, ast.Call) else one for one in node.decorator_list)
+    return [one.id for one in calls if isinstance(one, ast.Name)]
+
+
+def records() -> set[str]:
+    """The package's classes whose constructors are generated from their fields."""
+    classes = (node for path in FILES for node in ast.walk(parsed(path)) if isinstance(node, ast.ClassDef))
+    return {
+        node.name
+        for node in classes
+        if "dataclass" in decorators(node)
+        or any(isinstance(base, ast.Name) and base.id == "NamedTuple" for base in node.bases)
+    }
+
+
+def test_few_arguments_are_passed_by_position():
+    assert not [name for path in FILES for name, n in functions(path) if n > BY_POSITION]
+    made, long = records(), []
+    for path in FILES:
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, ast.Call) and len(node.args) > BY_POSITION:
+                name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+                long += [f"{path}:{node.lineno} {name}"] if name in made else []
+    assert not long

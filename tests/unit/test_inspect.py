@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from campaigns.damage import toy_candidates
 from dying import die_of_one
-from helpers import random_event
+from helpers import commit, random_event
 from synthetic_run import make_event, truth_candidates, write_dataset
 from synthetic_run import write_candidates as write_synthetic
 from toys import toy_checkpoint, toy_model
@@ -21,7 +21,8 @@ from toys import toy_checkpoint, toy_model
 from hpctrack import evaluate, inspect
 from hpctrack.config import dump_yaml
 from hpctrack.inspection import kinds, text
-from hpctrack.storage import candidates, journals, schema, shard_writer, store
+from hpctrack.storage import candidates, journals, products, schema, shard_writer, store
+from hpctrack.storage.candidates import CANDIDATES, CandidateStore
 from hpctrack.storage.columns import combined_digest, table_checksum
 from hpctrack.storage.schema import Candidates
 from hpctrack.storage.verify import check_dataset, run_checks
@@ -34,16 +35,16 @@ def write_candidates(folder, dataset_folder, change=lambda one: one, attributes=
     dataset, rng = store.open_dataset(dataset_folder), np.random.default_rng(5)
     journal = journals.Journal(folder, "rank-00000")
     for i in range(len(dataset)):
-        journal.append(change(toy_candidates(dataset.read(i), rng)))
+        commit(journal, change(toy_candidates(dataset.read(i), rng)))
     journal.close()
     if finish:
         files = []
         for k in range(len(dataset.shards)):
             ids = [int(event) for event in dataset.event_ids[dataset.shard == k]]
             name = f"candidates-{k:05d}.h5"
-            files.append((name, ids, candidates.write_shard(folder, name, ids, journals.committed(folder))))
-        candidates.write_index(folder, files, {"dataset_fingerprint": dataset.fingerprint} | (attributes or {}))
-        candidates.clean(folder)
+            files.append((name, ids, CANDIDATES.write_shard(folder, name, ids, journals.committed(folder))))
+        CANDIDATES.write_index(folder, files, {"dataset_fingerprint": dataset.fingerprint} | (attributes or {}))
+        products.clean(folder)
     return folder
 
 
@@ -114,7 +115,7 @@ def test_what_a_dataset_holds(house, capsys):
 
 
 def test_what_candidates_hold(house):
-    found = candidates.CandidateStore(house / "candidates")
+    found = CandidateStore(house / "candidates")
     events = [found.read(i) for i in range(len(found))]
     facts = inspect.describe(house / "candidates", kinds.CANDIDATES)
     sizes = np.concatenate([np.diff(event.hit_offsets) for event in events])
@@ -122,7 +123,7 @@ def test_what_candidates_hold(house):
     assert facts["histograms"]["hits per candidate"]["mean"] == pytest.approx(sizes.mean())
     assert facts["hits"] == sum(len(event.track_ids) for event in events)
     assert facts["columns"]["hit_offsets"] == {"dtype": "int64", "bytes": 8 * (len(sizes) + len(events))}
-    assert facts["columns"].keys() == journals.COLUMNS.keys()
+    assert facts["columns"].keys() == candidates.COLUMNS.keys()
     unfinished = inspect.describe(house / "unfinished", kinds.UNFINISHED_CANDIDATES)
     assert unfinished["candidates"] == facts["candidates"] and unfinished["histograms"] == facts["histograms"]
 
@@ -307,7 +308,7 @@ def changed(**columns):
     """A change of the first event's candidates."""
 
     def change(one):
-        values = {name: getattr(one, name).copy() for name in journals.COLUMNS}
+        values = {name: getattr(one, name).copy() for name in candidates.COLUMNS}
         if one.event_id == 0:
             for name, (place, value) in columns.items():
                 values[name][place] = value

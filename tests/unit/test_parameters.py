@@ -10,6 +10,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers import commit
 
 from hpctrack.config import AugmentConfig, Named, SelectionConfig
 from hpctrack.errors import InputError
@@ -27,7 +28,7 @@ from hpctrack.models.embedding import representatives
 from hpctrack.parallel.env import distributed
 from hpctrack.report import main as report
 from hpctrack.reporting import sections
-from hpctrack.storage.candidates import CandidateStore, write_index, write_shard
+from hpctrack.storage.candidates import CANDIDATES, CandidateStore
 from hpctrack.storage.journals import Journal, committed
 from hpctrack.storage.schema import ESTIMATE, GEV_PER_T_MM, Candidates
 from hpctrack.storage.store import Dataset
@@ -172,10 +173,10 @@ def written(folder, with_table=(True, True, True)):
     for event, has in enumerate(with_table):
         table = rng.normal(size=(event, len(ESTIMATE))).astype(np.float32) if has else None
         arrays = (np.arange(event + 1), np.arange(event), np.ones(event), np.zeros(9))
-        journal.append(Candidates(event, *arrays, parameters=table))
+        commit(journal, Candidates(event, *arrays, parameters=table))
     journal.close()
-    digest = write_shard(folder, "candidates-00000.h5", range(len(with_table)), committed(folder))
-    write_index(folder, [("candidates-00000.h5", range(len(with_table)), digest)], {})
+    digest = CANDIDATES.write_shard(folder, "candidates-00000.h5", range(len(with_table)), committed(folder))
+    CANDIDATES.write_index(folder, [("candidates-00000.h5", range(len(with_table)), digest)], {})
     return CandidateStore(folder)
 
 

@@ -62,7 +62,7 @@ class Moved:
         about = {name: self.columns[name][module] for name in ("pitch_u", "pitch_v")}
         about |= {"thickness": 2 * self.columns["module_t"][module], "rotation": turn @ rotation}
         row = self.cells["hit_id"].to_numpy() - 1
-        found = cell_features(len(x), row, *(self.cells[k].to_numpy() for k in ("ch0", "ch1", "value")), about)
+        found = cell_features(len(x), row, *(self.cells[k].to_numpy() for k in ("ch0", "ch1", "value")), module=about)
         columns = {f"cells.{name}": values for name, values in found.items()}
         columns |= {"hits.x": x, "hits.y": y, "hits.z": z, "hits.r": np.hypot(x, y), "hits.phi": np.arctan2(y, x)}
         columns |= {"hits.eta": np.arcsinh(z / np.hypot(x, y))}
