@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Protocol
+from typing import Protocol
 
 from torch import Tensor
 from torch_geometric.data import Batch
 
-from hpctrack.config import Named, Section, lookup, parse
+from hpctrack.config import Named, lookup, parse
 from hpctrack.losses.classification import EdgeLoss, TripletLoss
 from hpctrack.losses.condensation import CondensationLoss
 from hpctrack.losses.contrastive import ContrastiveLoss
 from hpctrack.losses.hybrid import HybridLoss
 from hpctrack.losses.influencer import InfluencerLoss
 from hpctrack.losses.metric_learning import MetricLoss
-from hpctrack.losses.term import LossTerm, objective
+from hpctrack.losses.term import Loss, LossTerm, objective
 from hpctrack.registry import Registry
 
 
@@ -25,21 +25,6 @@ class Weighted(Protocol):
 
     def __call__(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, LossTerm]:
         """Each term of `weights`: its sum over the batch's events, without its weight, and their number."""
-
-
-class Loss(Weighted, Protocol):
-    """An `nn.Module` with all of this; the base class `BaseLoss` (losses/term.py) leaves `counted` and `terms` to do.
-
-    A term is defined for one event and averaged over the events of a step that have it, on whatever ranks they are.
-    """
-
-    Options: ClassVar[type[Section]]  # the keys of the section `loss` besides `name`
-
-    def __init__(self, options: Any) -> None:
-        """`options`: of `Options`."""
-
-    def counts(self, batch: Batch) -> dict[str, int]:
-        """For each term of `weights`, how many of the batch's events have it; known before the forward pass."""
 
 
 LOSSES: Registry[type[Loss]] = Registry(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import Batch
 
+from hpctrack.config import Section
 from hpctrack.errors import InputError
 from hpctrack.numerics import at_least_fp32, group_mean
 
@@ -39,14 +40,32 @@ def objective(
     return reduce(operator.add, [weights[name] * terms[name].sum / max(1, over[name]) for name in weights])
 
 
-class BaseLoss(nn.Module):
+class Loss(nn.Module):
+    """Made as `Loss(options)`, options of `Options`; the base class `BaseLoss` leaves `counted` and `terms` to do.
+
+    A term is defined for one event and averaged over the events of a step that have it, on whatever ranks they are.
+    """
+
+    Options: ClassVar[type[Section]]  # the keys of the section `loss` besides `name`
+    weights: dict[str, float]  # of the terms that are computed, all above 0
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """For each term of `weights`, how many of the batch's events have it; known before the forward pass."""
+        raise NotImplementedError
+
+    def forward(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, LossTerm]:
+        """Each term of `weights`: its sum over the batch's events, without its weight, and their number."""
+        raise NotImplementedError
+
+
+class BaseLoss(Loss):
     """What losses share: a loss sets `counted`, has in `Options` a weight for each term, and computes `terms`.
 
     Outputs are taken to fp32 at least before anything is computed with them: sums, means and norms over the hits of an
     event are beyond what fp16 holds, and bf16 would stop adding. Gradients go back in the outputs' own type.
     """
 
-    counted: ClassVar[dict[str, Callable[[Batch], int]]]  # term: how many events of a batch have it
+    counted: Mapping[str, Callable[[Batch], int]]  # term: how many events of a batch have it
 
     def __init__(self, options: Any) -> None:
         super().__init__()

@@ -10,6 +10,7 @@ import pytest
 from hpctrack.config import Named
 from hpctrack.errors import InputError
 from hpctrack.evaluation.matching import check_candidates
+from hpctrack.storage.schema import Candidates
 from hpctrack.tracking.builder import Builder, Outputs
 from hpctrack.tracking.builders import build_builder, settings
 
@@ -42,24 +43,30 @@ class BuilderContract:
             for name, width in self.outputs.items()
         }
 
+    def found(self, built: Builder, outputs: Outputs, rows: np.ndarray, n_hits: int) -> Candidates:
+        """What it makes of the outputs of the hits `rows` of an event, number 9, of so many hits."""
+        found = built.build(outputs, rows, n_hits, event_id=9)
+        assert isinstance(found, Candidates)
+        return found
+
     def test_candidates_are_of_the_rows_of_the_whole_event(self, built: Builder) -> None:
         outputs = self.clusters(6)
         rows = 3 + 2 * np.arange(30)  # the model saw every second hit
-        found = built.build(outputs, rows, 70, event_id=9)
+        found = self.found(built, outputs, rows, 70)
         check_candidates(found, 70)
         assert found.event_id == 9 and set(found.hit_rows) <= set(rows.tolist())
         assert not np.delete(found.track_ids, rows).any()
 
     def test_an_event_has_the_same_candidates_each_time(self, built: Builder) -> None:
         outputs = self.clusters(6)
-        first, again = (built.build(outputs, np.arange(30), 30, event_id=1) for _ in range(2))
+        first, again = (self.found(built, outputs, np.arange(30), 30) for _ in range(2))
         for name in ("hit_offsets", "hit_rows", "scores", "track_ids"):
             assert np.array_equal(getattr(first, name), getattr(again, name))
 
     @pytest.mark.parametrize("n", [0, 1, 2])
     def test_too_few_hits_give_no_candidate(self, built: Builder, n: int) -> None:
         outputs = {name: np.zeros((n, width), dtype=np.float32) for name, width in self.outputs.items()}
-        found = built.build(outputs, np.arange(n), 5, event_id=1)
+        found = self.found(built, outputs, np.arange(n), 5)
         assert len(found) == 0 and not found.track_ids.any() and len(found.track_ids) == 5
 
     def test_tuning_tries_settings_of_open_options(self, config: Named, built: Builder) -> None:

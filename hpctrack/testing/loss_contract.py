@@ -6,13 +6,13 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch_geometric.data import Batch
 
 from hpctrack.config import Named
 from hpctrack.errors import InputError
-from hpctrack.losses import build_loss
-from hpctrack.testing.toys import reordered, rows_of, toy_batch
+from hpctrack.losses import Loss, build_loss
+from hpctrack.testing.toys import gradient, reordered, rows_of, toy_batch
 
 LOSS_SCALE = 2.0**10  # as fp16 has one; below, gradients per hit are none of its numbers
 Widths = dict[str, "int | None"]
@@ -38,11 +38,11 @@ class LossContract:
         return self.outputs
 
     @pytest.fixture
-    def built(self, config: Named) -> nn.Module:
+    def built(self, config: Named) -> Loss:
         """The loss."""
         return build_loss(config)
 
-    def test_a_batch_is_the_sum_of_its_events(self, built: nn.Module, widths: Widths) -> None:
+    def test_a_batch_is_the_sum_of_its_events(self, built: Loss, widths: Widths) -> None:
         batch = graphs(sizes=(4, 0, 3, 1))
         outputs = outputs_for(widths, batch)
         together = built(outputs, batch)
@@ -54,14 +54,14 @@ class LossContract:
             torch.testing.assert_close(term.sum, sum(a[name].sum for a in alone), rtol=1e-12, atol=1e-14)
             assert term.count == sum(a[name].count for a in alone)
 
-    def test_counts_are_known_before_the_forward_pass(self, built: nn.Module, widths: Widths) -> None:
+    def test_counts_are_known_before_the_forward_pass(self, built: Loss, widths: Widths) -> None:
         batch = graphs(sizes=(4, 0, 3), n_noise=0)
         counts = built.counts(batch)
         terms = built(outputs_for(widths, batch), batch)
         assert {name: term.count for name, term in terms.items()} == counts
         assert counts.keys() == built.weights.keys() and all(weight > 0 for weight in built.weights.values())
 
-    def test_order_of_hits_and_numbering_of_tracks_do_not_matter(self, built: nn.Module, widths: Widths) -> None:
+    def test_order_of_hits_and_numbering_of_tracks_do_not_matter(self, built: Loss, widths: Widths) -> None:
         batch = graphs(sizes=(5,))
         outputs = outputs_for(widths, batch)
         expected = built(outputs, batch)
@@ -76,28 +76,25 @@ class LossContract:
             torch.testing.assert_close(term.sum, expected[name].sum, rtol=1e-12, atol=1e-14)
 
     @pytest.mark.parametrize(("sizes", "noise"), [((0,), 0), ((0,), 1), ((0,), 6), ((1,), 0), ((0, 0), 0)])
-    def test_empty_terms_are_graph_connected_zeros(
-        self, built: nn.Module, widths: Widths, sizes: tuple, noise: int
-    ) -> None:
+    def test_empty_terms_are_graph_connected_zeros(self, built: Loss, widths: Widths, sizes: tuple, noise: int) -> None:
         batch = graphs(sizes=sizes, n_noise=noise)
         outputs = outputs_for(widths, batch)
         terms = built(outputs, batch)
         sum(term.sum for term in terms.values()).backward()
-        for value in outputs.values():
-            assert value.grad is not None and value.grad.isfinite().all()
+        assert all(gradient(value).isfinite().all() for value in outputs.values())
         for term in terms.values():
             assert term.sum.isfinite() and (term.count > 0 or term.sum == 0)
 
-    def test_coinciding_points_have_a_finite_slope(self, built: nn.Module, widths: Widths) -> None:
+    def test_coinciding_points_have_a_finite_slope(self, built: Loss, widths: Widths) -> None:
         batch = graphs()
         outputs = {
             name: torch.zeros(shape(name, width, batch), dtype=torch.float64, requires_grad=True)
             for name, width in widths.items()
         }
         sum(term.sum for term in built(outputs, batch).values()).backward()
-        assert all(value.grad.isfinite().all() for value in outputs.values())
+        assert all(gradient(value).isfinite().all() for value in outputs.values())
 
-    def test_gradient_is_that_of_finite_differences(self, built: nn.Module, widths: Widths) -> None:
+    def test_gradient_is_that_of_finite_differences(self, built: Loss, widths: Widths) -> None:
         batch = graphs(sizes=(2, 1), n_noise=2)
         outputs = outputs_for(widths, batch)
         names = list(outputs)
@@ -106,7 +103,7 @@ class LossContract:
             tuple(outputs.values()),
         )
 
-    def test_low_precision_outputs_are_computed_in_fp32(self, built: nn.Module, widths: Widths) -> None:
+    def test_low_precision_outputs_are_computed_in_fp32(self, built: Loss, widths: Widths) -> None:
         batch = graphs()
         exact = built({k: v.bfloat16().double() for k, v in outputs_for(widths, batch).items()}, batch)
         for name, term in built(outputs_for(widths, batch, torch.bfloat16), batch).items():
@@ -115,7 +112,7 @@ class LossContract:
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
     def test_low_precision_outputs_of_full_events_off_zero(
-        self, built: nn.Module, widths: Widths, dtype: torch.dtype
+        self, built: Loss, widths: Widths, dtype: torch.dtype
     ) -> None:
         """Sums over 20,000 hits with a mean of 10 are beyond what fp16 holds, and bf16 rounds them to 1 of 128."""
         batch = graphs(sizes=(5000,), n_noise=6000)
@@ -127,8 +124,8 @@ class LossContract:
             terms = built(leaves, batch)
             (LOSS_SCALE * sum(term.sum for term in terms.values())).backward()
             sums.append({name: term.sum.item() for name, term in terms.items()})
-            grads.append({name: leaf.grad.double() / LOSS_SCALE for name, leaf in leaves.items()})
-            assert all(leaf.grad.dtype == leaf.dtype for leaf in leaves.values())
+            grads.append({name: gradient(leaf).double() / LOSS_SCALE for name, leaf in leaves.items()})
+            assert all(gradient(leaf).dtype == leaf.dtype for leaf in leaves.values())
         assert sums[1] == pytest.approx(sums[0], rel=1e-3)
         for name, exact in grads[0].items():
             assert (grads[1][name] - exact).norm() <= 0.01 * exact.norm(), name

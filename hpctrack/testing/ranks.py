@@ -17,7 +17,8 @@ from hpctrack.parallel.launchers import INIT_METHOD
 def run_ranks(n: int, target: Callable[..., Any], *args: Any, timeout: float = 120) -> list[Any]:
     """`target(*args)` on n ranks; the ranks' results in order. Fails with the first rank's traceback."""
     processes, pipes = start_ranks(n, target, *args)
-    results, failures = [], []
+    results: list[Any] = []
+    failures: list[str] = []
     for rank, pipe in enumerate(pipes):
         if not pipe.poll(timeout):
             failures.append(f"rank {rank} said nothing for {timeout} s")

@@ -31,7 +31,7 @@ def toy_event(event_id: int, n_tracks: int = 6, n_noise: int = 3, seed: int = 0)
     order = rng.permutation(len(row))
     row, r, hit_phi, hit_eta = row[order], r[order], hit_phi[order], hit_eta[order]
     n = len(row)
-    given = {
+    given: dict[str, dict[str, np.ndarray]] = {
         "hits": {
             "hit_id": np.arange(1, n + 1),
             "x": r * np.cos(hit_phi),
@@ -147,6 +147,12 @@ def toy_data(
         parameters=torch.tensor(np.random.default_rng([7, event_id]).normal(size=(n_tracks, 5)), dtype=dtype),
         num_nodes=len(track),
     )
+
+
+def gradient(x: torch.Tensor) -> torch.Tensor:
+    """The gradient of a leaf after a backward pass that reached it."""
+    assert x.grad is not None
+    return x.grad
 
 
 def rows_of(name: str, batch: Batch) -> torch.Tensor:

@@ -61,7 +61,7 @@ def planned(
     plan = {"events_per_step": len(SIZES)} | PLANS[name]
     probe_every, memory = 1 if plan.pop("probe", False) else 1000, plan.pop("memory", "plain")
     sections["train"] = {"probe_every": probe_every} | sections.get("train", {})
-    config = toy_config(folder / "run", folder / "data", plan=plan, memory={"policy": memory}, **sections)
+    config = toy_config(folder / "run", folder / "data", None, plan=plan, memory={"policy": memory}, **sections)
     named = {"model": model, "loss": loss}
     return config.model_copy(update={key: Named(**section) for key, section in named.items() if section})
 
