@@ -10,7 +10,7 @@ import numpy as np
 
 from hpctrack.benchmarks.measure import HITS_PER_TRACK, Figure, Page, embeddings, ratio, slopes, time_in_turn, tracks
 from hpctrack.config import Named
-from hpctrack.tracking.builder import BaseBuilder
+from hpctrack.tracking.builder import Builder
 from hpctrack.tracking.builders import build_builder
 
 SIZES = [1000, 3000, 10_000, 30_000, 100_000]
@@ -62,7 +62,7 @@ def event(n_hits: int, noise: float) -> dict[str, np.ndarray]:
     return {"user": user, "influencer": influencer, "embedding": user, "beta": beta}
 
 
-def swept(builder: BaseBuilder, outputs: dict[str, np.ndarray]) -> list[Any]:
+def swept(builder: Builder, outputs: dict[str, np.ndarray]) -> list[Any]:
     """The candidates of one setting, as tuning makes them."""
     return list(type(builder).sweep([builder], outputs))
 

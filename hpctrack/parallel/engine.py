@@ -80,10 +80,11 @@ class Engine:
 
     def gradient_norm(self, clip_norm: float | None) -> float:
         """Norm of the summed gradient, which is scaled down to `clip_norm` if it is larger."""
-        self.precision.unscale(p.grad for p in self.module.parameters() if p.grad is not None)
-        bound = clip_norm if clip_norm is not None else float("inf")
         parameters = [p for p in self.module.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm([p.grad for p in parameters])
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        self.precision.unscale(gradients)
+        bound = clip_norm if clip_norm is not None else float("inf")
+        norm = nn.utils.get_total_norm(gradients)
         if isinstance(norm, DTensor):  # whole, since some versions of torch add their 1e-6 to each rank's part of it
             norm = norm.full_tensor()
         nn.utils.clip_grads_with_norm_(parameters, bound, norm)
