@@ -15,11 +15,12 @@ from torch_geometric.data import Batch
 from torch_geometric.nn import global_mean_pool
 
 from hpctrack.config import Section
+from hpctrack.models import Model
 from hpctrack.models.memory_modes import MemoryModes
 from hpctrack.numerics import at_least_fp32
 
 
-class DeepSets(MemoryModes, nn.Module):
+class DeepSets(MemoryModes, Model):
     """Output `embedding` [N, E] of every hit."""
 
     class Options(Section):
