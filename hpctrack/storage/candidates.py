@@ -11,7 +11,7 @@ from hpctrack.storage.journals import pack, unpack
 from hpctrack.storage.products import Extra, Product, Store
 from hpctrack.storage.schema import ESTIMATE, Candidates
 
-COLUMNS = {  # of a record and of a file: name -> type
+COLUMNS: dict[str, np.dtype] = {  # of a record and of a file: name -> type
     "hit_offsets": np.dtype("<i8"),
     "hit_rows": np.dtype("<i4"),
     "scores": np.dtype("<f4"),

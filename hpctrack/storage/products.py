@@ -46,7 +46,8 @@ INDEX_COLUMNS = ("event_id", "row", "shard", "shards", "digests")
 class Record(Protocol):
     """What is stored of one event."""
 
-    event_id: int
+    @property
+    def event_id(self) -> int: ...
 
     def __len__(self) -> int: ...
 
@@ -87,7 +88,7 @@ class Product(Generic[T]):
         self,
         folder: Path,
         name: str,
-        event_ids: Sequence[int],
+        event_ids: Sequence[int] | np.ndarray,
         sources: Mapping[int, Place],
         world: Communicator | None = None,
     ) -> str:
@@ -110,9 +111,9 @@ class Product(Generic[T]):
         rounds = -(-len(places) // size)  # the same on each rank, for collective writes
         with atomic_h5(folder / name) if world is None else together(folder / name, world) as file:
             file.attrs["format"], file.attrs["version"] = self.format, VERSION
-            for key, values in small.items():
-                dataset = file.create_dataset(key, values.shape, values.dtype)
-                write_rows(dataset, 0, values if rank == 0 else values[:0], world)
+            for key, whole in small.items():
+                dataset = file.create_dataset(key, whole.shape, whole.dtype)
+                write_rows(dataset, 0, whole if rank == 0 else whole[:0], world)
             datasets = {
                 column: file.create_dataset(column, (int(first[column][-1]), *dtype.shape), dtype.base)
                 for column, dtype in types.items()
@@ -232,7 +233,7 @@ def _index_checksum(file: h5py.File, again: str) -> str:
     return xxhash.xxh3_128_hexdigest(f"{content_digest(file, again)} {file.attrs['attributes']}".encode())
 
 
-def bounds(counts: Sequence[int]) -> np.ndarray:
+def bounds(counts: Sequence[int] | np.ndarray) -> np.ndarray:
     """Offsets [n + 1] of consecutive blocks."""
     return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype("<i8")
 
