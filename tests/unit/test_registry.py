@@ -6,6 +6,7 @@ import json
 import sys
 
 import pytest
+import torch
 from toys import toy_checkpoint
 
 from hpctrack import convert, infer, simulate
@@ -13,11 +14,14 @@ from hpctrack.config import Named, lookup
 from hpctrack.errors import InputError
 from hpctrack.losses import LOSSES, build_loss
 from hpctrack.losses.influencer import InfluencerLoss
+from hpctrack.parallel.env import Env
 from hpctrack.registry import Lazy, Registry
 from hpctrack.simulation.writer import RECORD
 from hpctrack.storage.candidates import CandidateStore
 from hpctrack.storage.store import Dataset
+from hpctrack.testing.toys import toy_config
 from hpctrack.training import checkpoint, run_settings
+from hpctrack.training.build import build
 
 
 @pytest.fixture
@@ -102,6 +106,8 @@ def test_a_checkpoint_says_which_package_is_gone(tmp_path, capsys):
     checkpoint.amend(path, checkpoint.read_meta(path) | {"packages": {"model.name": {"mine": "1.2"}}})
     with pytest.raises(InputError, match="key 'model.name' names an entry of mine 1.2, .* pip install mine"):
         run_settings.run_config(checkpoint.read_meta(path), path)
+    with pytest.raises(InputError, match="which is not installed: pip install mine"):  # a run that would go on from it
+        build(toy_config(tmp_path, tmp_path / "data"), Env(0, 1, 0, torch.device("cpu"), None, "test"))
     assert infer.main(["--checkpoint", str(path), "--data", "data", "--out", str(tmp_path / "out")]) == 2
     assert "mine 1.2, which is not installed: pip install mine" in capsys.readouterr().err
 
