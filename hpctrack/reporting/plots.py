@@ -46,7 +46,8 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-styled = matplotlib.rc_context(SETTINGS)  # type: ignore[arg-type]  # the stub names each key, in a dict  # a decorator: everything the function draws and saves looks alike
+# a decorator: everything the function draws and saves looks alike
+styled = matplotlib.rc_context(SETTINGS)  # type: ignore[arg-type]  # the stub wants a dict of named keys alone
 
 
 def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
