@@ -14,4 +14,5 @@ else
 fi
 ruff check .
 ruff format --check .
+python -m mypy
 exec python -m pytest -rs "$@"
