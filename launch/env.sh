@@ -1,6 +1,6 @@
 # Sourced by the launch scripts: makes (once) and activates the project's own virtual environment.
 #   HPCTRACK_VENV    where it is               (default: .venv in the project)
-#   HPCTRACK_PYTHON  which Python makes it     (default: the newest of python3.13 … python3.10, python3 that works)
+#   HPCTRACK_PYTHON  which Python makes it     (default: the first of python3.11, python3, python3.12, python3.13, python3.10 that works)
 #   PIP_* variables  reach pip as usual, e.g. PIP_EXTRA_INDEX_URL for a CPU or CUDA build of torch
 # Usage: source launch/env.sh EXTRAS   (e.g. sim,dev)
 HPCTRACK_ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The whole path on this machine, from nothing: simulate -> convert -> train -> infer -> evaluate -> report.
-# Sizes (defaults fit two cores and 15 minutes, installation aside); running it again continues where it stopped:
+# Sizes (the defaults take 7 minutes on two idle cores, after an installation of 2 to 5 minutes); running it again continues where it stopped:
 #   QUICKSTART_DIR      where data, run and report go           (default: runs/quickstart)
 #   QUICKSTART_RANKS    processes in training and inference     (default: 2)
 #   QUICKSTART_EVENTS   full events simulated for training      (default: 24; half as many again for validation and test)

@@ -18,15 +18,20 @@ Columns = Mapping[str, np.ndarray]  # "table.column" -> [N]
 
 @dataclass(frozen=True)
 class Feature:
-    """`compute(columns)` -> [N] from the named columns, among them those by which an augmentation changes it."""
+    """`compute(columns)` -> [N] from the named columns, among them those by which an augmentation changes it.
+
+    `formula` says the same for people.
+    """
 
     columns: tuple[str, ...]
     compute: Callable[[Columns], np.ndarray]
+    formula: str
 
 
 def scaled(column: str, unit: float, *also: str) -> Feature:
     """`column` / unit; `also` names columns that an augmentation needs beside it."""
-    return Feature((column, *also), lambda c: c[column] / np.float32(unit))
+    formula = f"{column.partition('.')[2]} / {'pi' if unit == np.pi else f'{unit:g}'}"
+    return Feature((column, *also), lambda c: c[column] / np.float32(unit), formula)
 
 
 FEATURES: dict[str, Feature] = {
@@ -35,16 +40,22 @@ FEATURES: dict[str, Feature] = {
     "z": scaled("hits.z", 1000.0),
     "r": scaled("hits.r", 1000.0),
     "phi": scaled("hits.phi", np.pi),
-    "cos_phi": Feature(("hits.phi",), lambda c: np.cos(c["hits.phi"])),
-    "sin_phi": Feature(("hits.phi",), lambda c: np.sin(c["hits.phi"])),
+    "cos_phi": Feature(("hits.phi",), lambda c: np.cos(c["hits.phi"]), "cos(phi)"),
+    "sin_phi": Feature(("hits.phi",), lambda c: np.sin(c["hits.phi"]), "sin(phi)"),
     "eta": scaled("hits.eta", 4.0),
-    "inverse_r": Feature(("hits.r",), lambda c: np.float32(30.0) / np.maximum(c["hits.r"], np.float32(1.0))),
+    "inverse_r": Feature(
+        ("hits.r",), lambda c: np.float32(30.0) / np.maximum(c["hits.r"], np.float32(1.0)), "30 mm / r"
+    ),
     "volume": scaled("hits.volume_id", 10.0),
     "layer": scaled("hits.layer_id", 10.0, "hits.volume_id"),
-    "cell_count": Feature(("cells.cell_count",), lambda c: np.log1p(c["cells.cell_count"].astype(np.float32))),
-    "cell_charge": Feature(("cells.cell_charge",), lambda c: np.log1p(np.maximum(c["cells.cell_charge"], 0))),
-    "size_u": Feature(("cells.size_u",), lambda c: np.log1p(c["cells.size_u"])),
-    "size_v": Feature(("cells.size_v",), lambda c: np.log1p(c["cells.size_v"])),
+    "cell_count": Feature(
+        ("cells.cell_count",), lambda c: np.log1p(c["cells.cell_count"].astype(np.float32)), "log(1 + cell_count)"
+    ),
+    "cell_charge": Feature(
+        ("cells.cell_charge",), lambda c: np.log1p(np.maximum(c["cells.cell_charge"], 0)), "log(1 + cell_charge)"
+    ),
+    "size_u": Feature(("cells.size_u",), lambda c: np.log1p(c["cells.size_u"]), "log(1 + size_u)"),
+    "size_v": Feature(("cells.size_v",), lambda c: np.log1p(c["cells.size_v"]), "log(1 + size_v)"),
     "local_eta": scaled("cells.local_eta", 4.0),
     "local_phi": scaled("cells.local_phi", np.pi),
     "global_eta": scaled("cells.global_eta", 4.0, "hits.volume_id"),

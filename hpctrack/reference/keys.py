@@ -76,9 +76,12 @@ def page(plugins: bool = False) -> str:
                 parts.append(f"{entry.missing}\n")
             else:
                 parts.append(key_table(entry.options, f"{section}.") or "No options.\n")
-    rows = ((code(name), ", ".join(map(code, feature.columns))) for name, feature in FEATURES.items())
-    parts.append("## Features\n\nNames for `data.features`, with the columns of a dataset that each is made of.\n")
-    parts.append(table(("feature", "columns"), rows))
+    rows = ((code(name), code(each.formula), ", ".join(map(code, each.columns))) for name, each in FEATURES.items())
+    parts.append(
+        "## Features\n\nNames for `data.features`: what a model reads in `batch.x`, scaled to order one, and the columns of a "
+        "dataset that\nit is made of. Lengths are in mm, angles in rad.\n"
+    )
+    parts.append(table(("feature", "value", "columns"), rows))
     return "\n".join(parts)
 
 

@@ -16,16 +16,20 @@ from hpctrack.testing.toys import gradient, reordered, rows_of, toy_batch
 
 LOSS_SCALE = 2.0**10  # as fp16 has one; below, gradients per hit are none of its numbers
 Widths = dict[str, "int | None"]
+FULL_EVENT = (5000, 6000)  # tracks and noise hits
 
 
 class LossContract:
     """Tests of a loss: a subclass sets `loss`, as the section of a recipe, and the `outputs` of a model for it.
 
     `outputs`: {name: dimensions}, None for one number a row. A row is a hit; in outputs named `edge_…` an edge.
+    `full_event`: tracks and noise hits of the largest event that it must take, some 21,000 hits; a loss whose memory
+    grows with the square of the hits needs a smaller one.
     """
 
     loss: ClassVar[dict[str, Any]]
     outputs: ClassVar[Widths]
+    full_event: ClassVar[tuple[int, int]] = FULL_EVENT
 
     @pytest.fixture
     def config(self) -> Named:
@@ -115,8 +119,9 @@ class LossContract:
         self, built: Loss, widths: Widths, dtype: torch.dtype
     ) -> None:
         """Sums over 20,000 hits with a mean of 10 are beyond what fp16 holds, and bf16 rounds them to 1 of 128."""
-        batch = graphs(sizes=(5000,), n_noise=6000)
-        assert batch.num_nodes > 20_000
+        tracks, n_noise = self.full_event
+        batch = graphs(sizes=(tracks,), n_noise=n_noise)
+        assert batch.num_nodes > 20_000 or self.full_event != FULL_EVENT
         values = {name: off_zero(name, width, batch).to(dtype) for name, width in widths.items()}
         grads, sums = [], []
         for outputs in ({name: value.double() for name, value in values.items()}, values):

@@ -13,7 +13,7 @@ from hpctrack.config import Named, RunConfig
 from hpctrack.parallel.engine import Engine, whole
 from hpctrack.parallel.env import distributed
 from hpctrack.testing.ranks import run_ranks
-from hpctrack.testing.toys import toy_config, toy_dataset
+from hpctrack.testing.toys import FEATURES, toy_config, toy_dataset
 from hpctrack.training.build import build
 from hpctrack.training.step import train_step
 from hpctrack.training.trainer import Trainer
@@ -32,18 +32,24 @@ SIZES = (4, 0, 9, 5, 1, 2, 6)  # tracks of the events; one has only noise
 class TrainingContract:
     """Tests of a model with its loss: a subclass sets `model` and `loss`, and what else a recipe needs for them.
 
-    `graph` is the section `data.graph`; `ranks` are numbers of processes, which are forked.
+    `features` are the inputs of the model (`data.features`), `graph` is the section `data.graph`; `ranks` are numbers of
+    processes, which are forked.
     """
 
     model: ClassVar[dict[str, Any]]
     loss: ClassVar[dict[str, Any]]
+    features: ClassVar[Sequence[str]] = FEATURES
     graph: ClassVar[dict[str, Any] | None] = None
     ranks: ClassVar[Sequence[int]] = (1, 2)
     plans: ClassVar[Sequence[str]] = ("whole", "packed", "sorted", "probed")
 
     def config(self, folder: Path, name: str) -> RunConfig:
         """A run in fp64 on the dataset in `folder`, with a plan of PLANS."""
-        return planned(name, folder, self.model, self.loss, reading={"graph": self.graph})
+        return planned(name, folder, self.model, self.loss, reading=self.reading())
+
+    def reading(self) -> dict[str, Any]:
+        """What is set of the section `data`."""
+        return {"graph": self.graph, "features": list(self.features)}
 
     @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
     def test_gradient_is_that_of_one_rank(self, tmp_path: Path, strategy: str) -> None:

@@ -121,7 +121,9 @@ def refused(config, tmp_path: Path, capsys) -> str:
 
 def test_what_an_augmentation_does_not_know_is_refused(tmp_path, capsys, monkeypatch):
     data = toy_dataset(tmp_path / "data", sizes=(3, 3))
-    monkeypatch.setitem(FEATURES, "module", Feature(("hits.module_id",), lambda c: c["hits.module_id"] / np.float32(9)))
+    monkeypatch.setitem(
+        FEATURES, "module", Feature(("hits.module_id",), lambda c: c["hits.module_id"] / np.float32(9), "module_id / 9")
+    )
     assert inputs.feature_columns(["module"]) == ["hits.module_id"]
     wanted = ["r", "cos_phi", "sin_phi", "z", "module"]
     for which in ({"rotate": True, "mirror": False}, {"rotate": False, "mirror": True}):
