@@ -32,8 +32,8 @@ SIZES = (4, 0, 9, 5, 1, 2, 6)  # tracks of the events; one has only noise
 class TrainingContract:
     """Tests of a model with its loss: a subclass sets `model` and `loss`, and what else a recipe needs for them.
 
-    `features` are the inputs of the model (`data.features`), `graph` is the section `data.graph`; `ranks` are numbers of
-    processes, which are forked.
+    `features` are the inputs of the model (`data.features`), `graph` is the section `data.graph`; `ranks` are numbers
+    of processes, which are forked.
     """
 
     model: ClassVar[dict[str, Any]]
