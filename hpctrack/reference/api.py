@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import pkgutil
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 from hpctrack import config, errors, graphs, losses, models, registry, testing, tracking
 from hpctrack.errors import InputError
@@ -36,7 +38,13 @@ def build(folder: Path) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("error", module="pdoc")
         warnings.filterwarnings("ignore", HARMLESS)
-        pdoc.pdoc(*(module.__name__ for module in PUBLIC), output_directory=folder)
+        pdoc.pdoc(*(name for module in PUBLIC for name in within(module)), output_directory=folder)
+
+
+def within(module: ModuleType) -> list[str]:
+    """The names of a module and, if it is a package, of those in it: pdoc leaves out what `__all__` does not name."""
+    inner = pkgutil.iter_modules(getattr(module, "__path__", []))
+    return [module.__name__, *(f"{module.__name__}.{each.name}" for each in inner)]
 
 
 @verb("reference.api")

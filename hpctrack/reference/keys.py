@@ -78,8 +78,8 @@ def page(plugins: bool = False) -> str:
                 parts.append(key_table(entry.options, f"{section}.") or "No options.\n")
     rows = ((code(name), code(each.formula), ", ".join(map(code, each.columns))) for name, each in FEATURES.items())
     parts.append(
-        "## Features\n\nNames for `data.features`: what a model reads in `batch.x`, scaled to order one, and the columns "
-        "of a dataset that\nit is made of. Lengths are in mm, angles in rad.\n"
+        "## Features\n\nNames for `data.features`: what a model reads in `batch.x`, scaled to order one, and columns "
+        "of a\ndataset that it is made of. Lengths are in mm, angles in rad.\n"
     )
     parts.append(table(("feature", "value", "columns"), rows))
     return "\n".join(parts)
