@@ -43,8 +43,8 @@ def build(folder: Path) -> None:
 
 def within(module: ModuleType) -> list[str]:
     """The names of a module and, if it is a package, of those in it: pdoc leaves out what `__all__` does not name."""
-    inner = pkgutil.iter_modules(getattr(module, "__path__", []))
-    return [module.__name__, *(f"{module.__name__}.{each.name}" for each in inner)]
+    left_out = pkgutil.iter_modules(module.__path__) if hasattr(module, "__all__") else ()
+    return [module.__name__, *(f"{module.__name__}.{each.name}" for each in left_out)]
 
 
 @verb("reference.api")
