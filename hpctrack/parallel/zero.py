@@ -55,7 +55,7 @@ class ZeroEngine(Engine):
         library = load_library(self.env)
         for layer in layers:
             # gathered as a whole, like FSDP's units; how often its parts run may then differ
-            library.utils.z3_leaf_module.set_z3_leaf_module(layer, True)
+            library.utils.set_z3_leaf_module(layer, True)
         self.parallel, *_ = library.initialize(
             model=model, optimizer=self.optimizer, config=settings(config, self.precision, clip_norm)
         )
