@@ -199,11 +199,11 @@ def test_a_second_ctrl_c_ends_training_at_once_and_nohup_is_kept(tmp_path):
 
 
 WORK = {  # a verb's words, and what its worker processes do
-    "evaluate": ("{root}/candidates --data {root}/data --out {out}/r.json --jobs 2", "reporting.tally", "tally_event"),
-    "inspect": ("{root}/data --verify --jobs 2", "data.verify", "check_shard"),
-    "convert": ("{root}/csv {out}/out --jobs 2 --events-per-shard 1", "data.conversion", "read_event"),
+    "evaluate": ("{root}/candidates --data {root}/data --out {out}/r.json --jobs 2", "evaluation.tally", "tally_event"),
+    "inspect": ("{root}/data --verify --jobs 2", "storage.verify", "check_shard"),
+    "convert": ("{root}/csv {out}/out --jobs 2 --events-per-shard 1", "formats.conversion", "read_event"),
     "simulate": ("{out}/out --source helix --events 4 --jobs 2", "simulation.writer", "write_event"),
-    "train": ("{root}/recipe.yaml run={out}/run data.workers=2", "data.loader", "EventLoader.__call__"),
+    "train": ("{root}/recipe.yaml run={out}/run data.workers=2", "events.loader", "EventLoader.__call__"),
 }
 STAY = """
 import functools, importlib, multiprocessing, os, time
