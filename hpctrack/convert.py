@@ -91,7 +91,7 @@ def make_reader(args: argparse.Namespace) -> tuple[Reader, dict[str, str]]:
     if name not in FORMATS:
         raise InputError(f"--format {name}: must be one of {', '.join(FORMATS)}")
     given = {flag: getattr(args, flag) for flags in FLAGS.values() for flag in flags}
-    given = {flag: value for flag, value in given.items() if value not in (None, False)}
+    given = {flag: value for flag, value in given.items() if value is not None and value is not False}  # 0 is given
     own = {flag: value for flag, value in given.items() if flag in FLAGS.get(name, ())}
     values = apply_overrides({"format": own}, [f"format.{option}" for option in args.option], "--option")["format"]
     kind = FORMATS[name]
