@@ -25,11 +25,6 @@ from hpctrack.process import arguments
 from hpctrack.recipes import apply_overrides
 from hpctrack.storage.hdf5 import INDEX
 
-FLAGS = {  # of a format alone, each an option of it
-    "sub-events": ("tracks", "draws", "pt_min_gev", "min_hits", "remove_noise", "seed"),
-    "trackml": ("detectors", "no_truth"),
-}
-
 
 def parser() -> arguments.Parser:
     """The verb's options."""
@@ -56,7 +51,9 @@ def parser() -> arguments.Parser:
     )
     csv = p.add_argument_group("TrackML files")
     csv.add_argument("--detectors", metavar="FILE", help="detectors.csv[.gz]; default: in SOURCE or beside it")
-    csv.add_argument("--no-truth", action="store_true", help="events without truth: all hits become noise")
+    csv.add_argument(
+        "--no-truth", action="store_true", default=None, help="events without truth: all hits become noise"
+    )
     sub = p.add_argument_group("sub-events of a dataset")
     sub.add_argument("--tracks", type=_positive_or_all, metavar="T", help="tracks a sub-event; all: those of an event")
     sub.add_argument(
@@ -66,7 +63,7 @@ def parser() -> arguments.Parser:
         "--pt-min-gev", type=arguments.real(0, of=" in GeV"), metavar="PT", help="least pT of a track; default 0"
     )
     sub.add_argument("--min-hits", type=arguments.positive, metavar="H", help="least hits of a track; default 3")
-    sub.add_argument("--remove-noise", action="store_true", help="else noise is thinned like the tracks")
+    sub.add_argument("--remove-noise", action="store_true", default=None, help="else noise is thinned like the tracks")
     sub.add_argument("--seed", type=arguments.seed, help="default 0")
     return p
 
@@ -90,9 +87,9 @@ def make_reader(args: argparse.Namespace) -> tuple[Reader, dict[str, str]]:
     name = args.format or ("sub-events" if (source / INDEX).is_file() else "trackml")
     if name not in FORMATS:
         raise InputError(f"--format {name}: must be one of {', '.join(FORMATS)}")
-    given = {flag: getattr(args, flag) for flags in FLAGS.values() for flag in flags}
-    given = {flag: value for flag, value in given.items() if value is not None and value is not False}  # 0 is given
-    own = {flag: value for flag, value in given.items() if flag in FLAGS.get(name, ())}
+    flags = {known: FORMATS[known].Options.model_fields for known in FORMATS.own}  # each has a flag of the verb
+    given = {flag: value for fields in flags.values() for flag in fields if (value := getattr(args, flag)) is not None}
+    own = {flag: value for flag, value in given.items() if flag in flags.get(name, ())}
     values = apply_overrides({"format": own}, [f"format.{option}" for option in args.option], "--option")["format"]
     kind = FORMATS[name]
     reader = kind(parse(kind.Options, values, f"format '{name}'")).open(source, args.limit, args.skip_bad)
