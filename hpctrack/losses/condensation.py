@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch_geometric.data import Batch
 
 from hpctrack.config import Section
-from hpctrack.losses.pairs import Points, hinge_sum, neighbours
+from hpctrack.losses.pairs import Points, SpaceWeight, hinge_sum, neighbours
 from hpctrack.losses.term import BaseLoss, events, with_track
 
 
@@ -42,7 +42,7 @@ class CondensationLoss(BaseLoss):
         repulsion: float = Field(1.0, ge=0, description="weight of the push away from other tracks' points")
         beta: float = Field(1.0, ge=0, description="weight of the term by which each track has a hit of high beta")
         noise: float = Field(1.0, ge=0, description="weight of the term that lowers the beta of noise, s_B")
-        neighbours: float = Field(0.0, ge=0, description="weight of the loss on the backbone's `space_0`, `space_1`, …")
+        neighbours: SpaceWeight = 0.0
         q_min: float = Field(0.5, gt=0, description="charge of a hit with beta 0")
 
     counted = {

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch_geometric.data import Batch
 
 from hpctrack.config import Section
-from hpctrack.losses.pairs import Points, hinge_sum, neighbours
+from hpctrack.losses.pairs import Points, SpaceWeight, hinge_sum, neighbours
 from hpctrack.losses.term import BaseLoss, Tracks, events, parameter_groups, with_hit, with_track
 
 
@@ -33,7 +33,7 @@ class ContrastiveLoss(BaseLoss):
 
         attraction: float = Field(1.0, ge=0, description="weight of the term that pulls a track's hits together")
         repulsion: float = Field(1.0, ge=0, description="weight of the term that pushes other hits away")
-        neighbours: float = Field(0.0, ge=0, description="weight of the loss on the backbone's `space_0`, `space_1`, …")
+        neighbours: SpaceWeight = 0.0
         margin: float = Field(1.0, gt=0, description="distance beyond which hits no longer repel each other")
         squared_hinge: bool = Field(False, description="square the hinge of the repulsion")
         per: Literal["pair", "hit"] = Field("pair", description="repulsion: mean over pairs, or sum over pairs per hit")

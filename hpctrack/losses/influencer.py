@@ -20,7 +20,7 @@ from torch_geometric.data import Batch
 from hpctrack.config import Section
 from hpctrack.errors import InputError
 from hpctrack.events.perigee import PHI, SCALES
-from hpctrack.losses.pairs import Points, hinge_sum, neighbours
+from hpctrack.losses.pairs import Points, SpaceWeight, hinge_sum, neighbours
 from hpctrack.losses.term import BaseLoss, Tracks, events, parameter_groups, with_hit, with_track
 from hpctrack.models.embedding import representatives
 from hpctrack.models.geometry import wrapped
@@ -119,7 +119,7 @@ class InfluencerLoss(BaseLoss):
         repulsion_ui: float = Field(1.0, ge=0, description="weight a: efficiency against purity")
         repulsion_ii: float = Field(1.0, ge=0, description="weight b: efficiency against duplicates")
         compactness: float = Field(0.0, ge=0, description="weight of the users' variance")
-        neighbours: float = Field(0.0, ge=0, description="weight of the loss on the backbone's `space_0`, `space_1`, …")
+        neighbours: SpaceWeight = 0.0
         parameters: float = Field(
             0.0, ge=0, description="weight of the track parameters' likelihood (model.parameters)"
         )

@@ -9,9 +9,10 @@ Legend: M and N points, E dimensions (D of a space of neighbours), P pairs.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch_geometric.data import Batch
@@ -20,6 +21,9 @@ from hpctrack.errors import InputError
 from hpctrack.graphs.neighbours import Block, block_square_distance, near_blocks
 from hpctrack.losses.term import Tracks, events
 
+SpaceWeight = Annotated[  # an option of losses of models that look for neighbours
+    float, Field(ge=0, description="weight of the loss on the backbone's `space_0`, `space_1`, …")
+]
 TINY = 1e-12  # inside square roots, whose slope at 0 is infinite
 COINCIDENT = (1 + 1e-6) * TINY**0.5  # distances up to this are those of points at one place
 
