@@ -27,8 +27,8 @@ def names() -> list[str]:
 
 def path_of(name: str) -> Path:
     """The file of the recipe `name`; InputError that lists the names there are."""
-    if name not in names():
-        raise InputError(f"{name}: no recipe of that name; there are: {', '.join(names())}")
+    if name not in (known := names()):
+        raise InputError(f"{name}: no recipe of that name; there are: {', '.join(known)}")
     return folder() / f"{name}{SUFFIX}"
 
 
@@ -37,9 +37,11 @@ def find(what: str | Path) -> Path:
 
     InputError if neither fits. A folder or device of that name is left to who reads it, unless a recipe has the name.
     """
-    path, name = Path(what), str(what)
-    if path.is_file() or (path.exists() and name not in names()):
+    path = Path(what)
+    if path.is_file():
         return path
-    if name in names():
-        return path_of(name)
-    raise InputError(f"{path}: no such configuration file, and no recipe of that name ({', '.join(names())})")
+    if str(what) in (known := names()):
+        return path_of(str(what))
+    if path.exists():
+        return path
+    raise InputError(f"{path}: no such configuration file, and no recipe of that name ({', '.join(known)})")

@@ -24,14 +24,14 @@ from hpctrack.numerics import at_least_fp32
 OnEdges = tuple[Tensor | None, Tensor | None, Tensor | None]  # edge output, sum at targets, sum at sources
 
 
-class Weighted(Protocol):
+class Parametrized(Protocol):
     """What has weights, as an `nn.Module` has."""
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Weights."""
 
 
-class EdgeLayer(Weighted, Protocol):
+class EdgeLayer(Parametrized, Protocol):
     """What is computed on edges: first on nodes what their edges gather, then on each edge."""
 
     def project(self, x_NH: Tensor, /) -> tuple[Tensor, Tensor]:
@@ -197,7 +197,7 @@ class GradientSums:
         self.sums = {id(p): torch.zeros_like(p) for p in self.parameters if p.requires_grad}
 
     def pull(
-        self, layer: Weighted, leaves: Sequence[Tensor], outputs: Sequence[Tensor], grads: Sequence[Tensor]
+        self, layer: Parametrized, leaves: Sequence[Tensor], outputs: Sequence[Tensor], grads: Sequence[Tensor]
     ) -> Sequence[Tensor]:
         """Gradients of `leaves` for given gradients of `outputs`; the layer's parameters take theirs."""
         weights = [p for p in layer.parameters() if id(p) in self.sums]
@@ -222,7 +222,7 @@ def leaf(x: Tensor) -> Tensor:
 
 def backward_rows(
     work: Callable[..., Tensor | tuple[Tensor, ...]],
-    layer: Weighted,
+    layer: Parametrized,
     chunk: int,
     inputs: Sequence[Tensor],
     grads: Sequence[Tensor],

@@ -17,6 +17,7 @@ from hpctrack.files.atomic import write_text
 from hpctrack.files.jsonlines import METRICS, Lines, Mark, read_metrics
 from hpctrack.parallel.collectives import all_sum
 from hpctrack.parallel.env import Env
+from hpctrack.resources.peak_memory import GIB
 
 
 class Metrics:
@@ -88,7 +89,7 @@ class Progress:
 def peak_gib(device: torch.device) -> float:
     """Largest memory of this process so far, GiB: device memory on GPUs, else resident memory."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
+        return torch.cuda.max_memory_allocated(device) / GIB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
