@@ -39,9 +39,7 @@ def build(config: RunConfig, env: Env, watchdog: Watchdog | None = None, owner: 
 
     `owner`: of the run's folder, on rank 0. InputError for data or options that do not fit each other.
     """
-    found = run_on_main(lambda: checkpoint.latest(Path(config.run) / "checkpoints"), env)
-    if found:
-        run_settings.check_packages(checkpoint.read_meta(found), found)
+    found = run_on_main(lambda: newest_checkpoint(Path(config.run)), env)
     precision = Precision(config.train.precision, env.device, config.train.tf32)
     loss = build_loss(config.loss)
     alive = watchdog.feed if watchdog else _nobody_asks
@@ -74,9 +72,16 @@ def build(config: RunConfig, env: Env, watchdog: Watchdog | None = None, owner: 
     engine = strategy(model, optimizer, env, precision, config.parallel, clip_norm=config.optim.clip_norm)
     memory = Memory(config.memory, engine)
     batches = Batches(train, valid, env, config.data, alive)
-    return Trainer(
-        config, env, Parts(found, precision, loss, batches, planner, engine=engine, memory=memory), watchdog, owner
-    )
+    parts = Parts(found, precision, loss, batches, planner, engine=engine, memory=memory, alive=alive)
+    return Trainer(config, env, parts, owner)
+
+
+def newest_checkpoint(run: Path) -> Path | None:
+    """The checkpoint from which a run goes on, None for a new run; InputError if it needs packages that are missing."""
+    found = checkpoint.latest(run / "checkpoints")
+    if found:
+        run_settings.check_packages(checkpoint.read_meta(found), found)
+    return found
 
 
 def build_events(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from hpctrack.parallel.collectives import all_max, all_sum, barrier, run_on_main
 from hpctrack.parallel.engine import Engine
 from hpctrack.parallel.env import Env
 from hpctrack.parallel.precision import Precision
-from hpctrack.parallel.watchdog import Watchdog
 from hpctrack.process.versions import versions
 from hpctrack.resources.calibration import calibrate
 from hpctrack.resources.cost_model import CostModel
@@ -42,7 +41,10 @@ from hpctrack.training.telemetry import Metrics, Progress, Waste, Window, peak_g
 
 @dataclass
 class Parts:
-    """What a run consists of, as build.py makes it; `found`: the newest checkpoint of its folder."""
+    """What a run consists of, as build.py makes it.
+
+    `found`: the newest checkpoint of its folder; `alive` is told what the run has come to, so that it does not hang.
+    """
 
     found: Path | None
     precision: Precision
@@ -51,6 +53,7 @@ class Parts:
     planner: Planner
     engine: Engine
     memory: Memory
+    alive: Callable[[str], None]
 
 
 class Trainer:
@@ -59,13 +62,12 @@ class Trainer:
     `owner`: of the run's folder, on rank 0; asked before anything is written there.
     """
 
-    def __init__(
-        self, config: RunConfig, env: Env, parts: Parts, watchdog: Watchdog | None = None, owner: Owner | None = None
-    ) -> None:
-        self.config, self.env, self.watchdog, self.owner = config, env, watchdog, owner
+    def __init__(self, config: RunConfig, env: Env, parts: Parts, owner: Owner | None = None) -> None:
+        self.config, self.env, self.owner = config, env, owner
         self.options, self.builder = config.train, config.builder
         self.folder = Path(config.run)
         self.found, self.precision, self.loss = parts.found, parts.precision, parts.loss
+        self.alive = parts.alive
         self.planner, self.engine, self.memory = parts.planner, parts.engine, parts.memory
         self.reading = parts.batches
         valid = parts.batches.valid
@@ -166,11 +168,6 @@ class Trainer:
             f"memory: at most {self.memory.cap / GIB:.3g} GiB a rank ({self.memory.source}), of which a pass may be "
             f"predicted to need {self.memory.room / GIB:.3g}; modes: {', '.join(self.memory.modes)}"
         )
-
-    def alive(self, at: str) -> None:
-        """The run has come to `at`, so it does not hang."""
-        if self.watchdog:
-            self.watchdog.feed(at)
 
     def check_same_run(self, meta: dict[str, Any], path: Path) -> None:
         """InputError naming the first key (or dataset) in which the checkpoint's run differs from this one.
