@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_origin
@@ -388,7 +388,7 @@ def complaint(cls: type[BaseModel], error: Mapping[str, Any], key: str, override
     """One of pydantic's complaints in a line that names the key, and for a wrong value says what it is."""
     kind, value = error["type"], error["input"]
     if kind == "extra_forbidden":
-        return f"unknown key '{key}'{_hint(cls, error['loc'])}"
+        return f"unknown key '{key}'{_hint(cls, error['loc'], key)}"
     if kind == "missing":
         return f"key '{key}' is missing"
     message = error["msg"].removeprefix("Value error, ")
@@ -414,8 +414,8 @@ def dump_yaml(config: BaseModel) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def _hint(cls: type[BaseModel], location: tuple[Any, ...]) -> str:
-    """Known keys of the section at `location`, nearest first."""
+def _hint(cls: type[BaseModel], location: tuple[Any, ...], key: str) -> str:
+    """The nearest key of the section at `location`, else one of that name in another section, else all it has."""
     section: Any = cls
     for part in location[:-1]:
         field = section.model_fields.get(part)
@@ -423,4 +423,18 @@ def _hint(cls: type[BaseModel], location: tuple[Any, ...]) -> str:
         if get_origin(section) or not (isinstance(section, type) and issubclass(section, BaseModel)):
             return ""
     near = difflib.get_close_matches(str(location[-1]), section.model_fields, n=1)
-    return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(section.model_fields)}"
+    parent, dot, last = key.rpartition(".")
+    found = [f"{parent}{dot}{name}" for name in near]
+    found += [
+        f"{key.removesuffix('.'.join(map(str, location)))}{name}" for name in _keys(cls) if name.endswith(f".{last}")
+    ]
+    return f"; did you mean '{found[0]}'?" if found else f"; known: {', '.join(section.model_fields)}"
+
+
+def _keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Dotted names of all keys that are no sections."""
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _keys(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 
 from hpctrack.errors import InputError
@@ -28,7 +29,7 @@ def names() -> list[str]:
 def path_of(name: str) -> Path:
     """The file of the recipe `name`; InputError that lists the names there are."""
     if name not in (known := names()):
-        raise InputError(f"{name}: no recipe of that name; there are: {', '.join(known)}")
+        raise InputError(f"{name}: no recipe of that name; there are: {', '.join(known)}{_nearest(name, known)}")
     return folder() / f"{name}{SUFFIX}"
 
 
@@ -44,4 +45,10 @@ def find(what: str | Path) -> Path:
         return path_of(str(what))
     if path.exists():
         return path
-    raise InputError(f"{path}: no such configuration file, and no recipe of that name ({', '.join(known)})")
+    nearest = _nearest(str(what), known)
+    raise InputError(f"{path}: no such configuration file, and no recipe of that name ({', '.join(known)}){nearest}")
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean '{near[0]}'?" if near else ""

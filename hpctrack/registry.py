@@ -12,6 +12,8 @@ import functools
 import importlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.metadata import EntryPoint
@@ -34,16 +36,21 @@ class Lazy:
 class Registry(Mapping[str, T_co]):
     """Entries by name. Names of plugins are known from the start; a plugin is imported when it is asked for by name.
 
-    `group`: of the entry points; `what`: one entry in a word, for messages; `own`: the entries of this package.
+    `group`: of the entry points; `what`: one entry in a word, for messages; `own`: the entries of this package;
+    `attributes`: what every entry must have, which is looked at where a plugin is imported.
     """
 
-    def __init__(self, group: str, what: str, own: Mapping[str, T_co | Lazy]) -> None:
-        self.group, self.what, self.own = group, what, own
+    def __init__(
+        self, group: str, what: str, own: Mapping[str, T_co | Lazy], attributes: tuple[str, ...] = ("Options",)
+    ) -> None:
+        self.group, self.what, self.own, self.attributes = group, what, own, attributes
 
     @property
     def plugins(self) -> dict[str, list[EntryPoint]]:
         """The entry points of other packages by name; more than one where packages claim the same name."""
         found: dict[str, list[EntryPoint]] = {}
+        if _own_only.get():
+            return found
         for point in sorted(_entry_points(tuple(sys.path))(group=self.group)):
             found.setdefault(point.name, []).append(point)
         return found
@@ -79,13 +86,21 @@ class Registry(Mapping[str, T_co]):
         return {entry.package: metadata.version(entry.package)} if isinstance(entry, Lazy) and entry.package else {}
 
     def _plugin(self, point: EntryPoint) -> T_co:
+        where = f"entry point '{point.value}' of '{self.group}'"
         try:
-            return point.load()
+            entry = point.load()
         except Exception as error:  # whatever the other package's import raises
             raise InputError(
-                f"{self.what} '{point.name}' of {_package(point)} does not load: entry point '{point.value}' of "
-                f"'{self.group}': {type(error).__name__}: {error}"
+                f"{self.what} '{point.name}' of {_package(point)} does not load: {where}: "
+                f"{type(error).__name__}: {error}"
             ) from error
+        for name in self.attributes:
+            if not hasattr(entry, name):
+                raise InputError(
+                    f"{self.what} '{point.name}' of {_package(point)} has no `{name}`: {where}; every {self.what} of "
+                    "this package is an example of what one has to have"
+                )
+        return entry
 
     def _imported(self, name: str, entry: Lazy) -> T_co:
         try:
@@ -100,6 +115,19 @@ class Registry(Mapping[str, T_co]):
             raise InputError(
                 f"{self.what} '{name}' needs {entry.package}, which {why}: pip install 'hpctrack[{entry.extra}]'"
             ) from error
+
+
+@contextmanager
+def own_entries_only() -> Iterator[None]:
+    """Within, tables have the entries of this package alone, whatever is installed beside it."""
+    token = _own_only.set(True)
+    try:
+        yield
+    finally:
+        _own_only.reset(token)
+
+
+_own_only: ContextVar[bool] = ContextVar("own_only", default=False)
 
 
 @functools.cache

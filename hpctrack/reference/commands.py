@@ -11,6 +11,7 @@ from pathlib import Path
 from hpctrack.process import arguments
 from hpctrack.process.verbs import VERBS, module_of
 from hpctrack.reference.text import code, table
+from hpctrack.registry import own_entries_only
 
 COLUMNS = ("option", "value", "default", "what it does")
 HEAD = """# Commands
@@ -23,7 +24,12 @@ For who uses hpctrack on the command line. Every verb and every option is here, 
 
 
 def page() -> str:
-    """The page as Markdown."""
+    """The page as Markdown; entries of other packages that are installed are not on it."""
+    with own_entries_only():
+        return _page()
+
+
+def _page() -> str:
     parts = [HEAD, table(("verb", "what it does"), ((link(name), what) for name, what in VERBS.items()))]
     for name in VERBS:
         parser: argparse.ArgumentParser = importlib.import_module(module_of(name)).parser()

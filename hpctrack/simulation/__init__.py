@@ -33,6 +33,7 @@ SOURCES: Registry[type[Source]] = Registry(
         "acts": Lazy("hpctrack.simulation.acts:ActsSource"),
         "helix": Lazy("hpctrack.simulation.helix:HelixSource"),
     },
+    attributes=("OPTIONS", "PACKAGES"),
 )
 
 

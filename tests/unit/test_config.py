@@ -36,7 +36,7 @@ def test_overrides_set_nested_keys_with_yaml_values():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("optim.lrr=1", r"unknown key 'optim\.lrr'; did you mean 'lr'\?"),
+        ("optim.lrr=1", r"unknown key 'optim\.lrr'; did you mean 'optim\.lr'\?"),
         ("optim.lr=fast", r"key 'optim\.lr': .*number, got 'fast'"),
         ("optim.lr=-1", r"key 'optim\.lr': .*greater than 0, got -1"),
         ("train.steps=2.5", r"key 'train\.steps': .*integer.*got 2\.5"),

@@ -111,7 +111,7 @@ def test_refusals(dataset, tmp_path, capsys, monkeypatch):
         return error
 
     assert "unknown 'kalman'; one of: ckf, dbscan" in refused("--method", "kalman")
-    assert "unknown key 'method.pt_min'; did you mean 'pt_min_gev'?" in refused("--method", "ckf", "method.pt_min=2")
+    assert "'method.pt_min'; did you mean 'method.pt_min_gev'?" in refused("--method", "ckf", "method.pt_min=2")
     assert "key 'method.branches': " in refused("--method", "ckf", "method.branches=0")
     assert "takes selection.key=value and method.key=value" in refused("--method", "ckf", "builder.radius=1")
     missing = table(Lazy("hpctrack.tracking.ckf:Ckf", "no-such-acts", "reference"))

@@ -15,7 +15,7 @@ from hpctrack.errors import InputError
 from hpctrack.losses import LOSSES, build_loss
 from hpctrack.losses.influencer import InfluencerLoss
 from hpctrack.parallel.env import Env
-from hpctrack.registry import Lazy, Registry
+from hpctrack.registry import Lazy, Registry, own_entries_only
 from hpctrack.simulation.writer import RECORD
 from hpctrack.storage.candidates import CandidateStore
 from hpctrack.storage.store import Dataset
@@ -60,14 +60,19 @@ def test_own_entries_come_first_and_late_ones_when_asked_for(install):
 
 
 def test_a_plugin_is_listed_and_is_imported_when_asked_for(install):
-    install("mine", "seen = []\ndef net(): ...\n", models={"net": "mine:net", "other": "mine:nothing"})
+    code = "class net: Options = None\nclass bare: ...\n"
+    install("mine", code, models={"net": "mine:net", "other": "mine:nothing", "bare": "mine:bare"})
     found = table()
-    assert list(found) == ["one", "late", "net", "other"] and "net" in found
+    assert list(found) == ["one", "late", "bare", "net", "other"] and "net" in found
     assert found["net"].__module__ == "mine" and found.versions("net") == {"mine": "1.2"}
-    with pytest.raises(InputError, match="key 'model.name': unknown 'nett'; one of: late, net, one, other"):
+    with pytest.raises(InputError, match="key 'model.name': unknown 'nett'; one of: bare, late, net, one, other"):
         lookup(found, "nett", "model")
     with pytest.raises(InputError, match=r"model 'other' of mine 1.2 does not load: entry point 'mine:nothing' of"):
         found["other"]
+    with pytest.raises(InputError, match=r"model 'bare' of mine 1.2 has no `Options`: entry point 'mine:bare' of"):
+        found["bare"]
+    with own_entries_only():
+        assert list(found) == ["one", "late"]
 
 
 def test_a_plugin_that_does_not_load_harms_nobody_else(install):
@@ -97,7 +102,7 @@ class Pull(InfluencerLoss):
 def test_a_loss_of_another_package_takes_options_as_ours_do(install):
     install("mine", PULL, losses={"pull": "mine:Pull"})
     assert isinstance(build_loss(Named(name="pull", per="hit")), InfluencerLoss) and "pull" in LOSSES
-    with pytest.raises(InputError, match=r"unknown key 'loss\.pr'; did you mean 'per'"):
+    with pytest.raises(InputError, match=r"unknown key 'loss\.pr'; did you mean 'loss\.per'"):
         build_loss(Named(name="pull", pr="hit"))
 
 
