@@ -64,6 +64,7 @@ setup(
         "scatter": ["torch-scatter>=2.1.2"],
         "dev": [
             "pytest>=8",
+            "pytest-xdist>=3.7",
             "hypothesis>=6.100",
             "ruff>=0.9",
             "mypy>=1.15",

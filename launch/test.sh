@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # All tests, from nothing: makes its own virtual environment.   bash launch/test.sh [pytest arguments]
-#   HPCTRACK_TRACKML_DIR  a folder of TrackML files: tests on real events run (else they are skipped and say so)
+#   HPCTRACK_TRACKML_DIR     a folder of TrackML files: tests on real events run (else they are skipped and say so)
+#   HPCTRACK_TEST_PROCESSES  how many processes run test files side by side [2]; 0: none, as a debugger needs
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/env.sh sim,reference,mpi,deepspeed,optim,dev
@@ -15,4 +16,6 @@ fi
 ruff check .
 ruff format --check .
 python -m mypy
-exec python -m pytest -rs "$@"
+# many tests wait for ranks or launchers, so files run side by side; those that wait longest are collected first
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+exec python -m pytest -rs -n "${HPCTRACK_TEST_PROCESSES:-2}" --dist loadfile --no-loadscope-reorder "$@"

@@ -76,11 +76,14 @@ def test_a_key_that_is_missing_is_one_line(results, tmp_path, capsys):
             assert code == 2 and str(path) in error, (key, error)
 
 
-@pytest.mark.parametrize("wrong", [None, "x", -1, [], {}, True, float("nan"), 1e400, 2**70], ids=str)
+WRONG = [None, "x", -1, [], {}, True, float("nan"), 1e400, 2**70]
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=str)
 def test_a_value_of_another_kind_is_one_line_or_makes_a_page(results, tmp_path, capsys, wrong):
     good = json.loads(results.read_text())
     path, passed = tmp_path / "results.json", []
-    for key in keys(good):
+    for key in keys(good)[[id(value) for value in WRONG].index(id(wrong)) % 3 :: 3]:  # three kinds a key
         path.write_text(json.dumps(without(good, key, wrong)))
         try:
             load_results(path)
