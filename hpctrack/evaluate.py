@@ -5,6 +5,7 @@ Counts are taken event by event and added up; definitions stand in evaluation/me
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,14 +14,15 @@ import numpy as np
 
 from hpctrack import __version__
 from hpctrack.errors import InputError
-from hpctrack.evaluation import edge_metrics, resolutions
-from hpctrack.evaluation.results import RESULTS_FORMAT, RESULTS_VERSION, table
+from hpctrack.evaluation import edge_metrics, kinds, resolutions
 from hpctrack.evaluation.tally import COLUMNS as TALLY_COLUMNS
 from hpctrack.evaluation.tally import Cuts, EventTally, add_up, event_row, tally_event
 from hpctrack.files.jsonlines import TIMINGS, is_truncated, read_lines
 from hpctrack.files.outputs import check_output, write_json_output
 from hpctrack.process import arguments, pools
 from hpctrack.process.ends import verb
+from hpctrack.results import comparison
+from hpctrack.results.content import RESULTS_FORMAT, RESULTS_VERSION, table
 from hpctrack.storage.candidates import CandidateStore
 from hpctrack.storage.edges import is_edges
 from hpctrack.storage.store import Dataset
@@ -32,10 +34,18 @@ TIMED = {"event_id": int, "n_hits": int, "rank": int} | dict.fromkeys(("read_s",
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Evaluate a folder of candidates, or of a stage's edges; prints the table of all metrics."""
     args = parser().parse_args(argv)
+    if args.candidates is None and args.compare:
+        compare(args)
+        return None
+    if missing := [name for name in ("candidates", "data", "out") if getattr(args, name) is None]:
+        raise InputError(f"give CANDIDATES, --data and --out (no {missing[0]}), or --compare alone")
     check_output(args.out)
+    others = comparison.load(args.compare)
     cuts = Cuts(args.pt_min_gev, args.min_hits, args.eta_max)
     command = ["hpctrack", "evaluate", *(sys.argv[1:] if argv is None else argv)]
     if is_edges(args.candidates):
+        if others or args.kinds:
+            raise InputError(f"{args.candidates}: holds edges; --compare and --kinds are for track candidates")
         results = edge_metrics.evaluate_edges(args.candidates, args.data, cuts, command)
         write_json_output(args.out, results)
         print(f"{edge_metrics.table(results)}\n\nwritten: {args.out}")
@@ -48,20 +58,41 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     print(table(results))
     if results["resolutions"]:
         print("\n".join(resolutions.lines(results["resolutions"])))
+    mine = comparison.Named(args.out.stem, args.out, results)
+    if args.kinds:
+        print(f"\n{comparison.text(comparison.by_kind(mine))}")
+    if others:
+        print(f"\n{comparison.text(comparison.beside([mine, *others]))}")
     print(f"\nwritten: {args.out}")
     return None
+
+
+def compare(args: argparse.Namespace) -> None:
+    """Results that were evaluated before beside each other, nothing is written."""
+    if args.data or args.out or args.kinds:
+        raise InputError("--compare without CANDIDATES prints results that were made before: no --data, --out, --kinds")
+    named = comparison.load(args.compare)
+    print(comparison.text(comparison.beside(named)))
+    for one in named:
+        if note := comparison.not_told(one):
+            print(f"note: {one.name}: {note}")
 
 
 def parser() -> arguments.Parser:
     """The verb's options."""
     p = arguments.Parser(prog="hpctrack evaluate", description="Candidates against truth -> results.json.")
-    p.add_argument("candidates", type=Path, help="folder that `hpctrack infer` wrote")
-    p.add_argument("--data", type=Path, required=True, help="the dataset the candidates were made from")
-    p.add_argument("--out", type=Path, required=True, help="results.json to write")
+    p.add_argument("candidates", type=Path, nargs="?", help="folder that `hpctrack infer` wrote")
+    p.add_argument("--data", type=Path, help="the dataset the candidates were made from")
+    p.add_argument("--out", type=Path, help="results.json to write")
     p.add_argument("--pt-min-gev", type=arguments.real(0), default=1.0, help="targets: transverse momentum (1.0)")
     p.add_argument("--min-hits", type=arguments.positive, default=3, help="targets: number of hits (3)")
     p.add_argument("--eta-max", type=arguments.real(0), default=None, help="targets: |eta| at most (no cut)")
     p.add_argument("--jobs", type=arguments.positive, default=1, help="processes (1); the result does not depend on it")
+    p.add_argument("--kinds", action="store_true", help="also print every metric by kind of track, exclusive tracks")
+    p.add_argument(
+        "--compare", nargs="+", default=[], metavar="[NAME=]FILE",
+        help="print these results.json beside each other (and beside this one), by kind of track too",
+    )  # fmt: skip
     return p
 
 
@@ -126,6 +157,7 @@ class Evaluation:
 
     def results(self, tallies: list[EventTally], command: list[str]) -> dict:
         """The content of results.json."""
+        hidden = kinds.not_told(COLUMNS)
         return {
             "format": RESULTS_FORMAT,
             "version": RESULTS_VERSION,
@@ -143,7 +175,9 @@ class Evaluation:
             "hits": sum(tally.n_hits for tally in tallies),
             "noise_hits": sum(tally.n_noise for tally in tallies),
             "target_particles": sum(tally.n_targets for tally in tallies),
-            **add_up(tallies, self.cuts),
+            "kinds": kinds.described(),
+            "not_told": hidden,
+            **add_up(tallies, self.cuts, hidden),
             "resolutions": resolutions.summary([tally.deviations for tally in tallies], self.cuts),
             "per_event": [event_row(tally) for tally in tallies],
             "timings": read_timings(self.store.folder / TIMINGS),

@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 
 from hpctrack.errors import InputError
-from hpctrack.evaluation.results import load_results
 from hpctrack.evaluation.tally import COLUMNS, Cuts
 from hpctrack.files.outputs import check_output, write_output
 from hpctrack.process import arguments
 from hpctrack.process.ends import verb
-from hpctrack.reporting import page, sections, studies
+from hpctrack.reporting import by_kind, page, sections, studies
 from hpctrack.reporting.display import Display, display_png, make_display
+from hpctrack.results import comparison
+from hpctrack.results.comparison import Named
 from hpctrack.storage.candidates import CandidateStore
 from hpctrack.storage.store import Dataset
 from hpctrack.training.run_folder import Run
@@ -36,14 +37,18 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     for path in (args.out, args.display_png):
         if path:
             check_output(path)
-    results = load_results(args.results)
-    references = [(path.stem, load_results(path)) for path in args.reference]
+    given = comparison.load([*([args.results] if args.results else []), *args.compare])
+    if not given:
+        raise InputError("give --results, or --compare with several: results.json of `hpctrack evaluate`")
+    results, references = given[0].results, [(one.name, one.results) for one in given[1:]]
     run = Run(args.run) if args.run else None
-    display = load_display(args, results) if args.candidates else None
+    display = load_display(args, given[0]) if args.candidates else None
     study_parts = [part for folder in args.study for part in studies.sections(folder)]
     parts = [
         sections.headline(results, references),
         sections.rates(results, references),
+        by_kind.by_kind(given[0]),
+        *([by_kind.beside(given)] if references else []),
         *sections.section(results),
         sections.losses(run),
         sections.event_display(display, results),
@@ -51,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         *study_parts,
         sections.provenance(run, results),
     ]
-    title = args.title or f"Track candidates: {args.run.resolve().name if args.run else args.results.stem}"
+    title = args.title or f"Track candidates: {args.run.resolve().name if args.run else given[0].name}"
     text = page.page(title, sections.lead(results), parts)
     if args.display_png and display is not None:
         write_output(args.display_png, display_png(display))
@@ -63,12 +68,17 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 def parser() -> arguments.Parser:
     """The verb's options."""
     p = arguments.Parser(prog="hpctrack report", description="One self-contained HTML page of a run.")
-    p.add_argument("--results", type=Path, required=True, help="results.json of `hpctrack evaluate`")
+    p.add_argument(
+        "--results", metavar="[NAME=]FILE", help="results.json of `hpctrack evaluate` (the first of --compare)"
+    )
     p.add_argument("--out", type=Path, required=True, help="the page to write")
     p.add_argument("--run", type=Path, help="run folder of `hpctrack train`: losses, speed, configuration")
     p.add_argument("--candidates", type=Path, help="candidates folder, for the event display (with --data)")
     p.add_argument("--data", type=Path, help="dataset folder, for the event display (with --candidates)")
-    p.add_argument("--reference", type=Path, nargs="*", default=[], help="further results.json to compare with")
+    p.add_argument(
+        "--compare", "--reference", nargs="*", action="extend", default=[], metavar="[NAME=]FILE",
+        help="further results.json to put beside: other models, or other datasets; NAME is what the page calls it",
+    )  # fmt: skip
     p.add_argument(
         "--study", type=Path, action="append", default=[], metavar="FOLDER",
         help="also show this study's table and picture (what tests/campaigns wrote); may be given several times",
@@ -85,14 +95,15 @@ def parser() -> arguments.Parser:
     return p
 
 
-def load_display(args: argparse.Namespace, results: dict) -> Display:
+def load_display(args: argparse.Namespace, given: Named) -> Display:
     """The event to draw; InputError if candidates, data and results are not of one another."""
+    results = given.results
     store, data = CandidateStore(args.candidates), Dataset(args.data)
     for what, fingerprint in (("candidates", store.attributes.get("dataset_fingerprint")), ("data", data.fingerprint)):
         if fingerprint != results["source"]["dataset_fingerprint"]:
             path = getattr(args, what)
             raise InputError(
-                f"{path}: of a dataset with fingerprint {fingerprint}, but {args.results} was evaluated on "
+                f"{path}: of a dataset with fingerprint {fingerprint}, but {given.path} was evaluated on "
                 f"{results['source']['dataset_fingerprint']}"
             )
     rows = results["per_event"]
@@ -102,7 +113,7 @@ def load_display(args: argparse.Namespace, results: dict) -> Display:
         by_size = sorted(rows, key=lambda row: (row["n_targets"], row["event_id"]))
         event_id = by_size[len(by_size) // 2]["event_id"]
     else:
-        raise InputError(f"{args.results}: no events, so there is none to display; leave out --candidates and --data")
+        raise InputError(f"{given.path}: no events, so there is none to display; leave out --candidates and --data")
     position, row = (np.flatnonzero(ids == event_id) for ids in (store.event_ids, data.event_ids))
     if not len(position) or not len(row):
         raise InputError(f"--event {event_id}: not in {args.candidates}; it has {_some(store.event_ids)}")

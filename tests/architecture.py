@@ -27,7 +27,18 @@ ORDER = [  # each may import what stands before it
         "simulation",
         "events",
     ),
-    *("formats", "graphs", "evaluation", "models", "losses", "tracking", "parallel", "resources", "training"),
+    *(
+        "formats",
+        "graphs",
+        "evaluation",
+        "results",
+        "models",
+        "losses",
+        "tracking",
+        "parallel",
+        "resources",
+        "training",
+    ),
     *("testing", "inference", "inspection", "reporting", "benchmarks", "reference", "verbs"),
 ]
 FILES = sorted((ROOT / "hpctrack").rglob("*.py"))

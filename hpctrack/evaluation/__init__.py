@@ -1,1 +1,1 @@
-"""Candidates and edges against the truth: matching, metrics, counts, results.json."""
+"""Candidates and edges against the truth: matching, metrics, counts, kinds of track."""

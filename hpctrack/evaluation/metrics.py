@@ -1,10 +1,11 @@
 """How good candidates are: every definition once, with its source. Long form: docs/reference/metrics.md.
 
-Each metric maps a Match (see matching.py; C candidates, P particles, H hits) and the targets (bool [P]) to integers
-(numerator, denominator), which are added over events before they are divided. A candidate counts if it has at least
-MIN_CANDIDATE_HITS hits; it is *matched* to its majority particle if more than 50 % of its hits belong to that one.
-Noise is never matched. A candidate matched to a particle that is no target (low transverse momentum) is neither a
-fake nor a match to a target.
+Each metric maps a Match (see matching.py; C candidates, P particles, H hits) and the targets (bool [P]) to what it
+counts: entries of the numerator and of the denominator, one for each particle; for the fake rate one for each
+candidate. They are added up, over all or over those of a kind, and over events, before they are divided. A candidate
+counts if it has at least MIN_CANDIDATE_HITS hits; it is *matched* to its majority particle if more than 50 % of its
+hits belong to that one. Noise is never matched. A candidate matched to a particle that is no target (low transverse
+momentum) is neither a fake nor a match to a target.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from hpctrack.evaluation.matching import Match, exclusive_lists, match
 
 MIN_CANDIDATE_HITS = 3
 Counts = tuple[int, int]
+Entries = tuple[np.ndarray, np.ndarray]  # of numerator and denominator, bool or int [P] (or [C])
 
 
 def counted(found: Match) -> np.ndarray:
@@ -49,40 +51,40 @@ def particles_of(found: Match, chosen: np.ndarray) -> np.ndarray:
     return particles
 
 
-def efficiency(found: Match, target: np.ndarray) -> Counts:
+def efficiency(found: Match, target: np.ndarray) -> Entries:
     """Target particles with a matched candidate / target particles (Murnane 2024, Eq. 3)."""
-    return _count(target & particles_of(found, matched(found)), target)
+    return target & particles_of(found, matched(found)), target
 
 
-def fake_rate(found: Match, target: np.ndarray) -> Counts:
+def fake_rate(found: Match, target: np.ndarray) -> Entries:
     """Candidates matched to no particle at all / candidates of at least 3 hits (Murnane 2024, Eq. 3)."""
-    return _count(counted(found) & ~matched(found), counted(found))
+    return counted(found) & ~matched(found), counted(found)
 
 
-def duplicate_rate(found: Match, target: np.ndarray) -> Counts:
+def duplicate_rate(found: Match, target: np.ndarray) -> Entries:
     """Candidates beyond the first of their target / candidates matched to a target (InfluencerNet)."""
-    of_target = matched(found) & _majority_in(found, target)
-    n_candidates = np.count_nonzero(of_target)
-    return int(n_candidates - np.count_nonzero(particles_of(found, of_target))), int(n_candidates)
+    candidates = _number_of(found, matched(found) & _majority_in(found, target))
+    return np.maximum(candidates - 1, 0), candidates
 
 
-def perfect_efficiency(found: Match, target: np.ndarray) -> Counts:
+def perfect_efficiency(found: Match, target: np.ndarray) -> Entries:
     """Target particles with a perfectly matched candidate / target particles (Lieret and DeZoort 2023)."""
-    return _count(target & particles_of(found, perfectly_matched(found)), target)
+    return target & particles_of(found, perfectly_matched(found)), target
 
 
-def double_majority_efficiency(found: Match, target: np.ndarray) -> Counts:
+def double_majority_efficiency(found: Match, target: np.ndarray) -> Entries:
     """Target particles with a double-majority candidate / target particles (Lieret and DeZoort 2023)."""
-    return _count(target & particles_of(found, double_matched(found)), target)
+    return target & particles_of(found, double_matched(found)), target
 
 
-def lhc_efficiency(found: Match, target: np.ndarray) -> Counts:
+def lhc_efficiency(found: Match, target: np.ndarray) -> Entries:
     """Candidates with AT LEAST 75 % of their hits from one target / candidates whose majority is a target (ibid.).
 
     Normalised to candidates, not to particles. gnn_tracking's code asks for more than 75 %.
     """
     of_target = counted(found) & _majority_in(found, target)
-    return _count(of_target & (4 * found.majority_hits >= 3 * found.size), of_target)
+    good = of_target & (4 * found.majority_hits >= 3 * found.size)
+    return _number_of(found, good), _number_of(found, of_target)
 
 
 def trackml_score(
@@ -110,13 +112,24 @@ def trackml_score(
 
 @dataclass(frozen=True)
 class Definition:
-    """A metric by counts: its function, its name for people, what it is a fraction of, and whether high is good."""
+    """A metric by counts: its function, its name for people, what it is a fraction of, and of what its entries are."""
 
-    count: Callable[[Match, np.ndarray], Counts]
+    entries: Callable[[Match, np.ndarray], Entries]
     title: str
     numerator: str
     denominator: str
     source: str
+    of_candidates: bool = False
+
+    def count(self, found: Match, target: np.ndarray) -> Counts:
+        """Numerator and denominator in all."""
+        return total(self.entries(found, target))
+
+
+def total(entries: Entries) -> Counts:
+    """Numerator and denominator in all."""
+    numerator, denominator = entries
+    return int(numerator.sum()), int(denominator.sum())
 
 
 _PAPER = "D. Murnane, Influencer Loss, EPJ Web Conf. 295 (2024) 09016, Eq. 3"
@@ -127,7 +140,12 @@ METRICS: dict[str, Definition] = {
         efficiency, "Efficiency", f"{_TARGETS} with a candidate of which they own > 50 %", _TARGETS, _PAPER
     ),
     "fake_rate": Definition(
-        fake_rate, "Fake rate", "candidates matched to no particle", "candidates of >= 3 hits", _PAPER
+        fake_rate,
+        "Fake rate",
+        "candidates matched to no particle",
+        "candidates of >= 3 hits",
+        _PAPER,
+        of_candidates=True,
     ),
     "duplicate_rate": Definition(
         duplicate_rate,
@@ -219,5 +237,6 @@ def _majority_in(found: Match, target: np.ndarray) -> np.ndarray:
     return np.append(target, False)[found.majority]
 
 
-def _count(numerator: np.ndarray, denominator: np.ndarray) -> Counts:
-    return int(np.count_nonzero(numerator)), int(np.count_nonzero(denominator))
+def _number_of(found: Match, chosen: np.ndarray) -> np.ndarray:
+    """How many of the `chosen` candidates, whose majority is a particle, each particle is the majority of; int [P]."""
+    return np.bincount(found.majority[chosen], minlength=len(found.particle_hits))

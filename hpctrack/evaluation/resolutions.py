@@ -10,9 +10,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from hpctrack.evaluation.kinds import bin_of, particle_kinematics
 from hpctrack.evaluation.matching import match_candidates
 from hpctrack.evaluation.metrics import double_matched
-from hpctrack.evaluation.tally import ETA_EDGES, Cuts, particle_kinematics
+from hpctrack.evaluation.tally import Cuts
 from hpctrack.events import perigee
 from hpctrack.storage.schema import PARAMETERS, Candidates, Event
 
@@ -48,15 +49,14 @@ def summary(parts: Sequence[np.ndarray | None], cuts: Cuts) -> dict | None:
     if not have:
         return None
     rows = np.concatenate(have)
-    pt_edges, eta_edges = [*cuts.pt_edges(), np.inf], [-np.inf, *ETA_EDGES[1:-1], np.inf]
     out = {}
     for k, name in enumerate(PARAMETERS):
         pair = rows[:, [2 + k, 7 + k]]
         out[name] = {
             "unit": UNITS[name],
             **spreads(pair),
-            "pt": _binned(pair, rows[:, 0], pt_edges),
-            "eta": _binned(pair, rows[:, 1], eta_edges),
+            "pt": _binned(pair, rows[:, 0], cuts.begins("pt")),
+            "eta": _binned(pair, rows[:, 1], cuts.begins("eta")),
         }
     return {
         "parameters": out,
@@ -97,10 +97,10 @@ def robust(values: np.ndarray) -> tuple[int, float, float, float]:
     return n, float(middle), float(high - low) / 2, float(np.sqrt(max(variance, 0) / n)) / 2
 
 
-def _binned(pair: np.ndarray, values: np.ndarray, edges: Sequence[float]) -> list[dict]:
-    which = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(edges) - 2)
-    bounds = [edge if np.isfinite(edge) else None for edge in edges]
-    return [{"from": bounds[i], "to": bounds[i + 1], **spreads(pair[which == i])} for i in range(len(edges) - 1)]
+def _binned(pair: np.ndarray, values: np.ndarray, begins: Sequence[float]) -> list[dict]:
+    which = bin_of(values, begins)
+    bounds = [*(begin if np.isfinite(begin) else None for begin in begins), None]
+    return [{"from": bounds[i], "to": bounds[i + 1], **spreads(pair[which == i])} for i in range(len(begins))]
 
 
 def lines(summed: dict) -> list[str]:

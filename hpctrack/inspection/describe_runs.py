@@ -7,9 +7,9 @@ from typing import Any
 
 from hpctrack.config import load_config
 from hpctrack.errors import InputError
-from hpctrack.evaluation.results import load_results, table
 from hpctrack.files.atomic import checksum_is_wrong
 from hpctrack.files.jsonlines import METRICS, mismatch, read_metrics
+from hpctrack.results.content import load_results, table
 from hpctrack.storage.verify import Notes, Problem
 from hpctrack.training import ledger
 from hpctrack.training.checkpoint_metadata import LATEST, META, read_meta

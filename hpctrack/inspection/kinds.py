@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from hpctrack.errors import InputError
-from hpctrack.evaluation.results import RESULTS_FORMAT
+from hpctrack.results.content import RESULTS_FORMAT
 from hpctrack.storage import candidates, edges, hdf5, journals
 from hpctrack.storage.hdf5 import INDEX, SHARDS
 from hpctrack.training.checkpoint_metadata import LATEST, META, STATE

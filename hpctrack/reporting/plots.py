@@ -81,6 +81,7 @@ def png(figure: Figure, dpi: int = 160) -> bytes:
 
 SIZE = (4.3, 3.15)  # inches of a small figure
 SERIES = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "D"), (VIOLET, "^"), (INK, "v"), (MUTED, "P"))  # colour, marker
+LOW_IS_GOOD = ("fake_rate", "duplicate_rate")
 FEW = 10  # bins with fewer entries do not set the range of the axis
 VARIABLES = {  # variable -> axis label of (efficiency, fake rate)
     "pt": ("true transverse momentum (GeV)", "candidate's own transverse momentum (GeV)"),
@@ -94,14 +95,11 @@ LOWEST_PT_GEV = 0.1  # where a bin from 0 begins on the logarithmic axis
 def rate_figure(metric: str, variable: str, series: Sequence[Sequence[dict]], title: str) -> str:
     """A rate (efficiency or fake rate) in bins, with its 68 % intervals, for one or several series of bins."""
     figure, axes = new_figure(*SIZE)
-    rows = series[0]
-    low, high = bin_edges(rows, variable)
-    _denominators(axes, low, high, [row["denominator"] for row in rows])
-    highest, lowest = 0.0, 1.0
+    rows = within(series[0])
+    columns_behind(axes, *bin_edges(rows, variable), [row["denominator"] for row in rows])
     for number, table in enumerate(series):
         low, high = bin_edges(table, variable)
         filled = [k for k, row in enumerate(table) if row["denominator"]]
-        value, bottom, top = (np.array([table[k][key] for k in filled], dtype=float) for key in ("value", "lo", "hi"))
         left, right = low[filled], high[filled]
         middle = np.sqrt(left * right) if variable == "pt" else (left + right) / 2
         if variable == "n_tracks":
@@ -109,20 +107,38 @@ def rate_figure(metric: str, variable: str, series: Sequence[Sequence[dict]], ti
         shift = (number - (len(series) - 1) / 2) * 0.16
         shifted = middle * (right / left) ** (shift / 2) if variable == "pt" else middle + shift * (right - left) / 2
         shifted = np.clip(shifted, left, right)
-        colour, marker = SERIES[number % len(SERIES)]
-        axes.errorbar(
-            shifted, value, yerr=[value - bottom, top - value], xerr=[shifted - left, right - shifted],
-            fmt=marker, color=colour, ms=4.5, lw=1.3,
-            markerfacecolor=colour if number == 0 else "white", zorder=3 + 1 / (1 + number),
-        )  # fmt: skip
-        many = np.array([table[k]["denominator"] >= FEW for k in filled], dtype=bool)
-        highest = max([highest, *value, *top[many]])
-        lowest = min([lowest, *value, *bottom[many]])
-    _rate_axis(axes, metric, lowest, highest)
+        points(axes, number, shifted, [table[k] for k in filled], xerr=[shifted - left, right - shifted])
+    rate_axis(axes, metric, [row for table in series for row in table])
     scale_axis(axes, variable, *bin_edges(rows, variable))
     axes.set_xlabel(VARIABLES[variable][metric == "fake_rate"])
     axes.set_title(title)
     return svg(figure)
+
+
+def within(rows: Sequence[dict]) -> Sequence[dict]:
+    """The bins without the empty ones at both ends; all if there is nothing in any."""
+    filled = [k for k, row in enumerate(rows) if row["denominator"]]
+    return rows[filled[0] : filled[-1] + 1] if filled else rows
+
+
+def points(
+    axes: Axes, number: int, at: np.ndarray, rows: Sequence[dict], xerr: Sequence[np.ndarray] | None = None
+) -> None:
+    """A series of rates with their 68 % intervals at the places `at`; the first series is filled."""
+    value, low, high = (np.array([row[key] for row in rows], dtype=float) for key in ("value", "lo", "hi"))
+    colour, marker = SERIES[number % len(SERIES)]
+    axes.errorbar(
+        at, value, yerr=[value - low, high - value], xerr=xerr, fmt=marker, color=colour, ms=4.5, lw=1.3,
+        markerfacecolor=colour if number == 0 else "white", zorder=3 + 1 / (1 + number),
+    )  # fmt: skip
+
+
+def symbol(number: int) -> str:
+    """A point with its error bars in the colour of the series, for a key; the first one is filled."""
+    colour = SERIES[number % len(SERIES)][0]
+    fill = colour if number == 0 else "#fff"
+    lines = f'<path d="M4 7H26M15 0V14" stroke="{colour}" stroke-width="1.5"/>'
+    return lines + f'<circle cx="15" cy="7" r="3.2" fill="{fill}" stroke="{colour}" stroke-width="1.3"/>'
 
 
 def bin_edges(rows: Sequence[dict], variable: str) -> tuple[np.ndarray, np.ndarray]:
@@ -141,7 +157,7 @@ def bin_edges(rows: Sequence[dict], variable: str) -> tuple[np.ndarray, np.ndarr
     return low, high
 
 
-def _denominators(axes: Axes, low: np.ndarray, high: np.ndarray, counts: Sequence[int]) -> None:
+def columns_behind(axes: Axes, low: np.ndarray, high: np.ndarray, counts: Sequence[int]) -> None:
     """What the rate is a fraction of, as grey columns without a scale, up to a third of the height."""
     behind = axes.twinx()
     behind.bar(low, counts, width=high - low, align="edge", color="#eef1f5", linewidth=0)
@@ -152,13 +168,18 @@ def _denominators(axes: Axes, low: np.ndarray, high: np.ndarray, counts: Sequenc
     axes.patch.set_visible(False)
 
 
-def _rate_axis(axes: Axes, metric: str, lowest: float, highest: float) -> None:
-    if metric == "efficiency":
+def rate_axis(axes: Axes, metric: str, rows: Sequence[dict]) -> None:
+    """The vertical axis, cut to where the points of the rows are; intervals of few entries may run out of it."""
+    values = [row["value"] for row in rows if row["denominator"]]
+    many = [row for row in rows if row["denominator"] >= FEW]
+    if metric in LOW_IS_GOOD:
+        highest = max([0.0, *values, *(row["hi"] for row in many)])
+        axes.set_ylim(0, next((t for t in (0.02, 0.05, 0.1, 0.2, 0.5) if highest < 0.95 * t), 1.04))
+    else:
+        lowest = min([1.0, *values, *(row["lo"] for row in many)])
         bottom = next((b for b in (0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2) if lowest >= b), 0)
         axes.set_ylim(bottom, 1 + 0.04 * (1 - bottom))
         axes.axhline(1, color=FAINT, lw=0.8)
-    else:
-        axes.set_ylim(0, next((t for t in (0.02, 0.05, 0.1, 0.2, 0.5) if highest < 0.95 * t), 1.04))
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     grid(axes)
 
@@ -167,7 +188,7 @@ def scale_axis(axes: Axes, variable: str, low: np.ndarray, high: np.ndarray) -> 
     """Scale and ticks of the horizontal axis for bins of the variable."""
     if variable == "pt" and len(low):
         axes.set_xscale("log")
-        ticks = [t for t in (0.1, 0.25, 0.5, 1, 2, 5, 10, 20) if low[0] <= t <= high[-1]]
+        ticks = [t for t in (0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 50, 100) if low[0] <= t <= high[-1]]
         axes.xaxis.set_major_locator(FixedLocator(ticks))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

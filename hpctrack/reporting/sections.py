@@ -12,7 +12,6 @@ from html import escape
 import numpy as np
 
 from hpctrack import __version__
-from hpctrack.evaluation.results import HEADINGS, counts_text, hidden_hits
 from hpctrack.evaluation.tally import READINGS
 from hpctrack.process.versions import versions
 from hpctrack.reporting import page, plots
@@ -32,7 +31,9 @@ from hpctrack.reporting.plots import (
     scale_axis,
     styled,
     svg,
+    symbol,
 )
+from hpctrack.results.content import HEADINGS, counts_text, hidden_hits
 from hpctrack.training.run_folder import Run
 
 NAMES = {"q_over_pt": "q / p_T", "phi": "φ", "theta": "θ", "d0": "d0", "z0": "z0"}
@@ -197,27 +198,20 @@ def rates(results: dict, references: Sequence[tuple[str, dict]]) -> str:
         f"where the points are; bars of bins with fewer than {plots.FEW} entries may run out of it."
     )
     names = ["candidate lists", "exclusive tracks", *(f"{name}, candidate lists" for name, _ in references)]
-    entries = [(_symbol(number), name) for number, name in enumerate(names)]
+    entries = [(symbol(number), name) for number, name in enumerate(names)]
     parts = []
     for metric, caption in captions.items():
+        title = results["candidates"]["metrics"][metric]["title"]
         pictures = []
-        for variable in plots.VARIABLES:
-            series = [results[reading]["binned"][metric][variable] for reading in READINGS]
-            series += [reference["candidates"]["binned"][metric][variable] for _, reference in references]
-            title = results["candidates"]["metrics"][metric]["title"]
-            uri = plots.rate_figure(metric, variable, series, title)
-            pictures.append((uri, f"{title} against {plots.VARIABLES[variable][metric == 'fake_rate']}"))
+        for variable, labels in plots.VARIABLES.items():
+            series = [results[reading]["binned"][metric].get(variable, []) for reading in READINGS]
+            series += [reference["candidates"]["binned"][metric].get(variable, []) for _, reference in references]
+            if any(series):  # or a dataset does not tell it
+                uri = plots.rate_figure(metric, variable, series, title)
+                pictures.append((uri, f"{title} against {labels[metric == 'fake_rate']}"))
         parts += [page.key(entries), page.figures("three", pictures, caption + common)]
         common = ""
     return page.section("Where they are found and where they are lost", *parts)
-
-
-def _symbol(number: int) -> str:
-    """A point with its error bars in the colour of the series; the first one is filled."""
-    colour = plots.SERIES[number % len(plots.SERIES)][0]
-    fill = colour if number == 0 else "#fff"
-    lines = f'<path d="M4 7H26M15 0V14" stroke="{colour}" stroke-width="1.5"/>'
-    return lines + f'<circle cx="15" cy="7" r="3.2" fill="{fill}" stroke="{colour}" stroke-width="1.3"/>'
 
 
 def losses(run: Run | None) -> str:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from hpctrack.config import Named, lookup, parse
-from hpctrack.evaluation import metrics
 from hpctrack.evaluation.matching import match
+from hpctrack.evaluation.metrics import METRICS
 from hpctrack.registry import Registry
 from hpctrack.tracking.builder import Builder, Outputs
 from hpctrack.tracking.condensing import CondensationBuilder, GreedyBuilder
@@ -69,8 +69,8 @@ def tuning_counts(config: Named, events: Iterable[tuple[Outputs, np.ndarray, np.
                 counts[k, 4] += 1
                 continue
             matched = match(found.offsets, found.rows, particle, len(target))
-            counts[k, :2] += metrics.double_majority_efficiency(matched, target)
-            counts[k, 2:4] += metrics.fake_rate(matched, target)
+            counts[k, :2] += METRICS["double_majority_efficiency"].count(matched, target)
+            counts[k, 2:4] += METRICS["fake_rate"].count(matched, target)
     return counts
 
 

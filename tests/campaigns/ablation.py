@@ -23,8 +23,8 @@ from typing import Any
 
 from hpctrack.config import RunConfig, load_config
 from hpctrack.errors import EXIT_MACHINE, EXIT_PREEMPTED, InputError
-from hpctrack.evaluation.results import load_results
 from hpctrack.process.ends import verb
+from hpctrack.results.content import load_results
 from hpctrack.storage.store import open_dataset
 from hpctrack.training.run_folder import Run
 from hpctrack.training.run_settings import settings

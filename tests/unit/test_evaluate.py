@@ -10,7 +10,7 @@ import pytest
 import synthetic_run as make
 
 from hpctrack import evaluate
-from hpctrack.evaluation import tally
+from hpctrack.evaluation import kinds
 from hpctrack.evaluation.matching import exclusive_lists
 from hpctrack.evaluation.tally import Cuts, tally_event, track_edges
 
@@ -110,11 +110,11 @@ def test_estimates_see_the_true_helix():
     have = np.unique(row)[np.diff(offsets) >= 3]
     pt = np.hypot(event.column("particles.px"), event.column("particles.py"))[have]
     eta = np.arcsinh(event.column("particles.pz")[have] / pt)
-    assert tally.pt_estimate(offsets, rows, x, y, 2.0)[np.diff(offsets) >= 3] == pytest.approx(pt, rel=1e-3)
-    found = tally.eta_estimate(offsets, rows, x, y, z)[np.diff(offsets) >= 3]
+    assert kinds.pt_estimate(offsets, rows, x, y, 2.0)[np.diff(offsets) >= 3] == pytest.approx(pt, rel=1e-3)
+    found = kinds.eta_estimate(offsets, rows, x, y, z)[np.diff(offsets) >= 3]
     assert np.abs(found - eta).max() < 0.25  # vertex spread, and bending of the softest
     along = np.array([1.0, 2, 3])
-    straight = tally.pt_estimate(np.array([0, 3, 3]), np.arange(3), along, along, 2.0)
+    straight = kinds.pt_estimate(np.array([0, 3, 3]), np.arange(3), along, along, 2.0)
     assert straight[0] > 1e6 and np.isnan(straight[1])
 
 

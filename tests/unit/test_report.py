@@ -66,6 +66,14 @@ def folder(tmp_path_factory) -> Path:
         out = str(path / f"results-{cut}.json")
         found, data = str(path / "found"), str(path / "data")
         assert evaluate.main([found, "--data", data, "--out", out, "--pt-min-gev", cut]) == 0
+        shutil.copy(out, path / f"kinds-{cut}.json")
+        results = json.loads(Path(out).read_text())
+        del results["kinds"], results["not_told"]
+        for reading in ("candidates", "exclusive"):  # as 0.1.0 wrote them; so the pages of most tests have fewer plots
+            binned = results[reading]["binned"]
+            old = {m: {v: binned[m][v] for v in ("pt", "eta", "n_tracks")} for m in ("efficiency", "fake_rate")}
+            results[reading]["binned"] = old
+        Path(out).write_text(json.dumps(results))
     return path
 
 
@@ -95,6 +103,37 @@ def test_the_whole_page(folder: Path, tmp_path: Path):
     assert "radius" in html.text and "influencer" in html.text
     header = (tmp_path / "display.png").read_bytes()[:24]
     assert header[:4] == b"\x89PNG" and struct.unpack(">2I", header[16:])[0] > 1000
+
+
+def test_kinds_of_track_and_results_beside_each_other(folder: Path, tmp_path: Path):
+    compared = [
+        f"simulated={folder / 'kinds-1.json'}",
+        f"real={folder / 'kinds-0.json'}",
+        str(folder / "results-0.json"),
+    ]
+    assert report.main(["--compare", *compared, "--out", str(tmp_path / "page.html"), "--title", "Both"]) == 0
+    html = Page(tmp_path / "page.html")
+    # efficiency and fake rate as ever; three rows of six kinds; double majority by six and fakes by four; seconds
+    assert html.references == [] and len(html.pictures) == 6 + 3 * 6 + 6 + 4 + 1
+    section = html.text[html.text.index("Beside each other") :]
+    assert "simulated real results-0" in section and "simulated: double majority real: double majority" in section
+    assert "results-0: no tables by kind of track: made by an older hpctrack; evaluate again." in section
+    number = json.loads((folder / "kinds-0.json").read_text())["exclusive"]["metrics"]["perfect_efficiency"]
+    assert f"{number['value']:.4f} ± {number['error']:.4f}" in section
+
+
+def test_what_a_dataset_does_not_tell_is_one_line(folder: Path, tmp_path: Path):
+    results = json.loads((folder / "kinds-1.json").read_text())
+    results["not_told"] = {"vertex_r": "particles.vx, particles.vy", "vertex_z": "particles.vz"}
+    for reading in ("candidates", "exclusive"):
+        for variables in results[reading]["binned"].values():
+            variables.pop("vertex_r", None), variables.pop("vertex_z", None)
+    (tmp_path / "results-1.json").write_text(json.dumps(results))
+    html = run(tmp_path, tmp_path / "page.html")
+    said = (
+        "Not told by radius of creation, |z| of creation: the dataset has no particles.vx, particles.vy, particles.vz."
+    )
+    assert html.text.count(said) == 1 and len(html.pictures) == 6 + 3 * 4 + 1
 
 
 def evaluate_counts(number: dict) -> str:
@@ -202,7 +241,7 @@ class TestDisplay:
 
 def test_bins_have_drawable_ends():
     cuts = Cuts(pt_min_gev=0.0)
-    edges = [*cuts.pt_edges(), None]
+    edges = [*cuts.begins("pt"), None]
     rows = [{"from": a, "to": b} for a, b in zip(edges[:-1], edges[1:], strict=True)]
     low, high = plots.bin_edges(rows, "pt")
     assert np.all(low > 0) and np.all(high > low) and np.isfinite(high).all()
@@ -241,6 +280,12 @@ class TestBadInput:
         assert "not JSON" in self.fails(capsys, "--results", tmp_path / "half.json", "--out", tmp_path / "p.html")
         (tmp_path / "other.json").write_text("[1]")
         assert "format" in self.fails(capsys, "--results", tmp_path / "other.json", "--out", tmp_path / "p.html")
+
+    def test_names_of_results(self, folder: Path, tmp_path: Path, capsys):
+        one, out = folder / "results-1.json", tmp_path / "page.html"
+        assert "give --results, or --compare" in self.fails(capsys, "--out", out)
+        line = self.fails(capsys, "--compare", f"a={one}", f"a={folder / 'results-0.json'}", "--out", out)
+        assert "two results are named 'a'" in line and not out.exists()
 
     def test_studies(self, folder: Path, tmp_path: Path, capsys):
         study, text = tmp_path / "study", "![x](tracks.png)\n" + TABLE

@@ -56,6 +56,7 @@ class Bin(Fraction):
 
     from_: float | None = Field(alias="from")
     to: float | None
+    error: float | None
     mean: float | None = None
 
     @model_validator(mode="after")
@@ -64,21 +65,6 @@ class Bin(Fraction):
         if bounds != sorted(bounds):
             raise ValueError("value lies between lo and hi")
         return self
-
-
-class Binned(Shape):
-    """A fraction against momentum, direction and number of tracks."""
-
-    pt: list[Bin]
-    eta: list[Bin]
-    n_tracks: list[Bin]
-
-
-class Rates(Shape):
-    """Those that are shown in bins."""
-
-    efficiency: Binned
-    fake_rate: Binned
 
 
 class Census(Shape):
@@ -97,12 +83,15 @@ class Reading(Shape):
 
     metrics: dict[str, Metric]
     census: Census
-    binned: Rates
+    binned: dict[str, dict[str, list[Bin]]]  # metric -> variable -> bins
 
     @model_validator(mode="after")
     def _whole(self) -> Reading:
         if missing := [name for name in METRICS if name not in self.metrics]:
             raise ValueError(f"metrics lack '{missing[0]}'")
+        for name in ("efficiency", "fake_rate"):
+            if "n_tracks" not in self.binned.get(name, {}):
+                raise ValueError(f"binned lacks '{name}.n_tracks'")
         return self
 
 
@@ -243,6 +232,7 @@ class Results(Shape):
     target_particles: Count
     candidates: Reading
     exclusive: Reading
+    not_told: dict[str, str] = {}  # variable -> the columns that the dataset lacks for it
     resolutions: Resolutions | None = None
     per_event: list[Event]
     timings: Timed | Timings | None = None

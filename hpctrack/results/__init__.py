@@ -1,0 +1,1 @@
+"""results.json: what it holds, as text, and several of them beside each other."""
