@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from torch_geometric.data import Batch
@@ -12,6 +11,7 @@ from torch_geometric.data import Batch
 from hpctrack.config import DataConfig
 from hpctrack.events.loader import EventLoader
 from hpctrack.events.readers import Readers
+from hpctrack.graphs.contracts import Graph
 from hpctrack.parallel.env import Env
 from hpctrack.planning.partition import longest_first
 from hpctrack.storage.store import Dataset
@@ -24,7 +24,7 @@ class EventSet:
     """A dataset as a run sees it: its graph (None without edges), what loads an event, and the events' exact sizes."""
 
     dataset: Dataset
-    graph: Any
+    graph: Graph | None
     loader: EventLoader
     sizes: SizeTable
 
