@@ -25,12 +25,14 @@ from hpctrack.files.atomic import write_json
 from hpctrack.files.lock import only_writer
 from hpctrack.formats import replacement
 from hpctrack.formats.conversion import (
+    CUT,
     KEEPING_COST,
     SKIPPED,
     Reader,
     ShardResult,
     ShardTask,
     TrackmlReader,
+    cut_down,
     left_out_of,
     plan_tasks,
     recipe_of,
@@ -233,6 +235,8 @@ def _finish(out: Path, plan: Plan, done: Sequence[ShardResult]) -> None:
         (plan.folder / SKIPPED).unlink(missing_ok=True)
     n_source = sum(result.n_source for result in done)
     attributes = {"recipe": recipe_of(plan.tasks, skipped), "n_source": n_source, "n_skipped": len(skipped)}
+    if n_cut := sum(result.n_cut for result in done):
+        attributes[CUT] = n_cut
     if plan.reader.field_t is not None:
         attributes["field_t"] = plan.reader.field_t
     origin = plan.reader.origin() | ({"versions": plan.versions} if plan.versions else {})
@@ -265,5 +269,7 @@ def _summary(out: Path) -> None:
         used = len(set((dataset.event_ids // MAX_DRAWS).tolist()))
         few = dataset.attributes["n_source"] - dataset.attributes["n_skipped"] - used
         print(f"from {used} events; {few} have too few tracks for a sub-event")
+    if cut := cut_down(dataset):
+        print(f"cut down: {cut}; hits are counted")
     for entry in left_out_of(dataset):
         print(f"left out: event {entry['event_id']}: {entry['reason']}")

@@ -32,6 +32,7 @@ from hpctrack.storage.columns import column_checksum, event_checksum
 
 CONTENT = "0.1.0"  # the version that last made other events of the same input: shards of all since then are kept
 SKIPPED = "skipped.json"
+CUT = "n_cut_particles"  # attribute of shards and index: particles with fewer hits than their nhits, if there are any
 _MACHINE = ("EIO", "ENOMEM", "ENOSPC", "EDQUOT", "EMFILE", "ENFILE", "ESTALE", "ETIMEDOUT")
 MACHINE = {getattr(errno, name) for name in _MACHINE}
 LeftOut = dict[str, Any]  # {"event_id", "reason"}
@@ -140,6 +141,7 @@ class ShardResult:
     name: str | None
     n_source: int
     skipped: list[LeftOut] = field(default_factory=list)
+    n_cut: int = 0  # particles with fewer hits than their nhits says
 
 
 def plan_tasks(
@@ -179,17 +181,19 @@ def run_task(reader: Reader, task: ShardTask) -> ShardResult:
     skipped: list[LeftOut] = json.loads(found.get("skipped", "[]")) if found else []
     kept = found is not None and task.fits(found.get("recipe"), skipped) and is_intact(task.path)
     if kept and skipped == retry_events(reader, skipped, task.skip_bad):
-        return ShardResult(task.path.name, len(task.event_ids), skipped)
-    skipped, written = [], []
+        return ShardResult(task.path.name, len(task.event_ids), skipped, found.get(CUT, 0) if found else 0)
+    skipped, written, n_cut = [], [], 0
     with shard_writer.ShardWriter(task.path) as writer:
         for event_id in task.event_ids:
             with _fault_of_event(event_id, skipped if task.skip_bad else None):
                 for event in reader.read(event_id):
                     writer.add(event)
                     written.append(event.event_id)
+                    n_cut += schema.n_cut_down(event)
         writer.attributes |= {"recipe": task.recipe(skipped), "event_ids": _digest_of(written)}
+        writer.attributes |= {CUT: n_cut} if n_cut else {}
         writer.texts["skipped"] = json.dumps(skipped)
-    return ShardResult(task.path.name if written else None, len(task.event_ids), skipped)
+    return ShardResult(task.path.name if written else None, len(task.event_ids), skipped, n_cut)
 
 
 def retry_events(reader: Reader, left_out: Sequence[LeftOut], skip_bad: bool) -> list[LeftOut]:
@@ -207,6 +211,15 @@ def left_out_of(dataset: store.Dataset) -> list[LeftOut]:
         return json.loads(dataset.attributes["skipped"])
     path = dataset.folder / SKIPPED  # of version 0.1.0
     return json.loads(path.read_text()) if dataset.attributes.get("n_skipped") and path.exists() else []
+
+
+def cut_down(dataset: store.Dataset) -> str | None:
+    """In words, if events were cut down: particles have fewer hits than their nhits says. None if not."""
+    cut = int(dataset.attributes.get(CUT, 0))
+    if not cut:
+        return None
+    of = int(dataset.n_particles.sum())
+    return f"{cut:,} of {of:,} particles have fewer hits here than their nhits, which is of whole events"
 
 
 @contextlib.contextmanager

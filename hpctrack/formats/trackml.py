@@ -40,8 +40,8 @@ def read_event(source: Source, event_id: int, detectors: Detectors | None, with_
     """Read and validate one event, with every column of the schema; it may have no hits.
 
     `detectors` may be None for events without cells; without truth all hits are noise and there are no particles. Where
-    the file of particles has no `nhits`, their hits are counted. Raises InputError: one line that names the file, the
-    event and the row.
+    the file of particles has no `nhits`, their hits are counted; of an event that was cut down it says more than there
+    are. Raises InputError: one line that names the file, the event and the row.
     """
     if event_id in source.faults:
         raise InputError(source.faults[event_id])
@@ -64,7 +64,13 @@ def read_event(source: Source, event_id: int, detectors: Detectors | None, with_
         where_truth, truth = table("truth", _TRUTH)
         truth = _align_truth(where_truth, truth, hits["hit_id"])
         row = truth["particle_row"] = _particle_rows(where_truth, truth["particle_id"], where_particles, particles)
-        particles.setdefault("nhits", np.bincount(row[row >= 0], minlength=len(particles["particle_id"])))
+        particles.setdefault("nhits", schema.hits_of_particles(row, len(particles["particle_id"])))
+        for particle, counted in schema.surplus(row, particles["nhits"]):
+            of = f"nhits of particle {particles['particle_id'][particle]} is {particles['nhits'][particle]}"
+            raise InputError(
+                f"{where_particles}: row {particle + 1}: {of}, but {counted} hits of {where_truth.split(': event')[0]} "
+                "are its; it may be more (of an event that was cut down), or there may be no such column"
+            )
     else:
         particles, truth = _no_truth(len(hits["hit_id"]))
     cells = {name: np.zeros(len(hits["hit_id"]), dtype) for name, dtype in schema.CELLS.items()}

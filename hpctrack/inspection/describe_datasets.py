@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hpctrack.formats.conversion import left_out_of
+from hpctrack.formats.conversion import cut_down, left_out_of
 from hpctrack.inspection.text import histogram
 from hpctrack.storage import hdf5, schema, store
 from hpctrack.storage.columns import combined_digest
@@ -34,6 +34,7 @@ def describe_dataset(folder: Path) -> dict[str, Any]:
         "fingerprint": dataset.fingerprint,
         "event_ids": _range(dataset.event_ids),
         **origin,
+        **({"cut_down": cut} if (cut := cut_down(dataset)) else {}),
         "left_out": [f"event {entry['event_id']}: {entry['reason']}" for entry in left_out_of(dataset)],
         "columns": _schema_columns(rows),
         "histograms": _histograms(dataset.n_hits, dataset.n_particles),

@@ -132,7 +132,7 @@ def faults_of_event(event: Mapping[str, np.ndarray]) -> Iterator[Fault]:
 
     Numbers are finite, positions at most FARTHEST_MM from the origin, weights and `nhits` not negative, `hit_id`
     increases, and each hit's particle is in the table of particles, once. `nhits` is what the source says: of an event
-    that was cut down, more than the hits that are there.
+    that was cut down, more than the hits that are there; never fewer.
     """
     for name, values in event.items():
         yield from faults_of_column(name, values)
@@ -187,3 +187,25 @@ def _references(event: Mapping[str, np.ndarray]) -> Iterator[Fault]:
         if len(wrong):
             hit = int(wrong[0])
             yield "truth.particle_id", hit, f"is {owner[hit]}, but particle_row says {meant[hit]}"
+    nhits = event.get("particles.nhits")
+    if nhits is not None and len(nhits) == len(ids):
+        for particle, counted in surplus(row, nhits):
+            yield "particles.nhits", particle, f"is {nhits[particle]}, but {counted} hits are of this particle"
+
+
+def hits_of_particles(particle_row: np.ndarray, n_particles: int) -> np.ndarray:
+    """How many of the hits are of each particle, by the truth; int64 [P]."""
+    return np.bincount(particle_row[particle_row >= 0], minlength=n_particles)
+
+
+def surplus(particle_row: np.ndarray, nhits: np.ndarray) -> Iterator[tuple[int, int]]:
+    """The first particle with more hits than its `nhits` says, and how many, if there is one."""
+    counted = hits_of_particles(particle_row, len(nhits))
+    for particle in np.flatnonzero(counted > nhits)[:1]:
+        yield int(particle), int(counted[particle])
+
+
+def n_cut_down(event: Event) -> int:
+    """How many of an event's particles have fewer hits in it than their `nhits` says: it was cut down."""
+    nhits = event.column("particles.nhits")
+    return int(np.count_nonzero(hits_of_particles(event.column("truth.particle_row"), len(nhits)) < nhits))

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from helpers import commit
 
-from hpctrack import convert, evaluate, infer, report
+from hpctrack import convert, evaluate, infer, inspect, report
 from hpctrack.evaluation.matching import exclusive_lists
 from hpctrack.evaluation.metrics import trackml_score
 from hpctrack.formats.trackml import write_submission
@@ -36,6 +36,27 @@ def test_counts(dataset):
     data = Dataset(dataset)
     assert {name: int(getattr(data, name).sum()) for name in COUNTS} == COUNTS
     assert data.read(0).column("cells.cell_count").sum() == 18564
+
+
+def test_a_part_of_it_with_the_particles_of_the_whole(trackml_dir, dataset, tmp_path, capsys):
+    """The barrel alone: nhits stays that of the whole event, hits are counted, weights are as given."""
+    tables = {
+        kind: pd.read_csv(trackml_dir / f"event000000001-{kind}.csv.gz") for kind in ("hits", "truth", "particles")
+    }
+    kept = tables["hits"]["hit_id"][tables["hits"]["volume_id"].isin([8, 13, 17])]
+    for kind, table in tables.items():
+        part = table if kind == "particles" else table[table["hit_id"].isin(kept)]
+        part.to_csv(tmp_path / f"event000000001-{kind}.csv", index=False)
+    assert convert.main([str(tmp_path), str(tmp_path / "out")]) == 0
+    whole, event = Dataset(dataset).read(0), Dataset(tmp_path / "out").read(0)
+    row, nhits = event.column("truth.particle_row"), event.column("particles.nhits")
+    assert np.array_equal(nhits, whole.column("particles.nhits"))
+    cut = np.count_nonzero(np.bincount(row[row >= 0], minlength=len(nhits)) < nhits)
+    assert cut and f"cut down: {cut} of {len(nhits)} particles" in capsys.readouterr().out
+    weight = tables["truth"]["weight"][tables["truth"]["hit_id"].isin(kept)]
+    assert np.array_equal(event.column("truth.weight"), weight.to_numpy(np.float32))
+    assert inspect.main([str(tmp_path / "out"), "--verify"]) == 0
+    assert f"{cut} of {len(nhits)} particles have fewer hits" in capsys.readouterr().out
 
 
 def test_train_infer_evaluate_report(dataset, tmp_path):

@@ -228,6 +228,7 @@ PLANTED = {
         lambda: with_particle(toy_event(0, 6), "nhits", -1),
         "particles.nhits: row 0 is -1, must not be negative",
     ),
+    "nhits too small": (lambda: with_particle(toy_event(0, 6), "nhits", 2), "particles.nhits: row 0 is 2, but"),
     "twice": (lambda: with_particle(toy_event(0, 6), "particle_id", 1001), "holds a particle twice"),
 }
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import zipfile
 
+import numpy as np
 import pandas as pd
 from helpers import make_event_csv, make_event_tables, make_trackml, write_csv, write_event_csv
 
@@ -138,7 +139,37 @@ def test_what_is_converted_is_verified(tmp_path, capsys):
     dataset = store.open_dataset(tmp_path / "out")
     whole, counted = (dataset.read(i).column("particles.nhits") for i in (0, 1))
     assert (whole == 4).all() and (counted == 2).all()
+    capsys.readouterr()
     assert inspect.main([str(tmp_path / "out"), "--verify"]) == 0
+    said = f"{len(whole)} of {len(whole) + len(counted)} particles have fewer hits here than their nhits"
+    assert said in capsys.readouterr().out
+
+
+def test_cutting_down_is_said_once_and_only_where_it_is(tmp_path, capsys):
+    """The note outlives a rerun and sub-events; weights stay as given; what nothing was cut of has no note."""
+    folder, tables = make_trackml(tmp_path / "csv", [1, 2]), make_event_tables(seed=1)
+    assert "cut down" not in run(capsys, folder, tmp_path / "whole")[1]
+    assert "n_cut_particles" not in store.open_dataset(tmp_path / "whole").attributes
+    kept = tables["hits"]["hit_id"][tables["hits"]["layer_id"] != 4]
+    cut = {kind: table[table["hit_id"].isin(kept)] for kind, table in tables.items() if kind != "particles"}
+    write_event_csv(folder, 1, cut | {"particles": tables["particles"]})
+    for _ in range(2):
+        code, text, _ = run(capsys, folder, tmp_path / "out")
+        assert code == 0 and "cut down: " in text
+    weight = store.open_dataset(tmp_path / "out").read(0).column("truth.weight")
+    assert np.array_equal(weight, cut["truth"]["weight"].to_numpy(np.float32))
+    code, text, _ = run(capsys, tmp_path / "out", tmp_path / "sub", "--tracks", "all", "--min-hits", "3")
+    assert code == 0 and "cut down: " in text
+    assert inspect.main([str(tmp_path / "sub"), "--verify"]) == 0
+
+
+def test_more_hits_than_nhits_says_are_refused(tmp_path, capsys):
+    folder, tables = make_trackml(tmp_path / "csv", [1]), make_event_tables(seed=1)
+    particles = tables["particles"].copy()
+    particles.loc[2, "nhits"] = 3
+    write_event_csv(folder, 1, {"particles": particles})
+    line = refused(capsys, folder, tmp_path / "out")
+    assert f"-particles.csv: event 1: row 3: nhits of particle {particles.particle_id[2]} is 3, but 4 hits" in line
 
 
 # ------------------------------------------------------------------------------------------------ what unpacks
