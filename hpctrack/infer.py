@@ -9,6 +9,7 @@ are compared with (tracking/methods.py).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from hpctrack.errors import InputError
 from hpctrack.files.outputs import check_output
 from hpctrack.formats.trackml import write_submission
 from hpctrack.inference.run import infer, submission_blocks
-from hpctrack.inference.stages import INFER, Chain, method_config, stages
+from hpctrack.inference.stages import INFER, Chain, Reconstruction, method_config, stages
 from hpctrack.inference.work import Part
 from hpctrack.parallel.collectives import run_on_main
 from hpctrack.parallel.env import distributed, launcher_argument
@@ -28,6 +29,7 @@ from hpctrack.process import arguments
 from hpctrack.process.ends import verb
 from hpctrack.storage.store import Dataset
 from hpctrack.tracking.methods import METHODS, ByMethod
+from hpctrack.training import checkpoint
 
 START_S = 30.0  # ranks begin at most so far apart, however short an event is
 WAIT_S = 86400.0  # for ranks that have more to do; those that are lost, or hang at an event, are noticed at once
@@ -88,7 +90,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         Watchdog(args.timeout_s, env, "--timeout-s") as watchdog,
     ):
         data = run_on_main(lambda: Dataset(args.data, verify=True), env)
-        how = ByMethod(config, data, INFER) if args.method else Chain(configs, paths, data, env.device)
+        if args.method:
+            how: Reconstruction = ByMethod(config, data, INFER)
+        else:
+            for path in paths:
+                run_on_main(functools.partial(checkpoint.check_state, path), env)
+            how = Chain(configs, paths, data, env.device, checked=True)
         with Heartbeat(env, meeting_s, "--timeout-s", lambda: watchdog.at):
             code = infer(how, data, args.out, env, part=args.part, watchdog=watchdog)
         if args.submission and env.is_main and code == 0:

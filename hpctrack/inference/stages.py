@@ -29,7 +29,7 @@ from hpctrack.storage.schema import Candidates
 from hpctrack.storage.store import Dataset
 from hpctrack.tracking.builder import to_numpy, with_parameters
 from hpctrack.tracking.builders import OF_EDGES, build_builder
-from hpctrack.tracking.methods import MethodConfig
+from hpctrack.tracking.methods import MethodConfig, Timing
 from hpctrack.training import checkpoint, checkpoint_metadata, run_settings
 
 INFER = 2  # random stream of draws in inference
@@ -98,18 +98,28 @@ class Reconstruction(Protocol):
     draw: Draw
     recipe: dict[str, Any]
 
-    def __call__(self, row: int) -> tuple[Candidates | Edges, dict[str, Any]]:
-        """Candidates of event `row`; `n_hits` seen and seconds of the parts (`read_s`, `model_s`, `build_s`, …)."""
+    def __call__(self, row: int) -> tuple[Candidates | Edges, Timing]:
+        """Candidates of event `row`, or its edges, and what they took."""
 
 
 class ByModel:
-    """A checkpoint's model, and a builder on what it puts out; its graph is that of `config`, unless one is given."""
+    """A checkpoint's model, and a builder on what it puts out; its graph is that of `config`, unless one is given.
+
+    `checked`: the checksum of the checkpoint's state has been compared.
+    """
 
     def __init__(
-        self, config: InferConfig, path: Path, data: Dataset, device: torch.device, graph: PassedEdges | None = None
+        self,
+        config: InferConfig,
+        path: Path,
+        data: Dataset,
+        device: torch.device,
+        *,
+        graph: PassedEdges | None = None,
+        checked: bool = False,
     ) -> None:
         self._data, self._device = data, device
-        self._model = load_model(config, path, device)
+        self._model = load_model(config, path, device, checked)
         self._load = EventLoader(
             data,
             config.features,
@@ -128,7 +138,7 @@ class ByModel:
         if used := run_settings.package_versions(config):
             self.recipe["versions"] = used
 
-    def __call__(self, row: int) -> tuple[Candidates | Edges, dict[str, float]]:
+    def __call__(self, row: int) -> tuple[Candidates | Edges, Timing]:
         """Read the event, predict, build."""
         times = [time.perf_counter()]
         batch = Batch.from_data_list([self._load(row, 0)]).to(self._device)
@@ -144,22 +154,30 @@ class ByModel:
             found = with_parameters(found, outputs, hit_rows)
         times.append(time.perf_counter())
         seconds = zip(("read_s", "model_s", "build_s"), np.diff(times).tolist(), strict=True)
-        return found, {"n_hits": batch.num_nodes} | dict(seconds)
+        return found, Timing(batch.num_nodes, dict(seconds))
 
 
 class Chain:
     """Stages of a pipeline one after another: each sees the edges that the one before has found, nothing is stored.
 
     Raises InputError if a stage before the last makes no edges, or one after the first sees no edges of another.
+    `checked`: as of ByModel.
     """
 
     def __init__(
-        self, configs: Sequence[InferConfig], paths: Sequence[Path], data: Dataset, device: torch.device
+        self,
+        configs: Sequence[InferConfig],
+        paths: Sequence[Path],
+        data: Dataset,
+        device: torch.device,
+        checked: bool = False,
     ) -> None:
         later = zip(configs[1:], paths[1:], strict=True)
         self._graphs = [passed_edges(config, path) for config, path in later]  # of all but the first
         stages = zip(configs, paths, [None, *self._graphs], strict=True)
-        self._stages = [ByModel(config, path, data, device, graph) for config, path, graph in stages]
+        self._stages = [
+            ByModel(config, path, data, device, graph=graph, checked=checked) for config, path, graph in stages
+        ]
         for stage, path in zip(self._stages[:-1], paths, strict=False):
             if stage.product != "edges":
                 raise InputError(f"{path}: its builder makes {stage.product}, but the next stage needs edges")
@@ -168,17 +186,17 @@ class Chain:
         before = [stage.recipe for stage in self._stages[:-1]]
         self.recipe = last.recipe | ({"stages": before} if before else {})  # whose edges take the place of stored ones
 
-    def __call__(self, row: int) -> tuple[Candidates | Edges, dict[str, Any]]:
-        """What the last stage finds; seconds are sums over the stages, with those of each besides, as `stage_s`."""
-        found, total = self._stages[0](row)
-        stage_s = [total["read_s"] + total["model_s"] + total["build_s"]]
+    def __call__(self, row: int) -> tuple[Candidates | Edges, Timing]:
+        """What the last stage finds; seconds are sums over the stages, with those of each besides."""
+        found, took = self._stages[0](row)
+        total, stage_s = dict(took.seconds), [took.total_s]
         for stage, graph in zip(self._stages[1:], self._graphs, strict=True):
             if isinstance(found, Edges):  # as all stages before the last make them
                 graph.found = found
             found, took = stage(row)
-            stage_s.append(took["read_s"] + took["model_s"] + took["build_s"])
-            total = {key: value if key == "n_hits" else total.get(key, 0.0) + value for key, value in took.items()}
-        return found, total if len(stage_s) == 1 else total | {"stage_s": stage_s}
+            stage_s.append(took.total_s)
+            total = {name: total[name] + seconds for name, seconds in took.seconds.items()}
+        return found, Timing(took.n_hits, total, stage_s) if len(stage_s) > 1 else took
 
 
 def passed_edges(config: InferConfig, path: Path) -> PassedEdges:
@@ -201,9 +219,9 @@ def check_finite(outputs: dict[str, np.ndarray], event_id: int) -> None:
             raise NotFinite(f"event {event_id}: the model's output '{name}' is not finite (row {row} of {len(values)})")
 
 
-def load_model(config: InferConfig, path: Path, device: torch.device) -> torch.nn.Module:
+def load_model(config: InferConfig, path: Path, device: torch.device, checked: bool = False) -> torch.nn.Module:
     """The checkpoint's model, ready for prediction."""
     model = build_model(config.model, config.features).to(device, WEIGHTS[config.precision])
-    state = checkpoint.read_state(path, mapped=True)  # no memory for the optimizer's part
+    state = checkpoint.read_state(path, mapped=True, checked=checked)  # no memory for the optimizer's part
     checkpoint.load_model(model, state["model"], path)
     return model.eval()

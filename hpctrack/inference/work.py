@@ -119,9 +119,9 @@ class Task:
                     faults.append(str(error))
                     done += 1
                     continue
-                sizes.check(self.data, [found.event_id], [took["n_hits"]], [self.hits[rows[done]]])
-                entry = {"event_id": found.event_id, f"n_{self.how.product}": len(found), "rank": self.env.rank} | took
-                timings.append(entry)
+                sizes.check(self.data, [found.event_id], [took.n_hits], [self.hits[rows[done]]])
+                entry = {"event_id": found.event_id, f"n_{self.how.product}": len(found), "rank": self.env.rank}
+                timings.append(entry | took.entry())
                 payload = PRODUCTS[self.how.product].encode(found)
                 places[found.event_id] = journal.append(found.event_id, payload)
                 done += 1

@@ -26,11 +26,11 @@ class Engine:
     clips, `step()` updates, `discard()` does not. Losses come divided by the global counts already, so gradients are
     summed over ranks, not averaged. With `lockstep`, forward and backward are collective: all ranks must run them
     equally often, in the same memory modes. `state_dict` has the same content for every strategy and number of ranks.
-    With `rehearses`, passes that are discarded leave no trace.
+    With `can_discard`, passes whose gradients are discarded leave no trace.
     """
 
     lockstep = False
-    rehearses = True
+    can_discard = True
 
     def __init__(
         self,

@@ -32,8 +32,8 @@ class Heartbeat:
 
     def __enter__(self) -> Heartbeat:
         if self.env.world > 1 and self.env.store is not None:
-            threading.Thread(target=self._beat, args=(self.env.store,), name="pulse", daemon=True).start()
-            threading.Thread(target=self._watch, name="pulse", daemon=True).start()
+            threading.Thread(target=self._beat, args=(self.env.store,), name="heartbeat", daemon=True).start()
+            threading.Thread(target=self._watch, name="heartbeat", daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -43,8 +43,8 @@ class Heartbeat:
         heard, silent = "", 0
         while not self.ended.is_set():  # the first one at once
             try:
-                store.set(f"pulse/{self.env.rank}", f"{self.turns} {socket.gethostname()} {self.at()}")
-                key = f"pulse/{self.next}"
+                store.set(f"heartbeat/{self.env.rank}", f"{self.turns} {socket.gethostname()} {self.at()}")
+                key = f"heartbeat/{self.next}"
                 now = store.get(key).decode() if store.check([key]) else ""
             except RuntimeError:  # the store has gone, with a rank that has ended: collectives fail, and say so
                 return self.ended.set()

@@ -35,8 +35,7 @@ class ZeroEngine(Engine):
     """
 
     lockstep = True  # from stage 2 on, every backward pass shares gradients out
-
-    rehearses = False  # the library keeps gradients where they cannot be cleared
+    can_discard = False  # the library keeps gradients where they cannot be cleared
     parallel: Any  # DeepSpeed's own engine and optimizer; the library says no types
     zero: Any
 

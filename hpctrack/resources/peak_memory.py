@@ -64,7 +64,7 @@ class PeakFit(LinearFit):
 
 
 def fit_columns(x: np.ndarray, y: np.ndarray, columns: list[int]) -> tuple[np.ndarray, float]:
-    """`cost.fit` with some columns of x alone; the coefficients of the others are 0."""
+    """`cost_model.fit` with some columns of x alone; the coefficients of the others are 0."""
     coefficients = np.zeros(x.shape[1])
     coefficients[columns], error = cost_model.fit(x[:, columns], y)
     return coefficients, error
@@ -81,7 +81,7 @@ class Memory:
             raise InputError(
                 f"key 'memory.policy': the model has no memory mode '{config.policy}'; one of: auto, {', '.join(modes)}"
             )
-        if config.policy == "auto" and not engine.rehearses:
+        if config.policy == "auto" and not engine.can_discard:
             raise InputError("memory.policy=auto works with parallel.strategy ddp and fsdp; for deepspeed name a mode")
         self.policy = config.policy
         self.chunk = getattr(engine.module, "chunk", None) or CHUNK

@@ -6,7 +6,8 @@ A method is imported when it is asked for, since it may need a package of the ex
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -52,6 +53,28 @@ class MethodConfig(Section):
     method: Named
 
 
+@dataclass(frozen=True)
+class Timing:
+    """What the candidates of an event took: the hits that were seen, and the seconds of the parts by name.
+
+    `read_s`, `model_s` and `build_s` are always among them. `stage_s`: seconds of each stage of a pipeline.
+    """
+
+    n_hits: int
+    seconds: Mapping[str, float]
+    stage_s: Sequence[float] = ()
+
+    @property
+    def total_s(self) -> float:
+        """Seconds from reading the event to its candidates."""
+        return self.seconds["read_s"] + self.seconds["model_s"] + self.seconds["build_s"]
+
+    def entry(self) -> dict[str, float | list[float]]:
+        """As a line of timings.jsonl has it."""
+        stages = {"stage_s": list(self.stage_s)} if self.stage_s else {}
+        return {"n_hits": self.n_hits, **self.seconds, **stages}
+
+
 class ByMethod:
     """Candidates of a dataset's events by a method; `recipe` is what they depend on, apart from the dataset.
 
@@ -69,8 +92,8 @@ class ByMethod:
         settings = config.model_dump(mode="json") | {"method": {"name": config.method.name, **options.model_dump()}}
         self.recipe: dict[str, Any] = settings | {"versions": METHODS.versions(config.method.name)}
 
-    def __call__(self, row: int) -> tuple[Candidates, dict[str, float]]:
-        """Candidates of event `row` of the dataset; hits seen, seconds of the parts, and of the processor (`cpu_s`)."""
+    def __call__(self, row: int) -> tuple[Candidates, Timing]:
+        """Candidates of event `row` of the dataset; to the seconds come those of the processor (`cpu_s`)."""
         started, cpu = time.perf_counter(), time.process_time()
         event = self._data.read(row, [*self._method.COLUMNS, *selecting.COLUMNS])
         rows = self.draw(event, 0)[0].rows
@@ -78,4 +101,5 @@ class ByMethod:
         found, parts = self._method.reconstruct(event, rows)
         model_s = sum(seconds for name, seconds in parts.items() if name != "build_s")
         cpu_s = time.process_time() - cpu
-        return found, {"n_hits": len(rows), "read_s": read_s, "model_s": model_s} | parts | {"cpu_s": cpu_s}
+        seconds = {"read_s": read_s, "model_s": model_s} | parts | {"cpu_s": cpu_s}
+        return found, Timing(len(rows), seconds)

@@ -105,7 +105,7 @@ class Trainer:
         found, marks = self.found, {}
         if found:
             self.alive(f"going on from {found}")
-            meta = checkpoint.read_meta(found)
+            meta = run_on_main(lambda: checkpoint.read_meta(found), self.env)
             self.step, self.window, self.tuned = meta["step"], Window(meta["window"]), meta["tuned"]
             self.pending = meta["pending"]
             self.check_same_run(meta, found)
@@ -144,11 +144,11 @@ class Trainer:
         if self.step < self.options.steps:
             for line in self.planner.certificate(self.step):
                 self.env.say(line)
-            self.rehearse()
+            self.warm_up()
 
-    def rehearse(self) -> None:
+    def warm_up(self) -> None:
         """Passes before the first step, whose gradients are discarded: to compile, and to learn what passes need."""
-        if self.options.compile and self.engine.rehearses:
+        if self.options.compile and self.engine.can_discard:
             self.alive("compilation")
             self.env.say(try_compiled(self.engine, self.loss, self.middle_event()))
         if self.memory.auto:
@@ -201,8 +201,7 @@ class Trainer:
         self.planner.collect()
         self.memory.collect()
         state = self.engine.state_dict() if self.saved != self.step else None
-        if self.env.is_main:
-            self.write_checkpoint(state)
+        run_on_main(lambda: self.write_checkpoint(state), self.env)
         self.saved = self.step
         self.waste.add({"checkpoint_s": synchronize(self.env.device) - begin})
 

@@ -84,7 +84,7 @@ def measure(points: Points, system: str, run: str, folder: Path, args: argparse.
             if points.key(key) not in points.done:
                 found, took = reconstruct(row)
                 tally = tally_event(data.read(row, COLUMNS), found, selections[-1], cuts)
-                points.add(key | took | to_json(tally))
+                points.add(key | took.entry() | to_json(tally))
         print(f"{system}, {folder}, {'with' if noise else 'without'} noise: done", flush=True)
     return keys
 

@@ -71,7 +71,7 @@ def measure(points: Points, system: str, run: Path, args: argparse.Namespace, da
             for reading, match in READINGS.items():
                 matched = match(found, particle_row, len(target))
                 counts[reading] = {name: METRICS[name].count(matched, target) for name in SHOWN}
-            points.add(key | {"n_tracks": int(target.sum()), **took, **counts})
+            points.add(key | {"n_tracks": int(target.sum()), **took.entry(), **counts})
         print(f"{system}, {tracks} tracks: done", flush=True)
     return keys
 

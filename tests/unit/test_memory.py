@@ -135,7 +135,7 @@ def test_a_fixed_policy_is_kept_and_checked():
         Memory(MemoryConfig(policy="offload"), engine)
     auto = Memory(MemoryConfig(policy="auto"), engine)
     assert auto.cap > 0 and "machine's memory / 1 ranks" in auto.source
-    engine.rehearses = False
+    engine.can_discard = False
     with pytest.raises(InputError, match="for deepspeed name a mode"):
         Memory(MemoryConfig(policy="auto"), engine)
 
