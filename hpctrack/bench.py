@@ -15,7 +15,7 @@ import torch
 from hpctrack.benchmarks import BENCHES, benchmark
 from hpctrack.benchmarks.measure import Figure, Page, commit, machine
 from hpctrack.errors import InputError
-from hpctrack.files.outputs import check_output, write_json_output, write_output
+from hpctrack.files.outputs import check_output, output, write_json_output, write_output
 from hpctrack.process import arguments
 from hpctrack.process.ends import verb
 from hpctrack.process.versions import versions
@@ -58,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.markdown:
         write_output(args.markdown, text)
         if found.plot:
-            found.plot(args.markdown.with_suffix(".png"))
+            with output(args.markdown.with_suffix(".png")) as file:
+                found.plot(file)
 
 
 def run(bench: Callable[..., list[Figure] | Page], args: argparse.Namespace) -> Page:

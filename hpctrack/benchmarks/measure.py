@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -48,11 +48,14 @@ class Figure:
 
 @dataclass(frozen=True)
 class Page:
-    """What a benchmark found: figures, and if it has more to show, Markdown below them and a plot beside the page."""
+    """What a benchmark found: figures, and if it has more to show, Markdown below them and a plot beside the page.
+
+    `plot(file)` writes it as PNG into an open file.
+    """
 
     figures: list[Figure]
     text: str = ""
-    plot: Callable[[Path], None] | None = None
+    plot: Callable[[BinaryIO], None] | None = None
 
 
 def time_in_turn(work: Mapping[str, Callable[[], Any]], repeats: int, warm_up: int = 1) -> dict[str, list[float]]:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ def run(quick: bool, data: Path | None = None) -> Page:
         ),
         *compiled(x_NF, COMPILED_SIZES[: 2 if quick else 3]),
     ]
-    return Page(figures, table(sizes, default, dense), lambda path: plot(path, sizes, default, dense))
+    return Page(figures, table(sizes, default, dense), partial(plot, sizes, default, dense))
 
 
 def event(data: Path | None, n_hits: int) -> Tensor:
@@ -128,7 +129,7 @@ def table(sizes: Sequence[int], default: Seconds, dense: Seconds) -> str:
     return "\n".join([about, *head, *rows, ""])
 
 
-def plot(path: Path, sizes: Sequence[int], default: Seconds, dense: Seconds) -> None:
+def plot(sizes: Sequence[int], default: Seconds, dense: Seconds, file: BinaryIO) -> None:
     """Seconds against hits, both axes logarithmic."""
     from matplotlib.figure import Figure as Canvas
 
@@ -143,4 +144,4 @@ def plot(path: Path, sizes: Sequence[int], default: Seconds, dense: Seconds) -> 
     axes.set(xlabel="hits of the event", ylabel="s, one core")
     axes.grid(alpha=0.3)
     axes.legend()
-    canvas.savefig(path, dpi=120)
+    canvas.savefig(file, dpi=120, format="png")

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -348,7 +349,7 @@ def curve_page(
     )
 
 
-def plot(points: list[Point], path: Path) -> None:
+def plot(points: list[Point], file: BinaryIO) -> None:
     """Balance over the entropy that is left, a line a setting, a mark a window."""
     from matplotlib.figure import Figure
 
@@ -370,4 +371,4 @@ def plot(points: list[Point], path: Path) -> None:
     axes.set_ylabel("balance: mean / slowest rank")
     axes.legend(fontsize=7, loc="lower left")
     axes.grid(alpha=0.25)
-    figure.savefig(path, dpi=130, format="png")
+    figure.savefig(file, dpi=130, format="png")

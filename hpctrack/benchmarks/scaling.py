@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -232,7 +232,7 @@ def text(runs: list[Run], found: dict, projected: list[Projected], speedup: floa
     return "\n".join(lines)
 
 
-def plot(found: dict[tuple[str, int], list[float]], projected: list[Projected], path: Path) -> None:
+def plot(found: dict[tuple[str, int], list[float]], projected: list[Projected], file: BinaryIO) -> None:
     """Efficiency over ranks: measured points, projected lines."""
     from matplotlib.figure import Figure as Canvas
 
@@ -257,7 +257,7 @@ def plot(found: dict[tuple[str, int], list[float]], projected: list[Projected], 
     axes.set_ylabel("efficiency against the fewest ranks")
     axes.legend(fontsize=7, loc="lower left")
     axes.grid(alpha=0.25)
-    figure.savefig(path, dpi=130, format="png")
+    figure.savefig(file, dpi=130, format="png")
 
 
 # ------------------------------------------------------------------- projection to thousands of GPUs, not a measurement

@@ -73,7 +73,7 @@ class MicroBatches(torch.utils.data.Dataset):
         self.load = load
 
     def __getitem__(self, specification: Specification) -> Message | Batch | Exception:
-        """The batch, as a parcel if it is to leave this process; a fault of the input or the machine is returned."""
+        """The batch, as a Message if it is to leave this process; a fault of the input or the machine is returned."""
         epoch, rows = specification
         alone = get_worker_info() is None
         try:

@@ -48,11 +48,13 @@ def only_writer(folder: Path, wait: bool = False, name: str = LOCK) -> Iterator[
     made = not folder.exists()
     check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    owner = Owner(folder / name, _acquire(folder / name, wait))
     try:
-        yield owner
+        owner = Owner(folder / name, _acquire(folder / name, wait))
+        try:
+            yield owner
+        finally:
+            owner.release()
     finally:
-        owner.release()
         if made:
             with contextlib.suppress(OSError):
                 folder.rmdir()

@@ -104,15 +104,10 @@ def convert(conversion: Conversion, jobs: int) -> None:
 
 @contextlib.contextmanager
 def _locked(out: Path) -> Iterator[None]:
-    """The lock of OUT; a folder that was made for nothing goes again."""
+    """The lock of OUT, if a dataset may be made there."""
     replacement.check_folder(out)
-    new = not out.exists()
-    try:
-        with only_writer(out):
-            yield
-    finally:
-        if new and out.is_dir() and not any(out.iterdir()):
-            out.rmdir()
+    with only_writer(out):
+        yield
 
 
 # ------------------------------------------------------------------------------------------------ MPI

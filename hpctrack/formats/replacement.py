@@ -15,6 +15,7 @@ from hpctrack.errors import InputError
 from hpctrack.files import outputs
 from hpctrack.files.atomic import sync
 from hpctrack.formats.conversion import SKIPPED
+from hpctrack.formats.trackml_files import LOST_AND_FOUND
 from hpctrack.storage import hdf5
 from hpctrack.storage.hdf5 import INDEX, SHARDS, format_of
 from hpctrack.storage.schema import FORMAT
@@ -30,7 +31,9 @@ def check_folder(out: Path) -> None:
     index, otherwise = out / INDEX, "choose a new or empty folder"
     if index.exists() and (found := format_of(index)) not in (None, FORMAT):
         raise InputError(f"{out}: holds '{found}', which is no dataset; {otherwise}")
-    others = sorted(path.name for path in out.iterdir() if not path.name.startswith(".") and path.name != "lost+found")
+    others = sorted(
+        path.name for path in out.iterdir() if not path.name.startswith(".") and path.name != LOST_AND_FOUND
+    )
     known = any(out.glob(SHARDS)) or (index.exists() and format_of(index) == FORMAT)
     if others and not known:
         raise InputError(f"{out}: holds {others[0]}, but no dataset; {otherwise}")

@@ -22,6 +22,7 @@ from hpctrack.simulation.writer import FORMAT, KINDS, RECORD
 
 DETECTORS = ("detectors.csv", "detectors.csv.gz", "detectors.zip")
 _FILE = re.compile(rf"event(\d{{1,18}})-({'|'.join(KINDS)})\.csv(\.gz)?")
+LOST_AND_FOUND = "lost+found"  # at the root of a file system, for root alone
 _PIECE = 1 << 24  # bytes that are unpacked at a time
 
 
@@ -198,6 +199,8 @@ def _files_below(folder: Path) -> Iterator[str]:
                 folders.clear()
                 continue
             seen.add(real)
+            if LOST_AND_FOUND in folders and os.path.ismount(parent):
+                folders.remove(LOST_AND_FOUND)
             linked += [path for name in folders if os.path.islink(path := os.path.join(parent, name))]
             for name in names:
                 path = os.path.join(parent, name)

@@ -52,7 +52,7 @@ class Doublets(Graph):
         self.options = options
         ahead = [(*a, *b) for k, a in enumerate(BARREL) for b in BARREL[k + 1 : k + 2 + options.skips]]
         found = ahead if options.pairs == "barrel" else options.pairs
-        self.pairs = [(a << 8 | b, c << 8 | d) for a, b, c, d in found]  # as data.truth.layer_number
+        self.pairs = [(a << 8 | b, c << 8 | d) for a, b, c, d in found]  # as layer_number
 
     def __call__(self, event: Event, rows: np.ndarray) -> np.ndarray:
         """Edges int64 [2, M] among the hits `rows` [N] of an event, as numbers of these, 0..N-1."""

@@ -127,7 +127,7 @@ class Worker:
         self.item = item
         try:
             self.pipe.send(item[1])
-        except OSError:  # it has died meanwhile, which `take` will find
+        except OSError:  # it has died meanwhile, which `receive` will find
             return
 
     def receive(self, named: Callable[[Any], str]) -> Outcome:

@@ -38,11 +38,16 @@ def is_finished(folder: Path, event_id: int, compressed: bool) -> bool:
 
 def _is_whole(path: Path) -> bool:
     """Whether a CSV ends with the end of a line; of a compressed one all is read, for its length and checksum."""
+    end = b""
     try:
-        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-            end = b""
-            while part := file.read(1 << 20):
-                end = part[-1:]
+        if path.suffix == ".gz":
+            with gzip.open(path) as file:
+                while part := file.read(1 << 20):
+                    end = part[-1:]
+        elif path.stat().st_size:
+            with open(path, "rb") as plain:
+                plain.seek(-1, os.SEEK_END)
+                end = plain.read()
     except (FileNotFoundError, EOFError, gzip.BadGzipFile, zlib.error):
         return False
     return end == b"\n"

@@ -54,9 +54,6 @@ INDEX_COLUMNS = (
 )
 
 
-# ------------------------------------------------------------------------------------------------ reading
-
-
 class Dataset:
     """A dataset folder: the index in memory, the shards opened lazily, once a process, at most MAX_OPEN at a time.
 

@@ -56,7 +56,8 @@ def test_curve_and_page(tmp_path, monkeypatch):
     text = plan.curve_page(points, points, "toys", ["cost: known"], plan.peers_table(events))
     assert "| 16 x 1 | count | epoch |" in text
     assert "DynamicBatchSampler (PyG)" in text
-    plan.plot(points, tmp_path / "plan.png")
+    with open(tmp_path / "plan.png", "wb") as file:
+        plan.plot(points, file)
     assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -47,7 +47,8 @@ def test_figures_and_page_of_runs(tmp_path):
     assert (
         "## Projected, not measured" in page.text and "| 2 | 8 | 4.08 | 196 | strong 0.980, weak 0.980 |" in page.text
     )
-    page.plot(tmp_path / "scaling.png")
+    with open(tmp_path / "scaling.png", "wb") as file:
+        page.plot(file)
     assert (tmp_path / "scaling.png").stat().st_size > 10_000
 
 

@@ -52,6 +52,14 @@ def test_linked_folders_are_read_each_real_one_once(tmp_path, capsys):
     assert "event 1: also in" in refused(capsys, source, tmp_path / "again")
 
 
+def test_lost_and_found_at_the_root_of_a_file_system_is_no_part_of_a_source(tmp_path, monkeypatch):
+    make_trackml(tmp_path, [1])
+    make_event_csv(tmp_path / "lost+found", 2)
+    assert list(find_events(tmp_path).events) == [1, 2]
+    monkeypatch.setattr(os.path, "ismount", lambda path: path == str(tmp_path))
+    assert list(find_events(tmp_path).events) == [1]
+
+
 def test_links_alone_and_links_to_nothing(tmp_path, capsys):
     make_trackml(tmp_path / "real", [1])
     source = tmp_path / "source"
