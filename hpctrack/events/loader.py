@@ -6,7 +6,7 @@ Every random choice is drawn from (stream, epoch, event id): the same on any ran
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -47,6 +47,15 @@ def columns_read(features: list[str], parameters: bool = False, graph: list[str]
     return list(dict.fromkeys(feature_columns(features) + selecting.COLUMNS + perigee.COLUMNS * parameters + of_graph))
 
 
+class EventGraph(Protocol):
+    """What makes an event's edges, as far as a loader needs it (graphs/contracts.py)."""
+
+    COLUMNS: ClassVar[Sequence[str]]  # of an event, that it reads
+
+    def __call__(self, event: Event, rows: np.ndarray) -> np.ndarray:
+        """Edges int64 [2, M] among the hits `rows` [N] of an event, as numbers of these."""
+
+
 class EventLoader:
     """`loader(row, epoch)` -> PyG Data of one event.
 
@@ -66,7 +75,7 @@ class EventLoader:
         dtype: torch.dtype = torch.float32,
         curriculum: Sequence[CurriculumStage] = (),
         parameters: bool = False,
-        graph: Any = None,
+        graph: EventGraph | None = None,
         labels: bool = True,
     ) -> None:
         self.dataset = dataset
@@ -80,7 +89,7 @@ class EventLoader:
         self.parameters = parameters
         self.graph = graph
         self.labels = labels
-        self.columns = columns_read(features, parameters, graph.COLUMNS if graph else None)
+        self.columns = columns_read(features, parameters, list(graph.COLUMNS) if graph else None)
 
     def __call__(self, row: int, epoch: int) -> Data:
         event = self.dataset.read(row, self.columns)

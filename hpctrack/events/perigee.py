@@ -43,7 +43,7 @@ def perigee(particles: Mapping[str, np.ndarray], field_t: float) -> np.ndarray:
 
 
 def wrapped(angle: np.ndarray) -> np.ndarray:
-    """Angles in [-pi, pi)."""
+    """Angles brought into [-pi, pi), in their own precision."""
     return (angle + np.pi) % (2 * np.pi) - np.pi
 
 

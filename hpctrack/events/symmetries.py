@@ -22,6 +22,7 @@ import numpy as np
 from hpctrack.config import AugmentConfig, SelectionConfig
 from hpctrack.errors import InputError
 from hpctrack.events.features import FEATURES, Columns
+from hpctrack.events.perigee import wrapped
 
 BARRELS = (8, 13, 17)
 ENDCAPS = {7: 9, 9: 7, 12: 14, 14: 12, 16: 18, 18: 16}  # volume: the one at -z
@@ -65,7 +66,7 @@ def turned(vector: str, axis: str) -> Change:
 
 def azimuth(c: Columns, move: Transformation) -> np.ndarray:
     """Of a hit."""
-    return wrap(move.flip_y * c["hits.phi"] + move.angle)
+    return wrapped(move.flip_y * c["hits.phi"] + move.angle)
 
 
 def other_volume(c: Columns, move: Transformation) -> np.ndarray:
@@ -99,7 +100,7 @@ def cluster_phi(c: Columns, move: Transformation) -> np.ndarray:
     beyond = np.where(endcap, np.float32(np.pi / 2) - local_phi, np.arctan2(np.cos(local_phi), np.sinh(local_eta)))
     module = move.flip_y * (phi - side * beyond)
     out = module + np.where(endcap, move.flip_z * side, side) * beyond + move.angle
-    return np.where((local_phi == 0) & (local_eta == 0), phi, wrap(out))
+    return np.where((local_phi == 0) & (local_eta == 0), phi, wrapped(out))
 
 
 CHANGES: dict[str, Change] = {
@@ -172,8 +173,3 @@ def lookup(table: Mapping[int, int], volume_N: np.ndarray, default: np.ndarray |
     for volume, value in table.items():
         out[volume_N == volume] = value
     return out
-
-
-def wrap(angle: np.ndarray) -> np.ndarray:
-    """Angles brought into [-pi, pi)."""
-    return (angle + np.float32(np.pi)) % np.float32(2 * np.pi) - np.float32(np.pi)

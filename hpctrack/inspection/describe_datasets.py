@@ -10,8 +10,8 @@ import numpy as np
 
 from hpctrack.formats.conversion import cut_down, left_out_of
 from hpctrack.inspection.text import histogram
-from hpctrack.storage import hdf5, schema, store
-from hpctrack.storage.columns import combined_digest
+from hpctrack.storage import hdf5, store
+from hpctrack.storage.columns import TYPES, axis_of, combined_digest
 from hpctrack.storage.hdf5 import ATTRIBUTES_DIGEST, INDEX, SHARDS, TEXTS, read_attributes
 
 
@@ -97,12 +97,7 @@ def _range(ids: np.ndarray) -> str:
 
 
 def _schema_columns(rows: dict[str, int]) -> dict[str, dict[str, object]]:
-    columns = {}
-    for table, types in schema.TABLES.items():
-        n = rows["particles" if table == "particles" else "hits"]
-        for name, dtype in types.items():
-            columns[f"{table}.{name}"] = {"dtype": np.dtype(dtype).name, "bytes": n * np.dtype(dtype).itemsize}
-    return columns
+    return {name: {"dtype": dtype.name, "bytes": rows[axis_of(name)] * dtype.itemsize} for name, dtype in TYPES.items()}
 
 
 def _stored(found: Any) -> dict[str, object]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
+from torch_geometric.data import Batch
 
 from hpctrack.config import ParallelConfig
 from hpctrack.models import Model
@@ -58,7 +59,7 @@ class Engine:
         """Whether the next backward pass ends a step, so that gradients are to be summed over ranks."""
         raise NotImplementedError
 
-    def forward(self, batch: Any, last: bool, mode: str | None = None) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, last: bool, mode: str | None = None) -> dict[str, Tensor]:
         """Forward pass of a micro-batch, in a memory mode; the backward of a `last` one sums gradients over ranks."""
         self.sync(last)
         if mode is not None:
@@ -70,7 +71,7 @@ class Engine:
         """Accumulate gradients; every strategy averages them over ranks, hence the factor."""
         self.precision.scale(loss * self.env.world).backward()
 
-    def sum_gradients(self, nothing: Any) -> None:
+    def sum_gradients(self, nothing: Batch) -> None:
         """The sum over ranks that backward left out, for a step without a `last` micro-batch.
 
         It comes with a pass over `nothing`, a batch without hits, whose gradients are zero.
@@ -99,7 +100,7 @@ class Engine:
         """Clear the gradients and leave the weights as they are."""
         self.optimizer.zero_grad(set_to_none=True)
 
-    def predict(self, batch: Any) -> dict[str, Tensor]:
+    def predict(self, batch: Batch) -> dict[str, Tensor]:
         """Forward pass without gradients."""
         with torch.no_grad(), self.precision.autocast():
             return self.parallel(batch)

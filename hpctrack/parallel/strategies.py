@@ -6,14 +6,13 @@ weights, gradients and optimizer state (torch's fully_shard). deepspeed: ZeRO (p
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
+from torch_geometric.data import Batch
 
 from hpctrack.config import ParallelConfig
 from hpctrack.parallel.engine import Engine, MakeOptimizer, units
@@ -39,7 +38,7 @@ class DDPEngine(Engine):
         if isinstance(self.parallel, DistributedDataParallel):
             self.parallel.require_backward_grad_sync = last
 
-    def sum_gradients(self, nothing: Any) -> None:
+    def sum_gradients(self, nothing: Batch) -> None:
         """As the contract says; without ranks all is summed, only weights that no term used are still without one."""
         if self.env.backend is not None:
             super().sum_gradients(nothing)
@@ -48,7 +47,7 @@ class DDPEngine(Engine):
             if parameter.requires_grad and parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
 
-    def predict(self, batch: Any) -> dict[str, Tensor]:
+    def predict(self, batch: Batch) -> dict[str, Tensor]:
         """Forward pass without gradients, of this rank alone."""
         with torch.inference_mode(), self.precision.autocast():
             return self.module(batch)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import NoReturn, TypeVar
 
 SEED_END = 2**64  # what the generators of torch and numpy take
 WHOLE_MAX = 10**9  # no count, size or number of anything goes beyond; products of two fit 64 bits
@@ -14,6 +13,7 @@ REAL_MAX = 1e12
 SECONDS_MAX = 1e9  # 30 years; what the clocks of threads and of torch can hold
 THREADS_MAX = 1024
 SHOWN = 60  # characters of a value in a message
+N = TypeVar("N", int, float)
 
 
 @dataclass(frozen=True)
@@ -36,17 +36,18 @@ def shortened(text: str, most: int = SHOWN) -> str:
     return text if len(text) <= most else f"{text[:most]}… ({len(text):,} characters)"
 
 
-def number(convert: Callable[[str], Any], right: Callable[[Any], bool], what: str) -> Callable[[str], Any]:
+def number(convert: Callable[[str], N], right: Callable[[N], bool], what: str) -> Callable[[str], N]:
     """A type for argparse: what `convert` makes of the text, if that is `right`; else an error that says `what` is."""
 
-    def parse(text: str) -> Any:
+    def parse(text: str) -> N:
         try:
             value = convert(text)
         except ValueError:
-            value = math.nan
-        if value != value or not right(value):
-            raise argparse.ArgumentTypeError(f"'{shortened(text)}' must be {what}")
-        return value
+            pass
+        else:
+            if right(value):  # not-a-number is in no bounds
+                return value
+        raise argparse.ArgumentTypeError(f"'{shortened(text)}' must be {what}")
 
     parse.__doc__ = what
     return parse

@@ -13,7 +13,6 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import Any
 
 from hpctrack.errors import (
     EXIT_INPUT,
@@ -29,6 +28,7 @@ from hpctrack.errors import (
 from hpctrack.process import signals, streams
 
 LONGEST = 300  # characters of a library's words in a line of ours
+Main = Callable[[Sequence[str] | None], int | None]  # of a verb: arguments (None: the process's) -> exit code
 
 
 def verb(name: str) -> Callable:
@@ -39,7 +39,7 @@ def verb(name: str) -> Callable:
     is a bug and keeps its traceback.
     """
 
-    def decorate(main: Callable[[Sequence[str] | None], int | None]) -> Callable[[Sequence[str] | None], int]:
+    def decorate(main: Main) -> Callable[[Sequence[str] | None], int]:
         @functools.wraps(main)
         def wrapped(argv: Sequence[str] | None = None) -> int:
             with streams.guarded(name in signals.SAVING) as output, _threads() as ended, signals.raising(name):
@@ -63,7 +63,7 @@ def verb(name: str) -> Callable:
     return decorate
 
 
-def _flushed(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None, output: Any) -> int:
+def _flushed(main: Main, argv: Sequence[str] | None, output: streams.Output) -> int:
     """The exit code of `main`, once what it has said is out."""
     try:
         code = main(argv) or 0

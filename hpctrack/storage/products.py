@@ -73,7 +73,7 @@ class Product(Generic[T]):
     name: str  # of many, and of the files
     format: str  # of the files and the index
     what: str  # a folder of it
-    again: str  # what to do about damaged files
+    advice: str  # what to do about damaged files
     columns: Mapping[str, np.dtype]  # of a record
     offsets: Mapping[str, Sequence[str]]  # dataset -> the columns whose rows of each event it bounds
     encode: Callable[[T], bytes]  # for a journal: the columns' lengths, the columns, and what there is of the extra
@@ -128,7 +128,7 @@ class Product(Generic[T]):
                     values = np.zeros((0, *dataset.shape[1:]), dataset.dtype) if values is None else values
                     write_rows(dataset, int(first[column][i]) if record is not None else 0, values, world)
             if world is None:
-                file.attrs["digest"] = digest = content_digest(file, self.again)
+                file.attrs["digest"] = digest = content_digest(file, self.advice)
         return digest if world is None else self._publish_together(folder / name, world)
 
     def _bounds(self, folder: Path, places: Sequence[Place], types: Mapping[str, np.dtype]) -> dict[str, np.ndarray]:
@@ -140,7 +140,7 @@ class Product(Generic[T]):
         extra = self.extra
         if extra and first[extra.name][-1] and not np.array_equal(first[extra.name], first[extra.of]):
             raise InputError(
-                f"{folder}: some {self.name} have {extra.words}, others not; {self.again} in another folder"
+                f"{folder}: some {self.name} have {extra.words}, others not; {self.advice} in another folder"
             )
         return first
 
@@ -148,7 +148,7 @@ class Product(Generic[T]):
         digest = None
         if world.rank == 0:
             with h5py.File(shared_name(path), "r+") as file:
-                file.attrs["digest"] = digest = content_digest(file, self.again)
+                file.attrs["digest"] = digest = content_digest(file, self.advice)
             publish(shared_name(path), path)
         return world.bcast(digest)
 
@@ -168,7 +168,7 @@ class Product(Generic[T]):
             file["event_id"] = np.array([event for _, events, _ in shards for event in events], dtype="<i8")
             file["shard"] = np.repeat(np.arange(len(shards), dtype="<i4"), counts)
             file["row"] = np.concatenate([np.arange(n, dtype="<i4") for n in counts] or [np.zeros(0, "<i4")])
-            file.attrs["checksum"] = _index_checksum(file, self.again)
+            file.attrs["checksum"] = _index_checksum(file, self.advice)
 
     def _counts(self, folder: Path, shards: Sequence[tuple[str, Sequence[int], str]]) -> dict[str, np.ndarray]:
         """Further columns of the index: rows of each event, so that planning opens no other file."""
@@ -186,14 +186,14 @@ class Product(Generic[T]):
     def open_file(self, path: Path) -> h5py.File:
         """Open an HDF5 file of this format, or say in one line why not."""
         if not path.is_file():
-            raise InputError(f"{path}: missing; {self.again}")
+            raise InputError(f"{path}: missing; {self.advice}")
         try:
             file = h5py.File(path, "r", locking=False)
         except OSError as error:
             if error.errno not in (None, 0):  # the machine's fault
                 raise
-            raise InputError(f"{path}: not a readable HDF5 file ({error}); {self.again}") from None
-        with damage(path, self.again):
+            raise InputError(f"{path}: not a readable HDF5 file ({error}); {self.advice}") from None
+        with damage(path, self.advice):
             kind, version = file.attrs.get("format"), file.attrs.get("version")
         if str(kind) != self.format or str(version) != str(VERSION):
             file.close()
@@ -211,15 +211,15 @@ def clean(folder: Path) -> None:
         leftover.unlink(missing_ok=True)
 
 
-def content_digest(file: h5py.File, again: str) -> str:
-    """Digest over names, types, shapes and bytes of every dataset, in name order; `again` ends the errors."""
+def content_digest(file: h5py.File, advice: str) -> str:
+    """Digest over names, types, shapes and bytes of every dataset, in name order; `advice` ends the errors."""
     state = xxhash.xxh3_128()
     names: list[str] = []
     file.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
     for name in sorted(names):
         dataset = own(file, name)
         if dataset.nbytes > file.id.get_filesize():
-            raise InputError(f"{file.filename}: {name} claims {dataset.nbytes} bytes, more than the file has; {again}")
+            raise InputError(f"{file.filename}: {name} claims {dataset.nbytes} bytes, more than the file has; {advice}")
         state.update(f"{name} {dataset.dtype.str} {dataset.shape}\n".encode())
         if dataset.shape == ():
             state.update(np.ascontiguousarray(dataset[()]).tobytes())
@@ -229,8 +229,8 @@ def content_digest(file: h5py.File, again: str) -> str:
     return state.hexdigest()
 
 
-def _index_checksum(file: h5py.File, again: str) -> str:
-    return xxhash.xxh3_128_hexdigest(f"{content_digest(file, again)} {file.attrs['attributes']}".encode())
+def _index_checksum(file: h5py.File, advice: str) -> str:
+    return xxhash.xxh3_128_hexdigest(f"{content_digest(file, advice)} {file.attrs['attributes']}".encode())
 
 
 def bounds(counts: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -254,9 +254,9 @@ class Store(Generic[T]):
         if not path.is_file():
             unfinished = " (inference has not finished: run it again)" if (self.folder / PARTS).is_dir() else ""
             raise InputError(f"{self.folder}: not {product.what}, {INDEX} is missing{unfinished}")
-        with product.open_file(path) as file, damage(path, product.again):
-            if file.attrs.get("checksum") != _index_checksum(file, product.again):
-                raise InputError(f"{path}: fails its checksum; {product.again}")
+        with product.open_file(path) as file, damage(path, product.advice):
+            if file.attrs.get("checksum") != _index_checksum(file, product.advice):
+                raise InputError(f"{path}: fails its checksum; {product.advice}")
             self.attributes: dict[str, Any] = json.loads(file.attrs["attributes"])
             self.event_ids, self.row, self.shard, shards, digests = (small_array(file, name) for name in INDEX_COLUMNS)
             self.counts = {name: small_array(file, name) for name in product.counts}
@@ -283,9 +283,9 @@ class Store(Generic[T]):
     def check_files(self) -> None:
         """InputError unless each file is there, and the one that the index was made with; its values are not read."""
         for number, digest in enumerate(self.digests):
-            with contextlib.closing(self._file(number)) as file, damage(file.path, self.product.again):
+            with contextlib.closing(self._file(number)) as file, damage(file.path, self.product.advice):
                 if file.file.attrs.get("digest") != digest:
-                    raise InputError(f"{file.path}: is not the file that {INDEX} was made with; {self.product.again}")
+                    raise InputError(f"{file.path}: is not the file that {INDEX} was made with; {self.product.advice}")
 
     def close(self) -> None:
         """Close the open files; reading opens them again."""
@@ -329,7 +329,7 @@ class OpenFile(Generic[T]):
         self.columns: dict[str, h5py.Dataset] = {}
         self.offsets: dict[str, np.ndarray] = {}
         try:
-            with damage(path, product.again):
+            with damage(path, product.advice):
                 self.event_ids = self._column("event_id", np.dtype("<i8"), len(event_ids))[:]
                 if not np.array_equal(self.event_ids, event_ids):
                     raise self._error(f"does not hold the events that {INDEX} says")
@@ -346,7 +346,7 @@ class OpenFile(Generic[T]):
         """What is stored of an event; InputError if it cannot be what it says."""
         if not 0 <= row < len(self.event_ids) or self.event_ids[row] != event_id:
             raise self._error(f"event {event_id} is not in row {row}, where {INDEX} says")
-        with damage(self.path, self.product.again):
+        with damage(self.path, self.product.advice):
             parts = {name: self.columns[name][slice(*self.offsets[name][row : row + 2])] for name in self.columns}
         try:
             record = self.product.record(event_id, parts)
@@ -357,7 +357,7 @@ class OpenFile(Generic[T]):
         return record
 
     def _error(self, what: str) -> InputError:
-        return InputError(f"{self.path}: {what}; {self.product.again}")
+        return InputError(f"{self.path}: {what}; {self.product.advice}")
 
     def _check(self, n: int) -> None:
         product, extra = self.product, self.product.extra

@@ -15,11 +15,11 @@ import numpy as np
 from hpctrack.errors import InputError
 from hpctrack.process import pools
 from hpctrack.storage import hdf5, schema, store
-from hpctrack.storage.columns import column_checksum, event_checksum, table_checksum
+from hpctrack.storage.columns import axis_of, column_checksum, event_checksum, table_checksum
 from hpctrack.storage.hdf5 import INDEX, SHARDS, check_size, own
 from hpctrack.storage.schema import faults_of_event
 
-PER_EVENT = ("event_id", "n_noise", "checksum")  # of a shard
+PER_EVENT = {"event_id": np.int64, "n_noise": np.int64, "checksum": np.uint64}  # of a shard
 INDEX_TYPES = {
     **{name: np.int64 for name in ("event_id", "n_hits", "n_noise", "n_particles", "row")},
     "shard": np.int32,
@@ -124,8 +124,7 @@ def check_shard(path: Path) -> Shard:
 def _check_open_shard(file: Any, notes: Notes, shard: Shard) -> None:
     ids = notes.array(file, "event_id", np.int64)
     n = None if ids is None else len(ids)
-    types = {"event_id": np.int64, "n_noise": np.int64, "checksum": np.uint64}
-    own = {name: ids if name == "event_id" else notes.array(file, name, types[name], n) for name in PER_EVENT}
+    own = {name: ids if name == "event_id" else notes.array(file, name, dtype, n) for name, dtype in PER_EVENT.items()}
     bounds = {axis: _offsets(file, axis, n, notes) for axis in ("hits", "particles")}
     counts = {f"n_{axis}": None if values is None else np.diff(values) for axis, values in bounds.items()}
     shard.columns = own | counts
@@ -137,7 +136,7 @@ def _check_open_shard(file: Any, notes: Notes, shard: Shard) -> None:
     columns, sums = {}, {}
     for name in schema.all_columns():
         table, column = name.split(".")
-        length = int(offsets[_axis(table)][-1])
+        length = int(offsets[axis_of(name)][-1])
         columns[name] = notes.dataset(file, f"{table}/{column}", schema.TABLES[table][column], length)
         sums[name] = notes.array(file, f"checksums/{table}/{column}", np.uint64, n)
     for row, event_id in enumerate(ids):
@@ -148,10 +147,6 @@ def _check_open_shard(file: Any, notes: Notes, shard: Shard) -> None:
         noise = event.get("truth.particle_id")
         if noise is not None and own["n_noise"] is not None and own["n_noise"][row] != np.sum(noise == 0):
             notes.add(f"is {own['n_noise'][row]}, but {np.sum(noise == 0)} hits are noise", event_id, "n_noise")
-
-
-def _axis(table: str) -> str:
-    return "hits" if table in schema.HIT_TABLES else table
 
 
 def _offsets(file: Any, axis: str, n: int | None, notes: Notes) -> np.ndarray | None:
@@ -181,7 +176,7 @@ def _read_event(columns: dict, offsets: dict, row: int, event_id: int, notes: No
     for name, dataset in columns.items():
         if dataset is None:
             continue  # said before
-        bounds = offsets[_axis(name.split(".")[0])]
+        bounds = offsets[axis_of(name)]
         try:
             with hdf5.damage(notes.path):
                 event[name] = dataset[bounds[row] : bounds[row + 1]]

@@ -110,7 +110,7 @@ def check_candidates_file(
     try:
         with hdf5.damage(path), CANDIDATES.open_file(path) as file:
             ids = _check_open_file(file, notes, hits)
-            digest = content_digest(file, CANDIDATES.again)
+            digest = content_digest(file, CANDIDATES.advice)
             if digest != file.attrs.get("digest"):
                 notes.add(f"fails its digest ({digest}, but it says {file.attrs.get('digest')})")
     except (InputError, OSError) as error:

@@ -186,7 +186,7 @@ def write_edges(folder, events):
 def test_lies_of_edges_are_named(tmp_path, name, change, message):
     assert write_edges(tmp_path, [1, 2, 3]).n_edges.tolist() == [1, 2, 3]
     lie(tmp_path / "edges-00000.h5", name, change)
-    with pytest.raises(InputError, match=f"{message}.*; {edges.EDGES.again}"):
+    with pytest.raises(InputError, match=f"{message}.*; {edges.EDGES.advice}"):
         for i in range(3):
             edges.EdgeStore(tmp_path).read(i)
 

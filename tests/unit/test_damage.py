@@ -109,7 +109,7 @@ def test_a_lying_size_is_refused_before_it_is_believed(good, name):
         del file[name]
         file.create_dataset(name, shape=(2**40,), dtype="i8", chunks=(1024,))
     with CANDIDATES.open_file(path) as file, pytest.raises(InputError, match="more than the file has"):
-        products.content_digest(file, CANDIDATES.again)
+        products.content_digest(file, CANDIDATES.advice)
     index = good / "dataset/index.h5"
     with h5py.File(index, "r+") as file:
         del file["row"]
