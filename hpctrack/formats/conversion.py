@@ -293,7 +293,7 @@ def run_tasks(reader: Reader, tasks: Sequence[ShardTask], jobs: int) -> Iterator
         for task in tasks:
             yield run_task(reader, task)
         return
-    failed: pools.Outcome | None = None
+    failed: pools.Outcome[ShardResult] | None = None
 
     def todo() -> Iterator[tuple[int, ShardTask]]:
         """Once a task has failed, only those before it: they may still change which error is the first."""
@@ -306,7 +306,7 @@ def run_tasks(reader: Reader, tasks: Sequence[ShardTask], jobs: int) -> Iterator
         if isinstance(outcome.error, pools.WorkerDied):
             raise MachineError(f"{outcome.error}; run the same command again to go on")
         if outcome.error is None:
-            yield outcome.value
+            yield outcome.result()
         elif failed is None or outcome.place < failed.place:
             failed = outcome
     if failed is not None:

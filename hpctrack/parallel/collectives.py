@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 
 from hpctrack.errors import EXIT_INPUT, EXIT_MACHINE, InputError, MachineError
 from hpctrack.parallel.env import Env
+
+T = TypeVar("T")
 
 
 def all_sum(values: Sequence[float], env: Env) -> list[float]:
@@ -23,7 +25,7 @@ def all_max(values: Sequence[float], env: Env) -> list[float]:
     return _reduce(values, dist.ReduceOp.MAX, env)
 
 
-def broadcast(value: Any, env: Env) -> Any:
+def broadcast(value: T, env: Env) -> T:
     """Rank 0's value, a picklable object, on every rank."""
     if env.backend is None:
         return value
@@ -32,11 +34,11 @@ def broadcast(value: Any, env: Env) -> Any:
     return box[0]
 
 
-def gather(value: Any, env: Env) -> list[Any]:
+def gather(value: T, env: Env) -> list[T]:
     """Every rank's value, a picklable object, on every rank."""
     if env.backend is None:
         return [value]
-    box: list[Any] = [None] * env.world
+    box: list[T] = [value] * env.world
     dist.all_gather_object(box, value)
     return box
 
@@ -58,9 +60,6 @@ def _reduce(values: Sequence[float], operation: Any, env: Env) -> list[float]:
 # ---------------------------------------------- what one rank does for all: if it refuses, it says so and all ranks end
 
 
-T = TypeVar("T")
-
-
 @contextlib.contextmanager
 def on_main(enter: Callable[[], contextlib.AbstractContextManager[T]], env: Env) -> Iterator[T | None]:
     """Hold a context on rank 0 while all ranks work; its value there, None on the others."""
@@ -70,15 +69,15 @@ def on_main(enter: Callable[[], contextlib.AbstractContextManager[T]], env: Env)
         yield held[0] if held else None
 
 
-def run_on_main(action: Callable[[], Any], env: Env) -> Any:
+def run_on_main(action: Callable[[], T], env: Env) -> T:
     """What `action` returns on rank 0, on all ranks; what it raises is raised there, and the others end in silence."""
     result, refusal = _result_or_error(action) if env.is_main else (None, None)
     result, code = broadcast((result, _code(refusal)), env)
     _end_together(refusal, code)
-    return result
+    return cast("T", result)  # without one, all have ended
 
 
-def run_on_all(action: Callable[[], Any], env: Env) -> list[Any]:
+def run_on_all(action: Callable[[], T], env: Env) -> list[T]:
     """What `action` returns on each rank, in order, on all ranks; what it raises is raised there, the others end."""
     result, refusal = _result_or_error(action)
     results, codes = zip(*gather((result, _code(refusal)), env), strict=True)
@@ -86,7 +85,7 @@ def run_on_all(action: Callable[[], Any], env: Env) -> list[Any]:
     return list(results)
 
 
-def _result_or_error(action: Callable[[], Any]) -> tuple[Any, Exception | None]:
+def _result_or_error(action: Callable[[], T]) -> tuple[T | None, Exception | None]:
     try:
         return action(), None
     except (InputError, MachineError, OSError) as error:

@@ -16,12 +16,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkContext, SpawnContext
-from typing import Any, Literal, NamedTuple
+from typing import Any, Generic, Literal, NamedTuple, TypeVar, cast
 
 from hpctrack.errors import MachineError
 from hpctrack.process import signals
 from hpctrack.process.ends import out_of
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 StartMethod = Literal["spawn", "fork"]
 END_S = 5.0  # for a worker that is told to end; it has nothing to do
 
@@ -35,18 +37,18 @@ class WorkerDied(MachineError):
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Outcome(Generic[Result]):
     """What became of the item number `place`."""
 
     place: int
-    value: Any = None
+    value: Result | None = None
     error: BaseException | None = None
 
-    def result(self) -> Any:
+    def result(self) -> Result:
         """What the function returned; raises what it raised, or WorkerDied."""
         if self.error is not None:
             raise self.error
-        return self.value
+        return cast("Result", self.value)
 
 
 class Answer(NamedTuple):
@@ -65,12 +67,12 @@ class WorkerTraceback(Exception):
 
 
 def run(
-    function: Callable[[Any], Any],
-    items: Iterable[tuple[int, Any]],
+    function: Callable[[Item], Result],
+    items: Iterable[tuple[int, Item]],
     jobs: int,
     method: StartMethod = "spawn",
-    named: Callable[[Any], str] = str,
-) -> Iterator[Outcome]:
+    named: Callable[[Item], str] = str,
+) -> Iterator[Outcome[Result]]:
     """`function(item)` of each (place, item) in `jobs` processes, in the order in which they end.
 
     `items` are taken when a process is free, so what they are may depend on outcomes so far. `named(item)` is how an
@@ -78,7 +80,7 @@ def run(
     (by pickle where `method` is spawn), so what it holds may be large.
     """
     left = iter(items)
-    workers: list[Worker] = []
+    workers: list[Worker[Item, Result]] = []
     try:
         for item in left:
             workers.append(Worker(function, method))
@@ -99,15 +101,15 @@ def run(
             worker.kill()
 
 
-class Worker:
+class Worker(Generic[Item, Result]):
     """A worker process, another one if it died; `item` is what it has to do, with its place."""
 
-    def __init__(self, function: Callable[[Any], Any], method: StartMethod) -> None:
+    def __init__(self, function: Callable[[Item], Result], method: StartMethod) -> None:
         self.function = function
         self.context: SpawnContext | ForkContext = (
             multiprocessing.get_context("fork") if method == "fork" else multiprocessing.get_context("spawn")
         )
-        self.item: tuple[int, Any] | None = None
+        self.item: tuple[int, Item] | None = None
         self.start()
 
     def start(self) -> None:
@@ -119,7 +121,7 @@ class Worker:
         theirs.close()
         self.ends = (self.pipe, self.process.sentinel)  # one of them is ready when it has answered or died
 
-    def send(self, item: tuple[int, Any]) -> None:
+    def send(self, item: tuple[int, Item]) -> None:
         """Let it begin with an item."""
         if self.process.exitcode is not None:
             self.kill()
@@ -130,7 +132,7 @@ class Worker:
         except OSError:  # it has died meanwhile, which `receive` will find
             return
 
-    def receive(self, named: Callable[[Any], str]) -> Outcome:
+    def receive(self, named: Callable[[Item], str]) -> Outcome[Result]:
         """What became of its item."""
         assert self.item is not None
         (place, item), self.item = self.item, None
