@@ -123,18 +123,7 @@ class Trainer:
             self.check_same_plan(meta, found)
         if self.step < self.options.steps:
             self.planner.prepare(self.step, self.options.steps)
-        if self.env.is_main:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self.reading.keep_sizes()
-            checkpoint.clear(self.folder / "checkpoints")
-            if found:
-                checkpoint.rotate(found, self.options.keep_checkpoints)
-            for name in (CONFIG, VERSIONS, METRICS, LEDGER):
-                clear_leftovers(self.folder, name, owned=True)
-            write_text(self.folder / CONFIG, text_with_checksum(dump_yaml(self.config)))
-            write_json(self.folder / VERSIONS, with_checksum(versions() | run_settings.package_versions(self.config)))
-            self.metrics = Metrics(self.folder, self.step, marks.get(METRICS))
-            self.ledger = Ledger(self.folder, self.step, len(self.data), marks.get(LEDGER))
+        run_on_main(lambda: self.open_folder(found, marks), self.env)
         n = self.engine.n_parameters
         self.env.say(
             f"{self.folder}: {self.config.model.name} ({n:,} parameters), {len(self.data)} events, "
@@ -145,6 +134,20 @@ class Trainer:
             for line in self.planner.certificate(self.step):
                 self.env.say(line)
             self.warm_up()
+
+    def open_folder(self, found: Path | None, marks: dict[str, Mark]) -> None:
+        """Make the run's folder ready to be written, as far as `marks` say that its files hold what was done."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.reading.keep_sizes()
+        checkpoint.clear(self.folder / "checkpoints")
+        if found:
+            checkpoint.rotate(found, self.options.keep_checkpoints)
+        for name in (CONFIG, VERSIONS, METRICS, LEDGER):
+            clear_leftovers(self.folder, name, owned=True)
+        write_text(self.folder / CONFIG, text_with_checksum(dump_yaml(self.config)))
+        write_json(self.folder / VERSIONS, with_checksum(versions() | run_settings.package_versions(self.config)))
+        self.metrics = Metrics(self.folder, self.step, marks.get(METRICS))
+        self.ledger = Ledger(self.folder, self.step, len(self.data), marks.get(LEDGER))
 
     def warm_up(self) -> None:
         """Passes before the first step, whose gradients are discarded: to compile, and to learn what passes need."""
