@@ -13,7 +13,7 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
-import hpctrack.parallel.launched  # noqa: F401 - first
+import hpctrack.parallel.watch_launcher  # noqa: F401 - first
 from hpctrack.config import ParallelConfig
 from hpctrack.errors import InputError
 from hpctrack.files.outputs import check_output

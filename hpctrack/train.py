@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import hpctrack.parallel.launched  # noqa: F401 - first
+import hpctrack.parallel.watch_launcher  # noqa: F401 - first
 from hpctrack.benchmarks.peers import counterfactual
 from hpctrack.config import load_config
 from hpctrack.parallel.env import distributed, launcher_argument

@@ -186,17 +186,6 @@ def _own_handler() -> Iterator[None]:
         signal.signal(signal.SIGCHLD, before)
 
 
-def iterate(
-    load: EventLoader,
-    specifications: Iterable[Specification],
-    workers: int = 0,
-    pin: bool = False,
-    prefetch_factor: int = 2,
-) -> Iterator[Batch]:
-    """Batches for `(epoch, rows)` specifications, in order, by readers of their own."""
-    return Readers(load, workers, pin, prefetch_factor)(specifications)
-
-
 # -------------------------------------------- any object with its tensors in one flat buffer, to pass between processes
 
 

@@ -18,7 +18,7 @@ from torch_geometric.data import Batch, Data
 from hpctrack.config import AugmentConfig, CurriculumStage, SelectionConfig
 from hpctrack.errors import InputError, MachineError
 from hpctrack.events.loader import EventLoader
-from hpctrack.events.readers import iterate, pack, unpack
+from hpctrack.events.readers import Readers, pack, unpack
 from hpctrack.files import reading
 from hpctrack.storage import schema, shard_writer, store
 
@@ -165,8 +165,8 @@ def loader_of(dataset):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_bring_the_same_batches(dataset, workers):
     plan = [(0, np.array([0, 3])), (0, np.array([1])), (1, np.array([4, 2, 0]))]
-    here = list(iterate(loader_of(dataset), plan))
-    there = list(iterate(loader_of(dataset), plan, workers, prefetch_factor=1))
+    here = list(Readers(loader_of(dataset))(plan))
+    there = list(Readers(loader_of(dataset), workers, prefetch_factor=1)(plan))
     assert len(here) == len(there) == 3
     for a, b in zip(here, there, strict=True):
         assert a.keys() == b.keys() and a.num_graphs == b.num_graphs
@@ -188,7 +188,7 @@ def test_a_fault_keeps_its_one_line(dataset, workers):
     with h5py.File(path, "r+") as file:
         file["hits/x"][3] += 1
     dataset.verify = True
-    batches = iterate(loader_of(dataset), [(0, np.array([0])), (0, np.array([2]))], workers)
+    batches = Readers(loader_of(dataset), workers)([(0, np.array([0])), (0, np.array([2]))])
     assert next(batches).num_graphs == 1
     with pytest.raises(InputError, match=r"^[^\n]*events-00001.h5: event 2: hits.x fails its checksum[^\n]*$"):
         next(batches)
@@ -201,7 +201,7 @@ def test_a_dead_worker_is_the_machines_fault(dataset):
 
     load = Deadly(dataset, ["x"], SelectionConfig(), AugmentConfig(), (1, 0))
     with pytest.raises(MachineError, match=r"reader process \d+ ended with exit code 9 \(key .data\.workers. is 1\)"):
-        list(iterate(load, [(0, np.array([0]))], workers=1))
+        list(Readers(load, workers=1)([(0, np.array([0]))]))
 
 
 def test_packing():
@@ -227,11 +227,11 @@ def test_reader_processes_that_somebody_holds_do_not_keep_a_process_from_ending(
 import sys
 import numpy as np
 from hpctrack.events.loader import EventLoader
-from hpctrack.events.readers import iterate
+from hpctrack.events.readers import Readers
 from hpctrack.storage.store import Dataset
 from hpctrack.config import AugmentConfig, SelectionConfig
 load = EventLoader(Dataset({str(dataset.folder)!r}), ["r"], SelectionConfig(), AugmentConfig(), (0, 0))
-batches = iterate(load, [(0, np.array([0])), (0, np.array([99]))], workers=2)
+batches = Readers(load, workers=2)([(0, np.array([0])), (0, np.array([99]))])
 sys.batches = [next(batches)]
 if {held == "batches"}:
     sys.batches.append(batches)
