@@ -96,7 +96,7 @@ def parser() -> arguments.Parser:
     return p
 
 
-COLUMNS = list(dict.fromkeys([*TALLY_COLUMNS, *resolutions.COLUMNS]))
+COLUMNS = list(dict.fromkeys([*TALLY_COLUMNS, *kinds.COLUMNS, *resolutions.COLUMNS]))
 
 
 class Evaluation:

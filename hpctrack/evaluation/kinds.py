@@ -74,8 +74,8 @@ KINDS: dict[str, Kind] = {
         of_candidate="likewise, to that of a target that is not its majority particle",
     ),
 }
-COLUMNS = ["truth.particle_row", "hits.x", "hits.y", "hits.z", "hits.eta", "hits.phi", *_MOMENTA]
-COLUMNS += ["particles.vx", "particles.vy", "particles.vz"]
+COLUMNS = ["truth.particle_row", "hits.x", "hits.y", "hits.z", "hits.eta", "hits.phi"]
+COLUMNS += dict.fromkeys(column for kind in KINDS.values() for column in kind.needs)  # where the data has them
 
 
 def begins(variable: str, least: float | None = None) -> list[float]:

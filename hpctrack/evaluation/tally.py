@@ -33,7 +33,10 @@ from hpctrack.storage.schema import Candidates, Event
 from hpctrack.storage.store import Dataset
 
 READINGS = ("candidates", "exclusive")
-COLUMNS = [*kinds.COLUMNS, "truth.weight"]
+COLUMNS = [  # without which nothing is counted; kinds.py has those of the kinds
+    *("hits.x", "hits.y", "hits.z", "truth.particle_row", "truth.weight"),
+    *("particles.px", "particles.py", "particles.pz"),
+]
 MAX_TRACK_BINS = 8
 
 
