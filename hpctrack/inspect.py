@@ -88,14 +88,14 @@ def describe(path: Path, kind: str) -> dict[str, Any]:
 def verify(path: Path, kind: str, data: Path | None = None, jobs: int = 1) -> list[Problem]:
     """Every problem of what lies at `path`; `jobs` 0 checks in this process."""
     checks: dict[str, Callable[[Path], list[Problem]]] = {
-        kinds.DATASET: lambda path: check_dataset(path, jobs, say()),
+        kinds.DATASET: lambda path: check_dataset(path, jobs, progress_lines()),
         kinds.DATASET_INDEX: lambda path: check_index(path.parent)[1],
         kinds.SHARD: lambda path: check_shard(path).problems,
-        kinds.UNFINISHED_DATASET: lambda path: check_dataset(path, jobs, say()),
-        kinds.CANDIDATES: lambda path: check_candidates(path, data, jobs, say()),
-        kinds.CANDIDATES_INDEX: lambda path: check_candidates(path.parent, data, jobs, say()),
+        kinds.UNFINISHED_DATASET: lambda path: check_dataset(path, jobs, progress_lines()),
+        kinds.CANDIDATES: lambda path: check_candidates(path, data, jobs, progress_lines()),
+        kinds.CANDIDATES_INDEX: lambda path: check_candidates(path.parent, data, jobs, progress_lines()),
         kinds.CANDIDATES_FILE: lambda path: check_candidates_file(path)[0],
-        kinds.UNFINISHED_CANDIDATES: lambda path: check_candidates(path, data, jobs, say()),
+        kinds.UNFINISHED_CANDIDATES: lambda path: check_candidates(path, data, jobs, progress_lines()),
         kinds.EDGES: describe_candidates.check_edges,
         kinds.JOURNAL: check_journal,
         kinds.RUN: lambda path: describe_runs.check_run(path) + _checkpoints().check_checkpoints(path / "checkpoints"),
@@ -106,7 +106,7 @@ def verify(path: Path, kind: str, data: Path | None = None, jobs: int = 1) -> li
     return checks[kind](path)
 
 
-def say() -> Callable[[int, int], None]:
+def progress_lines() -> Callable[[int, int], None]:
     """A progress line on stderr every few seconds."""
     start = last = time.monotonic()
 

@@ -26,7 +26,7 @@ INDEX_TYPES = {
     "checksum": np.uint64,
 }
 T = TypeVar("T")
-Say = Callable[[int, int], None]  # progress: files done, files in all
+Progress = Callable[[int, int], None]  # files done, files in all
 
 
 @dataclass(frozen=True)
@@ -242,13 +242,15 @@ def _check_index_table(table: dict[str, np.ndarray], notes: Notes) -> None:
             notes.add(f"is {table[name][place]}, must not be negative", ids[place], name)
 
 
-def check_dataset(folder: Path, jobs: int = 1, say: Say | None = None) -> list[Problem]:
+def check_dataset(folder: Path, jobs: int = 1, progress: Progress | None = None) -> list[Problem]:
     """Every problem of the dataset in `folder`: index, shards, and each against the other."""
     table, problems = check_index(folder)
     names = [] if table is None else [name.decode(errors="replace") for name in table["shard_files"]]
     present = sorted(path.name for path in folder.glob(SHARDS))
     everything = list(dict.fromkeys([*names, *present]))
-    results = run_checks(check_shard, [folder / name for name in everything if (folder / name).is_file()], jobs, say)
+    results = run_checks(
+        check_shard, [folder / name for name in everything if (folder / name).is_file()], jobs, progress
+    )
     found = {path.name: shard for path, shard in results}
     for number, name in enumerate(everything):
         path = folder / name
@@ -289,7 +291,9 @@ def _compare(path: Path, shard: Shard, number: int, table: dict[str, np.ndarray]
     return notes.problems
 
 
-def run_checks(check: Callable[[Path], Any], paths: Sequence[Path], jobs: int, say: Say | None) -> Iterator[tuple]:
+def run_checks(
+    check: Callable[[Path], T], paths: Sequence[Path], jobs: int, progress: Progress | None
+) -> Iterator[tuple[Path, T | str]]:
     """(path, result) of each file, checked in `jobs` processes; the result is a text if the process died of the file.
 
     With 0 jobs the files are checked in this process, unprotected. MachineError if a process is killed: that says
@@ -304,5 +308,5 @@ def run_checks(check: Callable[[Path], Any], paths: Sequence[Path], jobs: int, s
             yield path, "reading it ends the process (a crash of the HDF5 library)"
         else:
             yield path, outcome.result()
-        if say:
-            say(number, len(paths))
+        if progress:
+            progress(number, len(paths))

@@ -14,12 +14,14 @@ from hpctrack.storage.candidates import CANDIDATES, COLUMNS, PARAMETERS, Candida
 from hpctrack.storage.hdf5 import INDEX
 from hpctrack.storage.products import content_digest
 from hpctrack.storage.schema import ESTIMATE, Candidates
-from hpctrack.storage.verify import Notes, Problem, Say, check_offsets, complete, reason, run_checks
+from hpctrack.storage.verify import Notes, Problem, Progress, check_offsets, complete, reason, run_checks
 
 OFFSETS = ("offsets/candidates", "offsets/candidate_hits", "offsets/hits")
 
 
-def check_candidates(folder: Path, data: Path | None = None, jobs: int = 1, say: Say | None = None) -> list[Problem]:
+def check_candidates(
+    folder: Path, data: Path | None = None, jobs: int = 1, progress: Progress | None = None
+) -> list[Problem]:
     """Every problem of the candidates in `folder`, alone or against the dataset they were made from."""
     index, notes = folder / INDEX, Notes(folder / INDEX)
     try:
@@ -42,7 +44,7 @@ def check_candidates(folder: Path, data: Path | None = None, jobs: int = 1, say:
     present = sorted(path.name for path in folder.glob("candidates-*.h5"))
     paths = [folder / name for name in dict.fromkeys([*named, *present])]
     check = functools.partial(check_candidates_file, hits=hits)
-    results = dict(run_checks(check, [path for path in paths if path.is_file()], jobs, say))
+    results = dict(run_checks(check, [path for path in paths if path.is_file()], jobs, progress))
     for number, path in enumerate(paths):
         result = results.get(path, f"missing, but {INDEX} names it")
         if isinstance(result, str):
