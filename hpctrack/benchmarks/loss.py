@@ -49,10 +49,7 @@ SYSTEMS = {  # model and loss, as in configs/influencer-500.yaml and configs/gre
     "influencer": (Named(name="influencer"), Named(name="influencer", **INFLUENCER)),
     "baseline": (Named(name="embedding"), Named(name="contrastive", squared_hinge=True, **WEIGHTS)),
 }
-STATES = {
-    "trained": 1.0,
-    "collapsed": 0.02,
-}  # scale of the embeddings: clusters far apart, or all hits within the margin
+STATES = {"trained": 1.0, "collapsed": 0.02}  # scale of embeddings: clusters far apart, or all hits within the margin
 
 
 def run(quick: bool) -> Page:
@@ -177,10 +174,6 @@ def one_loss(state: str, hits: int) -> tuple[float, float]:
     return time.process_time() - begin, status_gib("VmHWM") - before
 
 
-if __name__ == "__main__":
-    print(json.dumps(one_loss(sys.argv[1], int(sys.argv[2]))))
-
-
 # ------------------------------------------------------------------------------------------------ searches
 
 
@@ -212,8 +205,7 @@ def search_table(quick: bool) -> str:
 
 def measure(n_hits: int, state: str) -> dict[str, float]:
     """Fastest of three runs of each search that is at hand and bearable at this size."""
-    scale = 1.0 if state == "trained" else 0.02
-    user, influencer = embeddings(tracks(n_hits), 8, copies=2, scale=scale)
+    user, influencer = embeddings(tracks(n_hits), 8, copies=2, scale=STATES[state])
     u, v = torch.from_numpy(user), torch.from_numpy(influencer)
     work: dict[str, Callable[[], Any]] = {
         "this project": lambda: sum(len(i) for i, _ in radius_pairs(u, v, RADIUS)),
@@ -238,3 +230,7 @@ def faiss_search(user: np.ndarray, influencer: np.ndarray) -> Any:
     index = faiss.IndexFlatL2(user.shape[1])
     index.add(user)
     return index.range_search(influencer, RADIUS**2)
+
+
+if __name__ == "__main__":
+    print(json.dumps(one_loss(sys.argv[1], int(sys.argv[2]))))

@@ -106,7 +106,7 @@ def climb(model: dict[str, Any], whole: Event, part: Event, ratio: float) -> dic
 
 
 def figures(found: dict[str, tuple[Pass, Pass]], hardest: str, short: Pass) -> list[Figure]:
-    """What is asked for, of the interaction network."""
+    """The figures that have a goal, of the interaction network (docs/results.md)."""
     plain, recompute, last = (found[mode][0] for mode in ("plain", "recompute", hardest))
     whole = {mode: large for mode, (_, large) in found.items() if large["seconds"]}
     if hardest not in whole:

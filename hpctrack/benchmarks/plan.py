@@ -30,12 +30,13 @@ from hpctrack.events.selection import COLUMNS, target_particles
 from hpctrack.losses import build_loss, objective
 from hpctrack.models import build_model
 from hpctrack.models.graph_network import EDGES_POWER
+from hpctrack.named_recipes import path_of
 from hpctrack.planning.certificate import balances, randomness
 from hpctrack.planning.plan import plan_epoch
 from hpctrack.resources.cost_model import CostModel, batch_terms, event_terms
 from hpctrack.storage.store import Dataset
 
-CONFIG = Path(__file__).parents[2] / "configs" / "influencer.yaml"
+CONFIG = "influencer"  # a recipe by name
 GOAL = 0.97
 SPREAD = 0.17  # of the drawn share of an event's tracks (log-normal); with ACTS events' 0.10, hits vary by 0.2
 TABLE_CV = 0.2  # of mu = 200 events: hits vary by so much
@@ -59,7 +60,7 @@ def run(quick: bool, data: Path | None = None) -> Page:
     events, trained, rounds, share, seeds = (40, 40, 4, 0.02, 2) if quick else (96, 100, 12, 0.03, 5)
     with tempfile.TemporaryDirectory() as folder:
         dataset = Dataset(data or helix_dataset(Path(folder), 4 if quick else 12, 9500))
-        batches, seconds = measure(dataset, load_config(CONFIG), events, trained, rounds=rounds, share=share)
+        batches, seconds = measure(dataset, load_config(path_of(CONFIG)), events, trained, rounds=rounds, share=share)
     best, first, second = (part.min(axis=1) for part in (seconds, seconds[:, ::2], seconds[:, 1::2]))
     train, test = slice(0, None, 2), slice(1, None, 2)
     cost = CostModel()
@@ -351,9 +352,9 @@ def curve_page(
 
 def plot(points: list[Point], file: BinaryIO) -> None:
     """Balance over the entropy that is left, a line a setting, a mark a window."""
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Canvas
 
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    figure = Canvas(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     for i, (world, per_rank) in enumerate(CURVES):
         for fixed, style in (("count", "o-"), ("cost", "s--")):
@@ -365,7 +366,7 @@ def plot(points: list[Point], file: BinaryIO) -> None:
                 if (p.window or 99) <= 16:
                     text, at = f"window {p.window}", (p.entropy, p.balance)
                     axes.annotate(text, at, fontsize=7, textcoords="offset points", xytext=(5, 3))
-    axes.axhline(0.97, color="0.6", lw=0.8, ls=":")
+    axes.axhline(GOAL, color="0.6", lw=0.8, ls=":")
     axes.set_xlim(-0.05, 1.13)
     axes.set_xlabel("entropy of a step's sizes (1: as mixed as the epoch)")
     axes.set_ylabel("balance: mean / slowest rank")

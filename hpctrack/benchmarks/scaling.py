@@ -33,12 +33,12 @@ import torch
 from hpctrack.benchmarks.measure import Figure, Page, helix_dataset
 from hpctrack.errors import InputError, MachineError
 from hpctrack.files.jsonlines import read_metrics
+from hpctrack.named_recipes import path_of
 from hpctrack.planning.plan import plan_epoch
 from hpctrack.resources.cost_model import CostModel, event_terms
 from hpctrack.training import checkpoint
 
-ROOT = Path(__file__).parents[2]
-CONFIG = ROOT / "configs" / "influencer.yaml"
+CONFIG = "influencer"  # a recipe by name
 PROBE_EVERY = 2
 ROUNDS = 4
 SETTINGS = [
@@ -88,7 +88,7 @@ def measure(folder: Path, data: Path, ranks: Sequence[int], rounds: int, more: S
         for n, batch in points:
             launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n)]
             words = [f"run={folder / name_of(n, batch, round_)}", f"data.train={data}", f"plan.events_per_step={batch}"]
-            command = [*launcher, "-m", "hpctrack.train", str(CONFIG), *SETTINGS, *words, *more]
+            command = [*launcher, "-m", "hpctrack.train", str(path_of(CONFIG)), *SETTINGS, *words, *more]
             done = subprocess.run(command, check=False, capture_output=True, text=True)
             if done.returncode:
                 raise MachineError(f"{n} ranks: {' '.join(done.stderr.split())[-300:]}")
