@@ -17,6 +17,7 @@ from hpctrack.config import Section
 from hpctrack.errors import InputError
 from hpctrack.graphs.triplets import per_event, triplets
 from hpctrack.losses.term import BaseLoss, needed
+from hpctrack.numerics import group_sum
 
 
 def edges_per_event(batch: Batch) -> Tensor:
@@ -70,7 +71,7 @@ class EdgeLoss(BaseLoss):
             weight_M = balanced(weight_M, 2 * event_M + true_M.long())
         weight_M = torch.where(true_M, self.options.true_weight * weight_M, weight_M)
         loss_M = weight_M * F.binary_cross_entropy_with_logits(score_M, true_M.to(score_M.dtype), reduction="none")
-        total_B, norm_B = (sums(values, event_M, batch.num_graphs) for values in (loss_M, weight_M))
+        total_B, norm_B = (group_sum(values, event_M, batch.num_graphs) for values in (loss_M, weight_M))
         return (total_B / torch.where(norm_B > 0, norm_B, 1)).sum()
 
     def classes(self, truth_M: Tensor, other_M: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -82,14 +83,8 @@ class EdgeLoss(BaseLoss):
 
 def balanced(weight_M: Tensor, group_M: Tensor) -> Tensor:
     """Weights divided by their group's sum."""
-    total = sums(weight_M, group_M, int(group_M.max()) + 1)[group_M]
+    total = group_sum(weight_M, group_M, int(group_M.max()) + 1)[group_M]
     return weight_M / torch.where(total > 0, total, 1)
-
-
-def sums(values_M: Tensor, group_M: Tensor, n_groups: int) -> Tensor:
-    """Sum of the values of each group, added up in fp64: one value after the other, fp32 would stop at 10^7 of them."""
-    total = values_M.new_zeros(n_groups, dtype=torch.float64).index_add(0, group_M, values_M.double())
-    return total.to(values_M.dtype)
 
 
 # ------------------------------------------------------------------------------------------------ triplets

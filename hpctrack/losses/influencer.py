@@ -41,12 +41,12 @@ def parameters(outputs: dict[str, Tensor], batch: Batch) -> Tensor:
         raise InputError("loss.parameters: the model has no output 'parameters'; set model.parameters, or weight 0")
     tracks = Tracks(batch)
     user, influencer, estimate = (outputs[name][tracks.hits] for name in ("user", "influencer", "parameters"))
-    nll_M = gaussian(estimate, batch.parameters.to(estimate.dtype)[tracks.track])
+    nll_M = gaussian_nll(estimate, batch.parameters.to(estimate.dtype)[tracks.track])
     chosen_T = representatives(user.detach(), influencer.detach(), tracks.track, tracks.size)
     return tracks.per_track((tracks.mean(nll_M) + nll_M[chosen_T]) / 2)
 
 
-def gaussian(estimate: Tensor, truth: Tensor) -> Tensor:
+def gaussian_nll(estimate: Tensor, truth: Tensor) -> Tensor:
     """Negative log-likelihood [M], up to a constant, of `truth` [M, 5] under `estimate` [M, 20]; phi is wrapped.
 
     With r the deviation in units of SCALES and z = diag(exp(l)) (1 + A) r: |z|^2 / 2 - sum l, and beyond OUTLIER_SIGMA
@@ -196,6 +196,6 @@ def attraction(user: Tensor, influencer: Tensor, batch: Batch, log_floor: float)
     tracks = Tracks(batch)
     u, v = user[tracks.hits], influencer[tracks.hits]
     centre = tracks.mean(u)[tracks.track]
-    spread = tracks.mean((u - centre).square().sum(1))
-    mean_square = (v - centre).square().sum(1) + spread[tracks.track]
-    return tracks.per_track(tracks.mean((mean_square + log_floor).log()).exp()), tracks.per_track(spread)
+    variance = tracks.mean((u - centre).square().sum(1))
+    mean_square = (v - centre).square().sum(1) + variance[tracks.track]
+    return tracks.per_track(tracks.mean((mean_square + log_floor).log()).exp()), tracks.per_track(variance)

@@ -15,9 +15,10 @@ from torch_geometric.data import Batch
 
 from hpctrack.config import Section
 from hpctrack.graphs.neighbours import nearest
-from hpctrack.losses.classification import edges_per_event, sums
+from hpctrack.losses.classification import edges_per_event
 from hpctrack.losses.pairs import Points, hinge_sum
 from hpctrack.losses.term import BaseLoss, events, needed, parameter_groups, with_hit
+from hpctrack.numerics import group_sum
 
 
 def true_edges(batch: Batch) -> tuple[Tensor, Tensor]:
@@ -86,4 +87,4 @@ class MetricLoss(BaseLoss):
         i, j = i[other], j[other]
         distance_P = ((x_NE[i] - x_NE[j]).square().sum(1) + 1e-12).sqrt()
         hinge_P = (self.options.margin - distance_P).clamp(min=0).square()
-        return (sums(hinge_P, batch.batch[i], batch.num_graphs) / sizes.clamp(min=1)).sum()
+        return (group_sum(hinge_P, batch.batch[i], batch.num_graphs) / sizes.clamp(min=1)).sum()

@@ -18,7 +18,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -101,6 +101,8 @@ class GraphNetwork(MemoryModes, Model):
     class Options(Section):
         """What all networks have; each adds its own."""
 
+        if TYPE_CHECKING:
+            width: int  # of hidden layers; each network has its own default
         layers: int = Field(2, ge=1, description="linear layers of each perceptron")
         norm: Norm = "layer"
         activation: Activation = "relu"
@@ -133,7 +135,7 @@ class GraphNetwork(MemoryModes, Model):
         self.geometry = Geometry(features, "key 'model.pairs'")
         return PAIR_FEATURES
 
-    def read_from(self, options: Any, hit: int, edge: int = 0, scores: SplitPerceptron | None = None) -> None:
+    def read_from(self, options: Options, hit: int, edge: int = 0, scores: SplitPerceptron | None = None) -> None:
         """Make the heads, on states of hits of width `hit` and of edges, if there are any, of width `edge`.
 
         `scores`: a perceptron of the network that scores edges, to be used if there is no more to read from them.

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from hpctrack.config import Section
 from hpctrack.models.contracts import Backbone
-from hpctrack.models.memory_modes import CHUNK, in_chunks, recompute
+from hpctrack.models.memory_modes import in_chunks, recompute
 from hpctrack.numerics import at_least_fp32, without_autocast
 
 Norm = Annotated[Literal["layer", "none"], Field(description="normalization of hidden layers")]
@@ -154,7 +154,7 @@ class MlpBackbone(Backbone):
     def forward(self, x_NF: Tensor, sizes: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
         """Hidden state [N, H] of hits with features `x_NF`, no more outputs; `sizes` play no part."""
         if self.memory == "chunks":
-            return in_chunks(self.layers, x_NF, size=CHUNK), {}
+            return in_chunks(self.layers, x_NF), {}
         return self.layers(x_NF) if self.memory == "plain" else recompute(self.layers, x_NF), {}
 
     def relative_cost(self, hits: np.ndarray) -> np.ndarray:

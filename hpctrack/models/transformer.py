@@ -16,10 +16,8 @@ from torch.nn import functional as F
 
 from hpctrack.config import Section
 from hpctrack.models.contracts import Backbone
-from hpctrack.models.memory_modes import in_chunks, run_layers
+from hpctrack.models.memory_modes import CHUNK, in_chunks, run_layers
 from hpctrack.models.perceptron import Exact, LayerNorm, two_layers, width_splits_into_heads
-
-CHUNK_HITS = 4096
 
 
 class TransformerBackbone(Backbone):
@@ -92,4 +90,4 @@ class Block(nn.Module):
 
 def maybe_chunked(work: Callable[[Tensor], Tensor], x: Tensor, dim: int, chunked: bool) -> Tensor:
     """`work(x)`, or chunk by chunk of hits along `dim`."""
-    return in_chunks(work, x, dim, CHUNK_HITS) if chunked else work(x)
+    return in_chunks(work, x, dim, CHUNK) if chunked else work(x)

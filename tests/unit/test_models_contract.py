@@ -58,7 +58,7 @@ class TestModels(LowPrecisionContract):
         return Named(**LOSS_OF.get(config.name, {"name": "edges"}))
 
     def test_memory_modes_give_the_same_gradient(self, config, monkeypatch):
-        monkeypatch.setattr("hpctrack.models.transformer.CHUNK_HITS", 5)
+        monkeypatch.setattr("hpctrack.models.transformer.CHUNK", 5)
         monkeypatch.setitem(neighbour_attention.CHUNK, "cpu", 5)
         super().test_memory_modes_give_the_same_gradient(config)
 

@@ -22,7 +22,7 @@ from hpctrack.events.loader import EventLoader
 from hpctrack.events.symmetries import augment
 from hpctrack.infer import main as infer
 from hpctrack.losses import build_loss
-from hpctrack.losses.influencer import gaussian
+from hpctrack.losses.influencer import gaussian_nll
 from hpctrack.losses.term import Tracks
 from hpctrack.models.embedding import representatives
 from hpctrack.parallel.env import distributed
@@ -109,12 +109,12 @@ def test_the_likelihood_is_that_of_a_gaussian_and_linear_far_out():
     wrapped = truth - 2 * torch.pi * torch.eye(5, dtype=torch.float64)[1]
     expected = -torch.distributions.MultivariateNormal(output[:, :5], covariance).log_prob(wrapped)
     constant = 2.5 * math.log(2 * math.pi) + float(np.log(perigee.SCALES).sum())
-    torch.testing.assert_close(gaussian(output, truth) + constant, expected)
+    torch.testing.assert_close(gaussian_nll(output, truth) + constant, expected)
     far = truth + torch.tensor([0.0, 0, 0, 50, 0])
     further, furthest = far + torch.tensor([0.0, 0, 0, 50, 0]), far + torch.tensor([0.0, 0, 0, 100, 0])
-    rise = gaussian(output, further) - gaussian(output, far)
-    torch.testing.assert_close(gaussian(output, furthest) - gaussian(output, further), rise, rtol=1e-3, atol=0)
-    assert gaussian(output, truth + 1e5).isfinite().all()
+    rise = gaussian_nll(output, further) - gaussian_nll(output, far)
+    torch.testing.assert_close(gaussian_nll(output, furthest) - gaussian_nll(output, further), rise, rtol=1e-3, atol=0)
+    assert gaussian_nll(output, truth + 1e5).isfinite().all()
 
 
 def test_the_loss_is_least_at_the_true_spread():
@@ -129,7 +129,7 @@ def test_the_loss_is_least_at_the_true_spread():
 
     def closure():
         optimizer.zero_grad()
-        loss = gaussian(output.expand(1000, 20), sample).mean()
+        loss = gaussian_nll(output.expand(1000, 20), sample).mean()
         loss.backward()
         return loss
 
