@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hpctrack.process import arguments
 from hpctrack.process.verbs import VERBS, module_of
-from hpctrack.reference.text import code, table
+from hpctrack.reference.markdown import code, table
 from hpctrack.registry import own_entries_only
 
 COLUMNS = ("option", "value", "default", "what it does")

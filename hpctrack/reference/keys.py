@@ -18,7 +18,7 @@ from hpctrack.config import Named, RunConfig, Section
 from hpctrack.errors import InputError
 from hpctrack.events.features import FEATURES
 from hpctrack.process.arguments import REAL_MAX, WHOLE_MAX, Unit
-from hpctrack.reference.text import code, table
+from hpctrack.reference.markdown import code, table
 from hpctrack.training.run_settings import OPTIONS, is_free, section_kind
 
 COLUMNS = ("key", "type", "default", "bounds", "unit", "changes the result", "what it is")
