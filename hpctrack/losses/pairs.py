@@ -68,6 +68,7 @@ class HingeSum(torch.autograd.Function):
         squared: bool,
         wanted: bool,
     ) -> tuple[Tensor, Tensor]:
+        """The sum, in the type of `a_ME`, and the number of pairs in reach; `wanted`: gradients are."""
         both = None if weight_M is None or weight_N is None else (weight_M, weight_N)
         slopes = [torch.zeros_like(x) for x in (a_ME, b_NE)] if wanted else []
         weight_slopes = [torch.zeros_like(weight) for weight in both or ()] if wanted else []
@@ -101,6 +102,7 @@ class HingeSum(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        """Of both points and both weights."""
         slopes = [None if slope is None else grad * ctx.times * slope for slope in ctx.saved_tensors]
         return *slopes, None, None, None, None, None, None
 

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 MODES = ("plain", "recompute", "nested", "chunks", "offload")
+T = TypeVar("T")
 CHUNK = 4096  # hits (or edges) at a time, if a model does not know better
 
 
@@ -43,7 +44,7 @@ class MemoryModes:
         self.memory = mode
 
 
-def recompute(work: Callable[..., Any], *args: Any) -> Any:
+def recompute(work: Callable[..., T], *args: Any) -> T:
     """`work(*args)`, keeping only the arguments: the backward pass computes it again, under the same autocast."""
     if not torch.is_grad_enabled():
         return work(*args)

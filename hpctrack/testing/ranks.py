@@ -1,4 +1,7 @@
-"""Start N real ranks for a test: forked processes that meet through a file, no ports."""
+"""Start N real ranks for a test: forked processes that meet through a file, no ports.
+
+A process that has used CUDA must not be forked.
+"""
 
 from __future__ import annotations
 
