@@ -58,7 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     print(table(results))
     if results["resolutions"]:
         print("\n".join(resolutions.lines(results["resolutions"])))
-    mine = comparison.Named(args.out.stem, args.out, results)
+    taken = args.out.stem in (one.name for one in others)
+    mine = comparison.Named("this" if taken else args.out.stem, args.out, results)
+    if note := comparison.not_told(mine):
+        print(f"\nnote: {note}")
     if args.kinds:
         print(f"\n{comparison.text(comparison.by_kind(mine))}")
     if others:

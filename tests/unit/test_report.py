@@ -19,8 +19,9 @@ import synthetic_run as make
 
 from hpctrack import evaluate, report
 from hpctrack.evaluation.tally import Cuts
-from hpctrack.reporting import page, plots
+from hpctrack.reporting import by_kind, page, plots
 from hpctrack.reporting.display import Display, make_display, sector
+from hpctrack.results import comparison
 from hpctrack.training.run_folder import Run
 
 VOID = {"meta", "img", "br", "path", "circle", "rect"}
@@ -122,18 +123,20 @@ def test_kinds_of_track_and_results_beside_each_other(folder: Path, tmp_path: Pa
     assert f"{number['value']:.4f} ± {number['error']:.4f}" in section
 
 
-def test_what_a_dataset_does_not_tell_is_one_line(folder: Path, tmp_path: Path):
+def test_what_a_dataset_does_not_tell_is_one_line(folder: Path, tmp_path: Path, monkeypatch):
     results = json.loads((folder / "kinds-1.json").read_text())
     results["not_told"] = {"vertex_r": "particles.vx, particles.vy", "vertex_z": "particles.vz"}
     for reading in ("candidates", "exclusive"):
         for variables in results[reading]["binned"].values():
             variables.pop("vertex_r", None), variables.pop("vertex_z", None)
-    (tmp_path / "results-1.json").write_text(json.dumps(results))
-    html = run(tmp_path, tmp_path / "page.html")
+    path, drawn = tmp_path / "results.json", []
+    path.write_text(json.dumps(results))
+    monkeypatch.setattr(by_kind, "figure", lambda series, variable, title: drawn.append(variable) or "data:,")
+    section = by_kind.by_kind(comparison.load([str(path)])[0])
     said = (
         "Not told by radius of creation, |z| of creation: the dataset has no particles.vx, particles.vy, particles.vz."
     )
-    assert html.text.count(said) == 1 and len(html.pictures) == 6 + 3 * 4 + 1
+    assert section.count(said) == 1 and drawn == 3 * ["hits", "pt", "abs_eta", "distance"]
 
 
 def evaluate_counts(number: dict) -> str:
