@@ -23,7 +23,7 @@ from hpctrack.events.perigee import PHI, SCALES
 from hpctrack.losses.pairs import Points, SpaceWeight, hinge_sum, neighbours
 from hpctrack.losses.term import BaseLoss, Tracks, events, parameter_groups, with_hit, with_track
 from hpctrack.models.embedding import representatives
-from hpctrack.models.geometry import wrapped
+from hpctrack.models.hit_geometry import wrapped
 
 OUTLIER_SIGMA = 5.0  # beyond, the loss rises linearly: a Gaussian in five dimensions does so for 1 of 7,000 tracks
 ROWS, COLS = torch.tril_indices(5, 5, -1)

@@ -7,7 +7,7 @@ As there, every iteration sees the input features again beside the state (`input
 scores come from the same perceptron as the attention. Width 32, 4 iterations, 2 layers, no norm, tanh on 3 features is
 the original classifier of 6,881 parameters. It saw sections of the detector, with coordinates scaled to their size.
 Whole events are seen with `pairs`: attention and messages also have what the two hits say together, as in
-models/geometry.py, since the differences that matter are too small beside coordinates.
+models/hit_geometry.py, since the differences that matter are too small beside coordinates.
 
 Legend: N hits, c edges of a chunk, F features, H width, S width of a node's state (H, or H + F with inputs).
 """

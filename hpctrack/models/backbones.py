@@ -13,7 +13,7 @@ from torch_geometric.data import Batch
 
 from hpctrack.config import Named, Section, lookup, parse
 from hpctrack.models.contracts import Backbone, Model
-from hpctrack.models.geometry import Geometry, on_circle
+from hpctrack.models.hit_geometry import Geometry, on_circle
 from hpctrack.models.neighbour_attention import NeighbourBackbone
 from hpctrack.models.perceptron import Exact, MlpBackbone, two_layers
 from hpctrack.models.transformer import TransformerBackbone

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hpctrack.events.perigee import SCALES
 from hpctrack.models.backbones import BackboneModel
-from hpctrack.models.geometry import Geometry
+from hpctrack.models.hit_geometry import Geometry
 from hpctrack.models.perceptron import Exact, two_layers
 from hpctrack.numerics import group_mean
 from hpctrack.storage.schema import ESTIMATE

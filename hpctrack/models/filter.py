@@ -1,6 +1,6 @@
 """Filter: a perceptron on the concatenated features of an edge's two hits, without message passing (Exa.TrkX).
 
-With `pairs` it also sees what the two hits say together about a track through both (models/geometry.py). With
+With `pairs` it also sees what the two hits say together about a track through both (models/hit_geometry.py). With
 `embed_edges` it embeds pairs of hits, as the PairEmbedding among the hybrids of Exa.TrkX. It is a graph network of
 no iteration: the first layer's shares are computed on the hits and added on the edges, so that
 the concatenation is never made, and the memory modes work through edges in chunks. Without gradients edges are always

@@ -30,7 +30,7 @@ from torch_geometric.data import Batch
 from hpctrack.config import Section, free_field
 from hpctrack.errors import InputError
 from hpctrack.models.contracts import Model
-from hpctrack.models.geometry import PAIR_FEATURES, Geometry, pair_features
+from hpctrack.models.hit_geometry import PAIR_FEATURES, Geometry, pair_features
 from hpctrack.models.layers import Layers
 from hpctrack.models.memory_modes import MODES, MemoryModes, in_chunks, recompute
 from hpctrack.models.perceptron import Activation, Norm, Sizes, SplitPerceptron
@@ -81,7 +81,7 @@ class Score(nn.Module):
 
 
 class PairFeatures(nn.Module):
-    """What a pair of hits says about a track through both (models/geometry.py), as the first state of its edge."""
+    """What a pair of hits says about a track through both (models/hit_geometry.py), as the first state of its edge."""
 
     def project(self, place_N4: Tensor) -> tuple[Tensor, Tensor]:
         """Edges gather coordinates."""

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pydantic import Field
 from torch import Tensor, nn
 
-from hpctrack.models.geometry import PAIR_FEATURES, Geometry
 from hpctrack.models.graph_network import GraphNetwork, PairFeatures
+from hpctrack.models.hit_geometry import PAIR_FEATURES, Geometry
 from hpctrack.models.layers import Layers
 from hpctrack.models.perceptron import Activation, Sizes, SplitPerceptron
 from hpctrack.models.sweeps import OnEdges, output

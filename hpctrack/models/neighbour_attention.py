@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from hpctrack.config import Section
 from hpctrack.graphs.neighbours import nearest
 from hpctrack.models.contracts import Backbone
-from hpctrack.models.geometry import PAIR_FEATURES, Geometry, on_circle, pair_features
+from hpctrack.models.hit_geometry import PAIR_FEATURES, Geometry, on_circle, pair_features
 from hpctrack.models.layers import Layers
 from hpctrack.models.perceptron import Exact, LayerNorm, two_layers, width_splits_into_heads
 from hpctrack.models.sweeps import Autocast, GradientSums, backward_rows, chunks, forward_rows, leaf

@@ -24,8 +24,8 @@ from hpctrack.graphs.triplets import continuations, triplets
 from hpctrack.models.attention import AttentionNetwork
 from hpctrack.models.contracts import Model
 from hpctrack.models.convolution import ConvolutionNetwork
-from hpctrack.models.geometry import NEEDED, PAIR_FEATURES, Geometry, pair_features
 from hpctrack.models.graph_network import edges_of, expected_edges
+from hpctrack.models.hit_geometry import NEEDED, PAIR_FEATURES, Geometry, pair_features
 from hpctrack.models.interaction import InteractionNetwork
 from hpctrack.numerics import at_least_fp32
 

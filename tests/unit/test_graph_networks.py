@@ -10,7 +10,7 @@ from torch_geometric.data import Batch
 from hpctrack.config import Named
 from hpctrack.errors import InputError
 from hpctrack.models import build_model
-from hpctrack.models.geometry import pair_features
+from hpctrack.models.hit_geometry import pair_features
 from hpctrack.models.memory_modes import MODES
 from hpctrack.testing.toys import FEATURES, toy_batch
 
