@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_origin
 import yaml
 from annotated_types import Le, Lt
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -56,6 +57,15 @@ Hits = Annotated[int, Unit("hits")]
 Steps = Annotated[int, Unit("steps")]
 Tracks = Annotated[int, Unit("tracks")]
 Seed = Annotated[int, BeforeValidator(_in_64_bits), Field(ge=0, lt=SEED_END)]
+
+
+def _bends_tracks(value: float) -> float:
+    if not 0.1 <= abs(value) <= 10:
+        raise ValueError("must be between 0.1 and 10 T, or -10 and -0.1")
+    return value
+
+
+FieldT = Annotated[float, AfterValidator(_bends_tracks)]  # a magnetic field along z, Tesla
 
 
 class Section(BaseModel):

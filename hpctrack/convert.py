@@ -20,6 +20,7 @@ from hpctrack.errors import EXIT_INPUT, InputError
 from hpctrack.formats import FORMATS
 from hpctrack.formats.building import Conversion, convert, convert_on_ranks, ending
 from hpctrack.formats.conversion import SKIPPED, Reader
+from hpctrack.formats.known_formats import PARTS
 from hpctrack.parallel.mpi import launched, mpi_world
 from hpctrack.process import arguments
 from hpctrack.recipes import apply_overrides
@@ -51,9 +52,14 @@ def parser() -> arguments.Parser:
     )
     csv = p.add_argument_group("TrackML files")
     csv.add_argument("--detectors", metavar="FILE", help="detectors.csv[.gz]; default: in SOURCE or beside it")
+    csv.add_argument("--no-truth", action="store_true", default=None, help="events without truth: hits of no particle")
     csv.add_argument(
-        "--no-truth", action="store_true", default=None, help="events without truth: all hits become noise"
+        "--without", action="append", choices=PARTS, help="what the files have not, or is left out; again for each"
     )
+    csv.add_argument(
+        "--field", type=arguments.real(-10, 10, of=" in Tesla"), dest="field_t", metavar="TESLA",
+        help="magnetic field along z; default: as simulation.json says, else TrackML's 2 T is assumed",
+    )  # fmt: skip
     sub = p.add_argument_group("sub-events of a dataset")
     sub.add_argument("--tracks", type=_positive_or_all, metavar="T", help="tracks a sub-event; all: those of an event")
     sub.add_argument(
@@ -94,14 +100,15 @@ def make_reader(args: argparse.Namespace) -> tuple[Reader, dict[str, str]]:
     kind = FORMATS[name]
     reader = kind(parse(kind.Options, values, f"format '{name}'")).open(source, args.limit, args.skip_bad)
     for flag in sorted(given.keys() - own.keys()):
-        raise misplaced(f"--{flag.replace('_', '-')}", name, source)
+        raise misplaced(f"--{flag.removesuffix('_t').replace('_', '-')}", name, source)
     return reader, FORMATS.versions(name)
 
 
 def misplaced(flag: str, name: str, source: Path) -> InputError:
     """The error of a flag that is not of the format `name`."""
     if name == "sub-events":
-        return InputError(f"{source}: is a dataset already; --detectors and --no-truth are for TrackML files")
+        flags = "--detectors and --no-truth are" if flag in ("--detectors", "--no-truth") else f"{flag} is"
+        return InputError(f"{source}: is a dataset already; {flags} for TrackML files")
     if name == "trackml":
         return InputError(f"{source}: holds TrackML files; {flag} is for a dataset, so convert these first")
     return InputError(f"--format {name}: {flag} is for datasets or TrackML files; options are --option KEY=VALUE")

@@ -34,7 +34,7 @@ def open_events(
         dataset = source.at(stage(source.folder, config.stage_to, local_rank, source))
     dataset.verify = config.verify
     if config.in_memory:
-        dataset.keep_in_memory(columns_read(config.features, parameters, graph))
+        dataset.keep_in_memory(columns_of(dataset, config.features, parameters, graph))
     return dataset
 
 
@@ -54,6 +54,16 @@ class EventGraph(Protocol):
 
     def __call__(self, event: Event, rows: np.ndarray) -> np.ndarray:
         """Edges int64 [2, M] among the hits `rows` [N] of an event, as numbers of these."""
+
+
+def columns_of(
+    data: Dataset, features: list[str], parameters: bool = False, graph: list[str] | None = None, labels: bool = True
+) -> list[str]:
+    """The same of a dataset, without what it lacks and nothing is computed with; no `labels`: edges without truth."""
+    needed = feature_columns(features) + perigee.COLUMNS * parameters + (graph or []) + truth.COLUMNS * labels
+    found = columns_read(features, parameters, graph)
+    chosen = selecting.readable(data, selecting.COLUMNS)
+    return list(dict.fromkeys([name for name in found if name in data.columns or name in needed] + chosen))
 
 
 class EventLoader:
@@ -89,7 +99,7 @@ class EventLoader:
         self.parameters = parameters
         self.graph = graph
         self.labels = labels
-        self.columns = columns_read(features, parameters, list(graph.COLUMNS) if graph else None)
+        self.columns = columns_of(dataset, features, parameters, list(graph.COLUMNS) if graph else None, labels)
 
     def __call__(self, row: int, epoch: int) -> Data:
         event = self.dataset.read(row, self.columns)

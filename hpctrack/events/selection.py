@@ -9,8 +9,16 @@ import numpy as np
 
 from hpctrack.config import AugmentConfig, CurriculumStage, SelectionConfig
 from hpctrack.storage.schema import Event
+from hpctrack.storage.store import Dataset
 
 COLUMNS = ["truth.particle_row", "particles.px", "particles.py", "hits.volume_id", "hits.phi"]  # what `select` reads
+
+
+def readable(data: Dataset, columns: Sequence[str]) -> list[str]:
+    """Those of a selection's columns that a dataset has; without momenta, ids say how many particles there are."""
+    there = [name for name in columns if name in data.columns]
+    without_momenta = len(there) < len(columns) and not any(name.startswith("particles.") for name in there)
+    return [*there, "particles.particle_id"] if without_momenta else there
 
 
 @dataclass(frozen=True)
@@ -81,11 +89,13 @@ def target_particles(
 
     `seen` [N]: hits that count, default all.
     """
-    px, py = event.column("particles.px"), event.column("particles.py")
     row = event.column("truth.particle_row")
     row = row if seen is None else row[seen]
-    hits = np.bincount(row[row >= 0], minlength=len(px))
-    return (np.hypot(px.astype(np.float64), py) >= pt_min_gev) & (hits >= min_hits)
+    enough = np.bincount(row[row >= 0], minlength=event.n_particles) >= min_hits
+    if pt_min_gev <= 0:
+        return enough
+    px, py = event.column("particles.px"), event.column("particles.py")
+    return (np.hypot(px.astype(np.float64), py) >= pt_min_gev) & enough
 
 
 def draw_rows(

@@ -16,7 +16,7 @@ import numpy as np
 import xxhash
 
 from hpctrack.errors import InputError
-from hpctrack.events.selection import Draw, in_volumes
+from hpctrack.events.selection import Draw, in_volumes, readable
 from hpctrack.files.atomic import write_text
 from hpctrack.storage.hdf5 import INDEX
 from hpctrack.storage.store import Dataset
@@ -42,7 +42,7 @@ def count(
     for k, row in enumerate(rows):
         if alive:
             alive(f"the count of hits of event {data.event_ids[row]}")
-        chosen = draw(data.read(int(row), draw.columns), epoch)[0]
+        chosen = draw(data.read(int(row), readable(data, draw.columns)), epoch)[0]
         out[k] = len(chosen.rows), chosen.n_tracks
     return out
 
@@ -120,8 +120,10 @@ def nothing_left(data: Dataset, draw: Draw, name: Callable[[str], str], other: s
         where += f", volumes {chosen.volumes}"
     largest_pt, most_hits, any_hit = 0.0, 0, False
     for row in range(len(data)):
-        event = data.read(row, draw.whole.columns)
-        pt = np.hypot(event.column("particles.px").astype(np.float64), event.column("particles.py"))
+        event = data.read(row, readable(data, draw.whole.columns))
+        has_momenta = "px" in event.tables["particles"]
+        momenta = (event.column(f"particles.p{axis}").astype(np.float64) for axis in "xy" if has_momenta)
+        pt = np.hypot(*momenta) if has_momenta else np.zeros(event.n_particles)
         seen, of = in_volumes(event, chosen), event.column("truth.particle_row")
         of = of if seen is None else of[seen]
         any_hit = any_hit or len(of) > 0

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hpctrack.errors import InputError
+from hpctrack.events import requirements
 from hpctrack.events.selection import draw_rows, target_particles
 from hpctrack.storage import schema
 from hpctrack.storage.store import Dataset
@@ -22,7 +23,10 @@ MAX_DRAWS = 1000  # a sub-event's id is 1000 * the event's id + the number of th
 
 @dataclass
 class SubEventReader:
-    """Disjoint groups of `tracks` target particles (0: all in one group), up to `draws` an event (None: all)."""
+    """Disjoint groups of `tracks` target particles (0: all in one group), up to `draws` an event (None: all).
+
+    The dataset has truth and, for a cut on it, momenta (`check`).
+    """
 
     dataset: Dataset
     tracks: int
@@ -31,6 +35,11 @@ class SubEventReader:
     min_hits: int
     remove_noise: bool
     seed: int
+
+    def check(self) -> None:
+        """InputError if the dataset lacks what tracks are drawn by."""
+        cut = [requirements.Need("--pt-min-gev", requirements.MOMENTA)] if self.pt_min_gev > 0 else []
+        requirements.check(self.dataset, [requirements.Need("--tracks", requirements.TRACKS), *cut])
 
     def event_ids(self) -> list[int]:
         """The dataset's."""
@@ -49,11 +58,15 @@ class SubEventReader:
     def stamp(self, event_id: int) -> tuple[object, int]:
         """The event, the dataset's content and all options; the event's hits."""
         place = int(np.searchsorted(self.dataset.event_ids, event_id))
-        return [self.origin(), event_id], int(self.dataset.n_hits[place])
+        stamp: list[object] = [self.origin(), event_id]
+        if lacks := sorted(self.dataset.lacks):
+            stamp.append(lacks)
+        return stamp, int(self.dataset.n_hits[place])
 
     def read(self, event_id: int) -> Iterator[schema.Event]:
         """The sub-events of one event; InputError if it is damaged or its sub-events cannot be numbered."""
-        event = self.dataset.read(int(np.searchsorted(self.dataset.event_ids, event_id)), verify=True)
+        columns = schema.stored_columns(self.dataset.lacks)  # without the zeros that older datasets have for the others
+        event = self.dataset.read(int(np.searchsorted(self.dataset.event_ids, event_id)), columns, verify=True)
         target = target_particles(event, self.pt_min_gev, self.min_hits)
         order = np.random.default_rng([self.seed, event_id]).permutation(np.flatnonzero(target))
         size = self.tracks or max(1, len(order))
@@ -76,7 +89,7 @@ class SubEventReader:
 
 def sub_event(event: schema.Event, event_id: int, rows: np.ndarray, drawn: np.ndarray) -> schema.Event:
     """The hits `rows` (ascending) and the particles `drawn` (bool [P]) of an event, under a new id."""
-    tables = {t: {c: values[rows] for c, values in event.tables[t].items()} for t in schema.HIT_TABLES}
+    tables = {t: {c: values[rows] for c, values in event.tables.get(t, {}).items()} for t in schema.HIT_TABLES}
     tables["particles"] = {c: values[drawn] for c, values in event.tables["particles"].items()}
     new_row = np.where(drawn, np.cumsum(drawn) - 1, -1).astype(np.int32)
     row = tables["truth"]["particle_row"]

@@ -42,7 +42,7 @@ from hpctrack.formats.conversion import (
 )
 from hpctrack.planning.partition import partition
 from hpctrack.process.ends import verb
-from hpctrack.storage import shard_writer, store
+from hpctrack.storage import schema, shard_writer, store
 from hpctrack.storage.hdf5 import INDEX, SHARDS
 
 
@@ -234,6 +234,8 @@ def _finish(out: Path, plan: Plan, done: Sequence[ShardResult]) -> None:
         attributes[CUT] = n_cut
     if plan.reader.field_t is not None:
         attributes["field_t"] = plan.reader.field_t
+    else:
+        attributes["assumed_field_t"] = schema.FIELD_T
     origin = plan.reader.origin() | ({"versions": plan.versions} if plan.versions else {})
     attributes["origin"] = json.dumps(origin)
     shard_writer.write_index(plan.folder, shards, attributes, {"skipped": json.dumps(skipped)}, beside=out)

@@ -25,10 +25,10 @@ from hpctrack.errors import InputError, MachineError
 from hpctrack.files.lock import BEATING
 from hpctrack.formats.detectors import Detectors, find_detectors, read_detectors
 from hpctrack.formats.trackml import read_event
-from hpctrack.formats.trackml_files import Source, recorded_field
+from hpctrack.formats.trackml_files import Source, has_cells, recorded_field
 from hpctrack.process import pools
 from hpctrack.storage import hdf5, schema, shard_writer, store
-from hpctrack.storage.columns import column_checksum, event_checksum
+from hpctrack.storage.columns import column_checksum, event_checksum, lacks_as_text, lacks_of
 
 CONTENT = "0.1.0"  # the version that last made other events of the same input: shards of all since then are kept
 SKIPPED = "skipped.json"
@@ -64,11 +64,16 @@ class Reader(Protocol):
 
 @dataclass
 class TrackmlReader:
-    """Events from TrackML CSV files."""
+    """Events from TrackML CSV files; `without`: parts (schema.PARTS) that are not read, or are not there.
+
+    `given_field_t`: what the source does not say itself, Tesla.
+    """
 
     source: Source
     detectors: str | None
     with_truth: bool
+    without: Sequence[str] = ()
+    given_field_t: float | None = None
 
     def event_ids(self) -> list[int]:
         """The source's."""
@@ -84,12 +89,26 @@ class TrackmlReader:
         whole = [str(self.source.path.absolute()), event_id, files, self._geometry, self.with_truth]
         if self.field_t not in (None, schema.FIELD_T):  # what is read without it needs no other dataset
             whole.append(self.field_t)
+        if self.lacks:
+            whole.append(lacks_as_text(self.lacks))
         return whole, sum(size for _, size, _ in files)
 
     @cached_property
     def field_t(self) -> float | None:
-        """What `hpctrack simulate` has recorded beside the events."""
-        return recorded_field(self.source)
+        """What `hpctrack simulate` has recorded beside the events, or what was given; InputError if they differ."""
+        recorded, given = recorded_field(self.source), self.given_field_t
+        if None not in (recorded, given) and recorded != given:
+            where = self.source.display(self.source.records[0])
+            raise InputError(f"--field {given:g}: {where} says {recorded:g} T; leave the option out")
+        return given if recorded is None else recorded
+
+    @cached_property
+    def lacks(self) -> frozenset[str]:
+        """The columns that the source has not, or is read without."""
+        parts = {name for part in self.without for name in schema.PARTS[part]}
+        truth = frozenset[str]() if self.with_truth else schema.ALL_OF_TRUTH
+        cells = () if has_cells(self.source) else schema.PARTS["cells"]
+        return truth.union(parts, cells)
 
     @cached_property
     def _geometry(self) -> object:
@@ -100,13 +119,13 @@ class TrackmlReader:
     def modules(self) -> Detectors | None:
         """The detector's modules, None if the source has no detectors.csv; InputError if its cells need more."""
         modules = read_detectors(self.source, self.detectors)
-        if modules is not None and any("cells" in files for files in self.source.events.values()):
+        if modules is not None and "cells.cell_count" not in self.lacks:
             modules.check_columns()
         return modules
 
     def read(self, event_id: int) -> Iterator[schema.Event]:
         """The event."""
-        yield read_event(self.source, event_id, self.modules, self.with_truth)
+        yield read_event(self.source, event_id, self.modules, self.with_truth, self.lacks)
 
 
 # ------------------------------------------------------------------------------------------------ tasks
@@ -257,7 +276,7 @@ def is_intact(path: Path) -> bool:
             offsets = {axis: hdf5.small_array(file, f"offsets/{axis}") for axis in ("hits", "particles")}
             sums: list[dict[str, int]] = [{} for _ in event_ids]
             noise = []
-            for name in schema.all_columns():
+            for name in schema.stored_columns(lacks_of(file.attrs) or ()):
                 table, column = name.split(".")
                 bounds = offsets["particles" if table == "particles" else "hits"]
                 found = hdf5.own(file, f"{table}/{column}")

@@ -19,11 +19,15 @@ _INTEGER = re.compile(r"\s*[+-]?[0-9]+\s*")
 
 @dataclass(frozen=True)
 class Column:
-    """A column's type in memory; for integers the smallest value allowed (the largest is the type's)."""
+    """A column's type in memory; for integers the smallest value allowed (the largest is the type's).
+
+    `hint`: what to do about a file that has no such column.
+    """
 
     dtype: type
     lowest: int | None = None
     optional: bool = False
+    hint: str = ""
 
     @property
     def is_integer(self) -> bool:
@@ -75,7 +79,10 @@ def _header(data: bytes, where: str, columns: Mapping[str, Column]) -> list[str]
     header = [name.strip().strip('"') for name in line.split(",")]
     for name in needed:
         if name not in header:
-            raise InputError(f"{where}: no column '{name}' in the header '{line[:200]}'; needed: {','.join(needed)}")
+            hint = f"; {columns[name].hint}" if columns[name].hint else ""
+            raise InputError(
+                f"{where}: no column '{name}' in the header '{line[:200]}'; needed: {','.join(needed)}{hint}"
+            )
     if len(set(header)) < len(header):
         raise InputError(f"{where}: a column name stands twice in the header '{line[:200]}'")
     if not data.endswith(b"\n"):

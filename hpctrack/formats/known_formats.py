@@ -3,37 +3,46 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal, get_args
 
 from pydantic import Field
 
-from hpctrack.config import Section, Seed
+from hpctrack.config import FieldT, Section, Seed
 from hpctrack.errors import InputError
 from hpctrack.events.subevents import MAX_DRAWS, SubEventReader
 from hpctrack.formats.conversion import TrackmlReader
 from hpctrack.formats.trackml_files import check_files, find_events
 from hpctrack.storage import store
 
+Part = Literal["cells", "weights", "crossings", "momenta", "vertices", "charges"]  # of schema.PARTS; not truth
+PARTS = get_args(Part)
+
 
 class TrackmlFormat:
     """TrackML's CSV files, in a folder or an archive."""
 
     class Options(Section):
-        """Detector and truth."""
+        """Detector and truth, and what the files have not."""
 
         detectors: str | None = Field(None, description="detectors.csv[.gz]; null: in the source or beside it")
-        no_truth: bool = Field(False, description="events without truth: all hits become noise")
+        no_truth: bool = Field(False, description="events without truth: hits of no particle")
+        without: list[Part] = Field([], description="what the files have not, or is left out")
+        field_t: FieldT | None = Field(
+            None,
+            description="magnetic field along z, Tesla; null: that of simulation.json, or TrackML's 2 T, assumed",
+        )
 
     def __init__(self, options: Options) -> None:
         self.options = options
 
     def open(self, source: Path, limit: int | None = None, skip_bad: bool = False) -> TrackmlReader:
         """The reader; InputError if files of an event are missing."""
-        found, with_truth = find_events(str(source)), not self.options.no_truth
-        check_files(found, with_truth=with_truth)
+        found, with_truth, without = find_events(str(source)), not self.options.no_truth, self.options.without
+        check_files(found, with_truth=with_truth, with_cells="cells" not in without)
         faults = [found.faults[event_id] for event_id in list(found.events)[:limit] if event_id in found.faults]
         if faults and not skip_bad:
             raise InputError(faults[0])
-        return TrackmlReader(found, self.options.detectors, with_truth=with_truth)
+        return TrackmlReader(found, self.options.detectors, with_truth, without, self.options.field_t)
 
 
 class SubEventsFormat:
@@ -58,4 +67,6 @@ class SubEventsFormat:
             raise InputError(f"{source}: is a dataset already; --tracks T makes sub-events of it")
         if self.options.draws is not None and self.options.draws > MAX_DRAWS:
             raise InputError(f"--draws is {self.options.draws}, must be at most {MAX_DRAWS}")
-        return SubEventReader(store.open_dataset(source), **self.options.model_dump())
+        reader = SubEventReader(store.open_dataset(source), **self.options.model_dump())
+        reader.check()
+        return reader

@@ -27,21 +27,33 @@ def _floats(*names: str) -> dict[str, Column]:
     return {name: Column(np.float32) for name in names}
 
 
+def _of(part: str, dtype: type = np.float32) -> dict[str, Column]:
+    """The columns of a part that a source may lack, if that is said."""
+    hint = f"--without {part} converts files that have none"
+    return {name.split(".")[1]: Column(dtype, hint=hint) for name in schema.PARTS[part]}
+
+
 _HITS = {"hit_id": _ID, **_floats("x", "y", "z"), **MODULE}
 _CELLS = {"hit_id": _ID, "ch0": _ID, "ch1": _ID, **_floats("value")}
 _TRUTH = {"hit_id": _ID, "particle_id": Column(np.int64, lowest=0)}
-_TRUTH |= _floats("tx", "ty", "tz", "tpx", "tpy", "tpz", "weight")
+_TRUTH |= _of("crossings") | _of("weights")
 _PARTICLES = {"particle_id": Column(np.int64, lowest=1), "particle_type": Column(np.int32, optional=True)}
-_PARTICLES |= {**_floats("vx", "vy", "vz", "px", "py", "pz"), "q": Column(np.int8)}
+_PARTICLES |= _of("vertices") | _of("momenta") | _of("charges", np.int8)
 _PARTICLES |= {"nhits": Column(np.int32, lowest=0, optional=True)}
 
 
-def read_event(source: Source, event_id: int, detectors: Detectors | None, with_truth: bool = True) -> schema.Event:
-    """Read and validate one event, with every column of the schema; it may have no hits.
+def read_event(
+    source: Source,
+    event_id: int,
+    detectors: Detectors | None,
+    with_truth: bool = True,
+    lacks: frozenset[str] = frozenset(),
+) -> schema.Event:
+    """Read and validate one event, with every column of the schema but those that the source `lacks`.
 
-    `detectors` may be None for events without cells; without truth all hits are noise and there are no particles. Where
-    the file of particles has no `nhits`, their hits are counted; of an event that was cut down it says more than there
-    are. Raises InputError: one line that names the file, the event and the row.
+    It may have no hits. `detectors` may be None for events without cells; without truth, hits are of no particle and
+    there are no particles. Where the file of particles has no `nhits`, their hits are counted; of an event that was cut
+    down it says more than there are. Raises InputError: one line that names the file, the event and the row.
     """
     if event_id in source.faults:
         raise InputError(source.faults[event_id])
@@ -49,7 +61,8 @@ def read_event(source: Source, event_id: int, detectors: Detectors | None, with_
 
     def table(kind: str, columns: Mapping[str, Column]) -> tuple[str, dict[str, np.ndarray]]:
         where = f"{source.display(files[kind])}: event {event_id}"
-        found = read_table(source.read(files[kind], where), where, columns)
+        wanted = {name: column for name, column in columns.items() if f"{kind}.{name}" not in lacks}
+        found = read_table(source.read(files[kind], where), where, wanted)
         for name, values in found.items():
             for _, row, what in faults_of_column(f"{kind}.{name}", values):
                 raise InputError(f"{where}: row {row + 1}: {name} {what}")
@@ -73,19 +86,20 @@ def read_event(source: Source, event_id: int, detectors: Detectors | None, with_
             )
     else:
         particles, truth = _no_truth(len(hits["hit_id"]))
-    cells = {name: np.zeros(len(hits["hit_id"]), dtype) for name, dtype in schema.CELLS.items()}
-    if "cells" in files:
+    cells: dict[str, np.ndarray] = {}
+    if "cells.cell_count" not in lacks and "cells" in files:
         where, raw = table("cells", _CELLS)
         if detectors is None or modules is None:
             raise InputError(f"{where}: needs the modules' geometry: no detectors.csv found, name it with --detectors")
         cells = _cell_features(where, raw, hits["hit_id"], detectors, modules)
     particles.setdefault("particle_type", np.zeros(len(particles["particle_id"]), np.int32))
     tables = {"hits": hits | _derived(hits), "truth": truth, "cells": cells, "particles": particles}
-    ordered = {
-        table: {column: tables[table][column].astype(dtype, copy=False) for column, dtype in columns.items()}
-        for table, columns in schema.TABLES.items()
-    }
-    return schema.Event(event_id, ordered)
+    ordered: dict[str, dict[str, np.ndarray]] = {table: {} for table in schema.TABLES}
+    for table_name, columns in schema.TABLES.items():
+        for column, dtype in columns.items():
+            if column in tables[table_name]:
+                ordered[table_name][column] = tables[table_name][column].astype(dtype, copy=False)
+    return schema.Event(event_id, ordered, lacks=lacks)
 
 
 def _check_hits(where: str, hits: dict[str, np.ndarray]) -> None:
@@ -150,10 +164,10 @@ def _particle_rows(where: str, particle_id: np.ndarray, where_particles: str, pa
 
 
 def _no_truth(n_hits: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Hits of no particle, and no particles."""
     particles = {name: np.zeros(0, dtype) for name, dtype in schema.PARTICLES.items()}
-    truth = {name: np.zeros(n_hits, dtype) for name, dtype in schema.TRUTH.items()}
-    truth["particle_row"] = np.full(n_hits, -1, schema.TRUTH["particle_row"])
-    return particles, truth
+    row = np.full(n_hits, -1, schema.TRUTH["particle_row"])
+    return particles, {"particle_id": np.zeros(n_hits, schema.TRUTH["particle_id"]), "particle_row": row}
 
 
 def _cell_features(

@@ -184,6 +184,19 @@ def recorded_field(source: Source) -> float | None:
     return next(iter(found), None)
 
 
+def has_cells(source: Source) -> bool:
+    """Whether a file of cells has a row; one that is damaged counts, since it is said when its event is read."""
+    for event_id, files in source.events.items():
+        if "cells" in files:
+            try:
+                found = source.read(files["cells"], f"event {event_id}")
+            except InputError:
+                return True
+            if found.count(b"\n") != 1:
+                return True
+    return False
+
+
 def _same_file(one: Path, other: Path) -> bool:
     return os.path.realpath(one) == os.path.realpath(other)
 
@@ -222,10 +235,10 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def check_files(source: Source, with_truth: bool = True) -> None:
-    """Note in `source.faults` the events of which a file is missing."""
+def check_files(source: Source, with_truth: bool = True, with_cells: bool = True) -> None:
+    """Note in `source.faults` the events of which a file is missing; cells may be of all events or of none."""
     kinds = ["hits", *(["particles", "truth"] if with_truth else [])]
-    if any("cells" in files for files in source.events.values()):
+    if with_cells and any("cells" in files for files in source.events.values()):
         kinds.append("cells")
     for event_id, files in source.events.items():
         missing = [kind for kind in kinds if kind not in files]

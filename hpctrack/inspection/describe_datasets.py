@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from hpctrack.formats.conversion import cut_down, left_out_of
 from hpctrack.inspection.text import histogram
-from hpctrack.storage import hdf5, store
+from hpctrack.storage import hdf5, schema, store
 from hpctrack.storage.columns import TYPES, axis_of, combined_digest
 from hpctrack.storage.hdf5 import ATTRIBUTES_DIGEST, INDEX, SHARDS, TEXTS, read_attributes
 
@@ -28,6 +29,8 @@ def describe_dataset(folder: Path) -> dict[str, Any]:
         "attributes": _covered(attributes),
         **_totals(dataset.n_hits, dataset.n_noise, dataset.n_particles),
         "field_t": dataset.field_t,
+        "field": "as the source says" if dataset.field_is_known else "assumed, TrackML's: the source does not say",
+        "lacks": _lacks(dataset),
         "shards": len(dataset.shards),
         "bytes": sum(sizes),
         "digest": combined_digest(dataset.event_ids, dataset.checksums),
@@ -36,7 +39,7 @@ def describe_dataset(folder: Path) -> dict[str, Any]:
         **origin,
         **({"cut_down": cut} if (cut := cut_down(dataset)) else {}),
         "left_out": [f"event {entry['event_id']}: {entry['reason']}" for entry in left_out_of(dataset)],
-        "columns": _schema_columns(rows),
+        "columns": _schema_columns(dataset.columns, rows),
         "histograms": _histograms(dataset.n_hits, dataset.n_particles),
     }
 
@@ -96,8 +99,14 @@ def _range(ids: np.ndarray) -> str:
     return f"{ids.min()} to {ids.max()}" if len(ids) else "none"
 
 
-def _schema_columns(rows: dict[str, int]) -> dict[str, dict[str, object]]:
-    return {name: {"dtype": dtype.name, "bytes": rows[axis_of(name)] * dtype.itemsize} for name, dtype in TYPES.items()}
+def _lacks(dataset: store.Dataset) -> str:
+    """What the events have not."""
+    parts = ", ".join(schema.parts_of(dataset.lacks)) or "nothing"
+    return parts if dataset.says_what_it_lacks else f"{parts} (by its events, since it is of before datasets said so)"
+
+
+def _schema_columns(names: Sequence[str], rows: dict[str, int]) -> dict[str, dict[str, object]]:
+    return {name: {"dtype": TYPES[name].name, "bytes": rows[axis_of(name)] * TYPES[name].itemsize} for name in names}
 
 
 def _stored(found: Any) -> dict[str, object]:

@@ -5,7 +5,9 @@ Checksums are xxHash over little-endian bytes, so the same on every machine.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -33,6 +35,24 @@ def as_tables(arrays: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarra
         table, column = name.split(".")
         tables.setdefault(table, {})[column] = values
     return tables
+
+
+LACKS = "lacks"  # attribute of shards and indices: JSON list of the columns that the source had not
+
+
+def lacks_as_text(lacks: Collection[str]) -> str:
+    """What the attribute LACKS holds."""
+    return json.dumps(sorted(lacks))
+
+
+def lacks_of(attributes: Mapping[str, Any]) -> frozenset[str] | None:
+    """The columns that a file says its source lacks; None if it is older than that. ValueError for what is no list."""
+    if LACKS not in attributes:
+        return None
+    found = json.loads(str(attributes[LACKS]))
+    if not isinstance(found, list) or not set(found) <= TYPES.keys():
+        raise ValueError(f"{LACKS} is {str(attributes[LACKS])[:80]}, must be a list of columns")
+    return frozenset(found)
 
 
 class KeptShard:

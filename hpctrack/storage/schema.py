@@ -6,7 +6,7 @@ Units: mm, GeV, Tesla, radians. Column names are TrackML's own. `hits`, `truth` 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,7 +40,7 @@ TRUTH: Columns = {
     "tpz": np.float32,
     "weight": np.float32,  # of the TrackML score
 }
-CELLS: Columns = {  # derived from cells.csv and detectors.csv; all zero where an event has no cells
+CELLS: Columns = {  # derived from cells.csv and detectors.csv; all zero for a hit without cells
     "cell_count": np.uint16,
     "cell_charge": np.float32,  # sum of `value`
     "size_u": np.float32,  # mm, extent of the cluster along the module's u (ch0 x pitch_u)
@@ -68,17 +68,52 @@ ESTIMATE = PARAMETERS + COVARIANCE
 TABLES: dict[str, Columns] = {"hits": HITS, "truth": TRUTH, "cells": CELLS, "particles": PARTICLES}
 HIT_TABLES = ("hits", "truth", "cells")  # one row a hit
 
+# ------------ what a source may lack: its columns are not in the store, and nothing stands in their place
+
+PARTS: dict[str, tuple[str, ...]] = {  # by the name that people know them by
+    "truth": (
+        *("truth.particle_id", "truth.particle_row"),
+        *("particles.particle_id", "particles.particle_type", "particles.nhits"),
+    ),
+    "cells": tuple(f"cells.{name}" for name in CELLS),
+    "weights": ("truth.weight",),
+    "crossings": tuple(f"truth.t{vector}{axis}" for vector in ("", "p") for axis in "xyz"),
+    "momenta": tuple(f"particles.p{axis}" for axis in "xyz"),
+    "vertices": tuple(f"particles.v{axis}" for axis in "xyz"),
+    "charges": ("particles.q",),
+}
+ALL_OF_TRUTH = frozenset(f"{table}.{name}" for table in ("truth", "particles") for name in TABLES[table])
+NO_PARTICLE = ALL_OF_TRUTH - {"truth.weight", *PARTS["crossings"]}  # there without truth: hits of none, a table of none
+
+
+def parts_of(columns: Collection[str]) -> list[str]:
+    """The names of the parts to which these columns belong; a column of none has its own name."""
+    named = {column: part for part, own in PARTS.items() for column in own}
+    return list(dict.fromkeys(named.get(column, column) for column in sorted(columns, key=_place)))
+
+
+def stored_columns(lacks: Collection[str]) -> list[str]:
+    """The columns that are in a store whose source lacks `lacks`, in the store's order."""
+    there = NO_PARTICLE if "truth.particle_id" in lacks else frozenset[str]()
+    return [name for name in all_columns() if name not in lacks or name in there]
+
+
+def _place(column: str) -> int:
+    return next((k for k, own in enumerate(PARTS.values()) if column in own), len(PARTS))
+
 
 @dataclass(frozen=True)
 class Event:
     """One event as columns: `tables[table][column]` is a 1-d array; a reader may have loaded only some columns.
 
-    `field_t`: the magnetic field along z that its particles flew in, Tesla.
+    `field_t`: the magnetic field along z that its particles flew in, Tesla. `lacks`: columns that nobody measured, of
+    an event to be written; those that are not in `tables` need not be named.
     """
 
     event_id: int
     tables: Mapping[str, Mapping[str, np.ndarray]]
     field_t: float = FIELD_T
+    lacks: frozenset[str] = frozenset()
 
     def column(self, name: str) -> np.ndarray:
         """The column `table.column`, e.g. `hits.x`; KeyError if it was not loaded."""
@@ -88,7 +123,12 @@ class Event:
     @property
     def n_hits(self) -> int:
         """Rows of the hit tables."""
-        return len(next(iter(next(self.tables[t] for t in HIT_TABLES if t in self.tables).values())))
+        return len(next(iter(next(self.tables[t] for t in HIT_TABLES if self.tables.get(t)).values())))
+
+    @property
+    def n_particles(self) -> int:
+        """Rows of the table of particles."""
+        return len(next(iter(self.tables["particles"].values())))
 
 
 def all_columns() -> list[str]:

@@ -15,7 +15,17 @@ from hpctrack.errors import InputError
 from hpctrack.files.atomic import os_errors_with
 from hpctrack.files.reading import read_into, write_all
 from hpctrack.storage import schema
-from hpctrack.storage.columns import AXES, axis_of, column_checksum, event_checksum, stored_type, table_checksum
+from hpctrack.storage.columns import (
+    LACKS,
+    TYPES,
+    axis_of,
+    column_checksum,
+    event_checksum,
+    lacks_as_text,
+    lacks_of,
+    stored_type,
+    table_checksum,
+)
 from hpctrack.storage.hdf5 import INDEX, atomic_h5, damage, open_h5, small_array, write_header
 from hpctrack.storage.store import INDEX_COLUMNS
 
@@ -45,20 +55,29 @@ class ShardWriter:
         self._event_ids: list[int] = []
         self._lengths: dict[str, list[int]] = {"hits": [], "particles": []}
         self._n_noise: list[int] = []
-        self._checksums: dict[str, list[int]] = {name: [] for name in schema.all_columns()}
-        self._positions: dict[str, list[int]] = {name: [] for name in schema.all_columns()}  # in the unnamed file
+        self._lacks: frozenset[str] = frozenset()
+        self._checksums: dict[str, list[int]] = {}
+        self._positions: dict[str, list[int]] = {}  # in the unnamed file
 
     def add(self, event: schema.Event) -> None:
-        """Add a whole event: every column of the schema, in its type; ValueError otherwise."""
+        """Add a whole event: every column of the schema, in its type, but for what its source lacks.
+
+        ValueError otherwise, InputError if the events before it lack something else.
+        """
+        lacks = lacking(event)
+        names = schema.stored_columns(lacks)
         lengths: dict[str, int] = {}
-        for table, columns in schema.TABLES.items():
-            for column, dtype in columns.items():
-                values = event.tables[table][column]
-                if values.dtype != dtype or values.shape != (lengths.setdefault(AXES[table], len(values)),):
-                    raise ValueError(f"event {event.event_id}: {table}.{column} is {values.dtype}{values.shape}")
+        for name in names:
+            values = event.column(name)
+            if values.dtype != TYPES[name] or values.shape != (lengths.setdefault(axis_of(name), len(values)),):
+                raise ValueError(f"event {event.event_id}: {name} is {values.dtype}{values.shape}")
         if self._waiting is None:
             self._waiting = tempfile.TemporaryFile(dir=self.path.parent, buffering=0)  # noqa: SIM115 - until close
-        for name in schema.all_columns():
+            self._lacks = lacks
+            self._checksums, self._positions = {name: [] for name in names}, {name: [] for name in names}
+        elif lacks != self._lacks:
+            raise InputError(f"event {event.event_id}: {differs(lacks, self._lacks)} event {self._event_ids[0]}")
+        for name in names:
             values = np.ascontiguousarray(event.column(name), dtype=stored_type(name))
             self._checksums[name].append(column_checksum(values))
             self._positions[name].append(self._waiting.tell())
@@ -77,10 +96,10 @@ class ShardWriter:
         rows = [{name: sums[i] for name, sums in self._checksums.items()} for i in range(len(self._event_ids))]
         offsets = {axis: np.append(0, np.cumsum(n)).astype(np.int64) for axis, n in self._lengths.items()}
         with atomic_h5(self.path) as file:
-            write_header(file, "shard", self.attributes, self.texts)
+            write_header(file, "shard", self.attributes | {LACKS: lacks_as_text(self._lacks)}, self.texts)
             for axis, values in offsets.items():
                 file[f"offsets/{axis}"] = values
-            for name in schema.all_columns():
+            for name in self._checksums:
                 self._write_column(file, name, offsets[axis_of(name)], waiting)
             file["event_id"] = np.array(self._event_ids, dtype=np.int64)
             file["n_noise"] = np.array(self._n_noise, dtype=np.int64)
@@ -114,6 +133,25 @@ class ShardWriter:
             self.discard()
 
 
+def lacking(event: schema.Event) -> frozenset[str]:
+    """The columns that an event's source lacks: those it names, and those that are not there.
+
+    ValueError for a column without which there is no event.
+    """
+    missing = {name for name in TYPES if name.split(".")[1] not in event.tables.get(name.split(".")[0], {})}
+    needed = {f"hits.{name}" for name in schema.HITS} | set(schema.PARTS["truth"])
+    if needed & missing:
+        raise ValueError(f"event {event.event_id}: no {min(needed & missing)}")
+    return event.lacks | missing
+
+
+def differs(lacks: frozenset[str], others: frozenset[str]) -> str:
+    """How events that lack something are unlike others; the others' name follows."""
+    more, less = schema.parts_of(lacks - others), schema.parts_of(others - lacks)
+    what = f"has no {' and '.join(more)}, unlike" if more else f"has {' and '.join(less)}, unlike"
+    return f"a dataset's events have the same columns, but it {what}"
+
+
 def write_index(
     folder: str | Path,
     shards: Sequence[str],
@@ -128,8 +166,10 @@ def write_index(
     folder = Path(folder)
     paths = [folder / name if beside is None or (folder / name).exists() else beside / name for name in shards]
     columns: dict[str, list[np.ndarray]] = {}
+    lacks: list[frozenset[str] | None] = []
     for number, path in enumerate(paths):
         with open_h5(path, "shard") as file, damage(path):
+            lacks.append(lacks_of(file.attrs))
             part = {key: small_array(file, key) for key in ("event_id", "n_noise", "checksum")}
             n = len(part["event_id"])
             part |= {"shard": np.full(n, number, np.int32), "row": np.arange(n)}
@@ -145,8 +185,22 @@ def write_index(
         raise InputError(f"{folder}: event {table['event_id'][twice[0]]} stands in {first} and in {second}")
     table["shard_files"] = np.array(list(shards), dtype="S")
     table["shard_bytes"] = np.array([path.stat().st_size for path in paths], dtype=np.int64)
+    common = lacks_of_all(folder, shards, lacks)
+    said = {} if None in lacks else {LACKS: lacks_as_text(common)}
     with atomic_h5(folder / INDEX) as file:
-        write_header(file, "index", attributes or {}, texts or {})
+        write_header(file, "index", said | dict(attributes or {}), texts or {})
         for key, values in table.items():
             file[key] = values
         file["index_checksum"] = np.uint64(table_checksum(table, INDEX_COLUMNS))
+
+
+def lacks_of_all(folder: Path, shards: Sequence[str], lacks: Sequence[frozenset[str] | None]) -> frozenset[str]:
+    """What the events of all these shards lack; InputError if they are not alike.
+
+    None is of a shard that version 0.1.0 made, which has every column.
+    """
+    found = [one or frozenset[str]() for one in lacks]
+    for name, other in zip(shards, found, strict=True):
+        if other != found[0]:
+            raise InputError(f"{folder / name}: {differs(other, found[0])} {shards[0]}; convert again with --overwrite")
+    return found[0] if found else frozenset()

@@ -8,6 +8,7 @@ is in docs/reference/data-format.md.
 from __future__ import annotations
 
 import copy
+import json
 import os
 import resource
 import stat
@@ -33,6 +34,7 @@ from hpctrack.storage.columns import (
     column_checksum,
     combined_digest,
     event_checksum,
+    lacks_of,
     stored_type,
     table_checksum,
 )
@@ -59,8 +61,8 @@ class Dataset:
 
     Picklable, and usable before and after fork and spawn, and from several threads; a copy looks for no file.
     Attributes: `event_ids`, `n_hits`, `n_noise`, `n_particles`, `shard`, `row`, `checksums` (numpy, one entry an event,
-    in the order of the ids); `shards` (file names), `shard_bytes`, `attributes` (of the index) and `field_t` (magnetic
-    field along z, Tesla).
+    in the order of the ids); `shards` (file names), `shard_bytes`, `attributes` (of the index), `columns` (that are
+    stored) and `field_t` (magnetic field along z, Tesla; `field_is_known` says whether the source has said it).
     `verify` is what `read` does unless told otherwise. Raises InputError if the folder is no whole dataset.
     """
 
@@ -78,8 +80,10 @@ class Dataset:
                 raise InputError(f"{self.folder / INDEX}: fails its checksum; convert again with --overwrite")
             _check_lengths(table)
             self.attributes = read_attributes(file)
-            self.field_t = _field(self.attributes)
+            self.field_t, self.field_is_known = _field(self.attributes), "field_t" in self.attributes
+            self._said_lacks = lacks_of(self.attributes)
             self.shards = [plain_name(name.decode()) for name in table["shard_files"]]
+        self.columns = schema.stored_columns(self._said_lacks or ())
         self.event_ids, self.checksums, self.shard, self.row = (
             table[key] for key in ("event_id", "checksum", "shard", "row")
         )
@@ -101,24 +105,37 @@ class Dataset:
         return other
 
     @cached_property
+    def lacks(self) -> frozenset[str]:
+        """The columns that its source had not: nobody measured them, and nothing may be computed with them.
+
+        Of a dataset that does not say it (of version 0.1.0) it follows from what is in the events: then these are read.
+        """
+        return derived_lacks(self) if self._said_lacks is None else self._said_lacks
+
+    @property
+    def says_what_it_lacks(self) -> bool:
+        """Whether its index says it, or what it holds has to be looked at."""
+        return self._said_lacks is not None
+
+    @cached_property
     def fingerprint(self) -> str:
         """16 hex digits over the event ids and checksums of the index."""
         return combined_digest(self.event_ids, self.checksums)[:16]
 
     def read(self, i: int, columns: Sequence[str] | None = None, verify: bool | None = None) -> schema.Event:
-        """Event i of the index, all columns or those named as `table.column`.
+        """Event i of the index, all columns that are stored or those named as `table.column`.
 
         `verify` compares what was read with its checksums (None: as the dataset is set). The arrays are the caller's
         own, except those of `keep_in_memory`, which are read-only. Raises IndexError for i, InputError for an unknown
-        column, for a shard that does not fit the index and for a failed checksum.
+        column or one that the source lacks, for a shard that does not fit the index and for a failed checksum.
         """
         if not -len(self) <= i < len(self):
             raise IndexError(f"{self.folder}: event {i} of {len(self)}")
-        names = schema.all_columns() if columns is None else list(dict.fromkeys(columns))
+        names = self.columns if columns is None else list(dict.fromkeys(columns))
         self._check_known(names)
         number, row, event_id = int(self.shard[i]), int(self.row[i]), int(self.event_ids[i])
         if self._kept_columns and self._kept_columns.issuperset(names):
-            return schema.Event(event_id, as_tables(self._memory()[number].slices(names, row)), self.field_t)
+            return self._event(event_id, self._memory()[number].slices(names, row), whole=columns is None)
         with self._lock_of_process():
             shard = self._open(number, names)
             ranges = {name: shard.range(name, row) for name in names}
@@ -136,7 +153,13 @@ class Dataset:
         read_ranges(shard.descriptor, parts, shard.path)
         if self.verify if verify is None else verify:
             shard.verify(arrays, row, event_id)
-        return schema.Event(event_id, as_tables(arrays), self.field_t)
+        return self._event(event_id, arrays, whole=columns is None)
+
+    def _event(self, event_id: int, arrays: Mapping[str, np.ndarray], whole: bool) -> schema.Event:
+        """An event of these columns; a `whole` one has every table, if only without columns."""
+        tables = as_tables(arrays)
+        every = {table: tables.get(table, {}) for table in schema.TABLES} if whole else tables
+        return schema.Event(event_id, every, self.field_t)
 
     def keep_in_memory(self, columns: Sequence[str]) -> None:
         """Hold these columns of all events in memory: `read` then hands out read-only slices of them, nothing copied.
@@ -168,6 +191,9 @@ class Dataset:
             unknown = min(set(names) - TYPES.keys())
             known = ", ".join(schema.all_columns())
             raise InputError(f"{self.folder}: unknown column '{unknown}'; one of {known}")
+        if missing := sorted(set(names) - set(self.columns)):
+            parts = " and ".join(schema.parts_of(missing))
+            raise InputError(f"{self.folder}: lacks {parts}, so there is no column '{missing[0]}'")
 
     def close(self) -> None:
         """Close the open shards; reading opens them again."""
@@ -187,7 +213,7 @@ class Dataset:
 
     def verify_shard(self, number: int, path: str | Path | None = None) -> None:
         """Read all of shard `number`, or of a copy of it at `path`; InputError unless it holds what the index says."""
-        names = schema.all_columns()
+        names = self.columns
         shard = self._shard(number, Path(path or self.folder / self.shards[number]), names)
         for i in np.flatnonzero(self.shard == number):
             row = int(self.row[i])
@@ -340,6 +366,27 @@ def _field(attributes: Mapping[str, Any]) -> float:
     return field_t
 
 
+def derived_lacks(dataset: Dataset) -> frozenset[str]:
+    """What a dataset that does not say it lacks, by its own content, which stood there as zeros.
+
+    Truth where no event has a particle; weights, momenta and cells where all of them are 0.
+    """
+    origin = json.loads(str(dataset.attributes.get("origin", "{}")))
+    if not origin.get("truth", bool(dataset.n_particles.any())):
+        lacks = set(schema.ALL_OF_TRUTH)
+    else:
+        lacks = {name for part in ("weights", "momenta") for name in _unless_found(dataset, part)}
+    return frozenset(lacks | set(_unless_found(dataset, "cells")))
+
+
+def _unless_found(dataset: Dataset, part: str) -> Sequence[str]:
+    """The columns of a part, unless an event has something in them (of cells: in their number)."""
+    columns, rows = schema.PARTS[part], dataset.n_particles if part == "momenta" else dataset.n_hits
+    look = columns[:1] if part == "cells" else columns
+    events = (dataset.read(int(row), look) for row in np.flatnonzero(rows))
+    return () if not rows.any() or any(e.column(name).any() for e in events for name in look) else columns
+
+
 def _check_shard(path: Path, size: int) -> None:
     """InputError unless there is a file of so many bytes."""
     try:
@@ -376,7 +423,7 @@ def digest(dataset: Dataset) -> str:
     checksums = np.empty(len(dataset), dtype=np.uint64)
     for i, event_id in enumerate(dataset.event_ids):
         event = dataset.read(i)
-        sums = {name: column_checksum(event.column(name)) for name in schema.all_columns()}
+        sums = {name: column_checksum(event.column(name)) for name in dataset.columns}
         checksums[i] = event_checksum(sums)
         if checksums[i] != dataset.checksums[i]:
             path = dataset.folder / dataset.shards[dataset.shard[i]]

@@ -15,7 +15,7 @@ import numpy as np
 from hpctrack.errors import InputError
 from hpctrack.process import pools
 from hpctrack.storage import hdf5, schema, store
-from hpctrack.storage.columns import axis_of, column_checksum, event_checksum, table_checksum
+from hpctrack.storage.columns import axis_of, column_checksum, event_checksum, lacks_of, table_checksum
 from hpctrack.storage.hdf5 import INDEX, SHARDS, check_size, own
 from hpctrack.storage.schema import faults_of_event
 
@@ -134,7 +134,7 @@ def _check_open_shard(file: Any, notes: Notes, shard: Shard) -> None:
     if len(np.unique(ids)) != len(ids):
         notes.add("holds an event id twice", column="event_id")
     columns, sums = {}, {}
-    for name in schema.all_columns():
+    for name in schema.stored_columns(lacks_of(file.attrs) or ()):
         table, column = name.split(".")
         length = int(offsets[axis_of(name)][-1])
         columns[name] = notes.dataset(file, f"{table}/{column}", schema.TABLES[table][column], length)
@@ -190,7 +190,7 @@ def _check_sums(event: dict, sums: dict, own: dict, row: int, event_id: int, *, 
     for name, checksum in found.items():
         if sums[name] is not None and sums[name][row] != checksum:
             notes.add("fails its checksum", event_id, name)
-    if len(found) == len(schema.all_columns()) and own["checksum"] is not None:
+    if len(found) == len(sums) and own["checksum"] is not None:
         stored = {name: int(values[row]) for name, values in sums.items() if values is not None}
         if len(stored) == len(found) and event_checksum(stored) != own["checksum"][row]:
             notes.add("does not follow from the columns' checksums", event_id, "checksum")

@@ -17,9 +17,9 @@ import acts
 import numpy as np
 from acts import UnitConstants as u
 from acts import examples
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from hpctrack.config import Section
+from hpctrack.config import FieldT, Section
 from hpctrack.errors import InputError, MachineError
 from hpctrack.formats.detectors import module_key
 from hpctrack.simulation.acts_detector import Acts, ActsDetector
@@ -49,7 +49,7 @@ class Ckf:
 
         pt_min_gev: float = Field(1.0, gt=0, description="least transverse momentum of the tracks to be found")
         eta_max: float = Field(4.0, gt=0, le=5, description="their greatest |eta|; ACTS' scripts: 3")
-        field_t: float | None = Field(None, description="field along z, 0.1 to 10 in size; null: the dataset's")
+        field_t: FieldT | None = Field(None, description="field along z, 0.1 to 10 in size; null: the dataset's")
         z_max_mm: float = Field(30.0, gt=0, description="seeds point to |z| below this; ACTS' scripts: 250")
         seed_d0_max_mm: float = Field(3.0, gt=0, description="transverse impact parameter of seeds")
         middle_r_min_mm: float = Field(33.0, gt=0, description="of a seed's middle hit; ACTS: 60, blind at |eta| > 3")
@@ -64,13 +64,6 @@ class Ckf:
         max_outliers: int = Field(2, ge=0, description="outliers of a track, at most")
         resolve: bool = Field(True, description="ambiguity resolution; false: candidates are all tracks of the filter")
         max_shared: int = Field(2, ge=0, description="measurements that a resolved track may share with others")
-
-        @field_validator("field_t")
-        @classmethod
-        def _bends_tracks(cls, value: float | None) -> float | None:
-            if value is not None and not 0.1 <= abs(value) <= 10:
-                raise ValueError("must be between 0.1 and 10 T, or -10 and -0.1")
-            return value
 
     COLUMNS: ClassVar = [f"hits.{name}" for name in ("x", "y", "z", "volume_id", "layer_id", "module_id")]
 

@@ -95,7 +95,7 @@ class ByMethod:
     def __call__(self, row: int) -> tuple[Candidates, Timing]:
         """Candidates of event `row` of the dataset; to the seconds come those of the processor (`cpu_s`)."""
         started, cpu = time.perf_counter(), time.process_time()
-        event = self._data.read(row, [*self._method.COLUMNS, *selecting.COLUMNS])
+        event = self._data.read(row, [*self._method.COLUMNS, *selecting.readable(self._data, selecting.COLUMNS)])
         rows = self.draw(event, 0)[0].rows
         read_s = time.perf_counter() - started
         found, parts = self._method.reconstruct(event, rows)
