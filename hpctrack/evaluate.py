@@ -16,11 +16,12 @@ from hpctrack import __version__
 from hpctrack.errors import InputError
 from hpctrack.evaluation import edge_metrics, kinds, resolutions
 from hpctrack.evaluation.tally import COLUMNS as TALLY_COLUMNS
-from hpctrack.evaluation.tally import Cuts, EventTally, add_up, event_row, tally_event
+from hpctrack.evaluation.tally import SCORE, Cuts, EventTally, add_up, event_row, tally_event
 from hpctrack.files.jsonlines import TIMINGS, is_truncated, read_lines
 from hpctrack.files.outputs import check_output, write_json_output
 from hpctrack.process import arguments, pools
 from hpctrack.process.ends import verb
+from hpctrack.requirements.needs import check, lacking, said
 from hpctrack.results import comparison
 from hpctrack.results.content import RESULTS_FORMAT, RESULTS_VERSION, table
 from hpctrack.storage.candidates import CandidateStore
@@ -51,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         print(f"{edge_metrics.table(results)}\n\nwritten: {args.out}")
         return None
     evaluation = Evaluation(args.candidates, args.data, cuts)
+    for line in evaluation.left_out:
+        print(line, file=sys.stderr)
     tallies = list(evaluation.tallies(args.jobs))
     cuts.check(sum(tally.n_targets for tally in tallies), evaluation.dataset)
     results = evaluation.results(tallies, command)
@@ -99,13 +102,14 @@ def parser() -> arguments.Parser:
     return p
 
 
-COLUMNS = list(dict.fromkeys([*TALLY_COLUMNS, *kinds.COLUMNS, *resolutions.COLUMNS]))
+COLUMNS = list(dict.fromkeys([*TALLY_COLUMNS, "particles.particle_id", *kinds.COLUMNS, *resolutions.COLUMNS]))
 
 
 class Evaluation:
     """A candidates folder beside its dataset; picklable, so that processes can share the events.
 
-    Raises InputError if the candidates were made from other events than the dataset holds.
+    Raises InputError if the candidates were made from other events than the dataset holds, or if that has no truth to
+    judge them by. `left_out`: lines about numbers that there are none of, as the dataset lacks something.
     """
 
     def __init__(self, candidates: Path, data: Path, cuts: Cuts) -> None:
@@ -116,6 +120,13 @@ class Evaluation:
                 f"{candidates}: made from a dataset with fingerprint {made_from}, but {data} has "
                 f"{self.dataset.fingerprint}; give the dataset that `hpctrack infer` read"
             )
+        check(self.dataset, cuts.needs())
+        with_parameters = len(self.store) > 0 and self.store.read(0).parameters is not None
+        wanted = [SCORE, *([resolutions.RESOLUTIONS] if with_parameters else [])]  # left out where they cannot be
+        unmet = lacking(self.dataset, wanted)
+        self.left_out = [f"{data}: {said([need])}: left out" for need in unmet]
+        self.with_resolutions = with_parameters and resolutions.RESOLUTIONS.who not in {need.who for need in unmet}
+        self.columns = [name for name in COLUMNS if name not in self.dataset.lacks]
         tracks = self.store.attributes.get("selection", {}).get("tracks")
         if tracks is not None:
             raise InputError(
@@ -134,10 +145,11 @@ class Evaluation:
 
     def tally(self, i: int) -> EventTally:
         """Counts of the i-th event that has candidates."""
-        event = self.dataset.read(int(self.position[i]), COLUMNS)
+        event = self.dataset.read(int(self.position[i]), self.columns)
         found = self.store.read(i)
         tally = tally_event(event, found, self.cuts)
-        tally.deviations = resolutions.deviations(event, found, self.cuts)
+        if self.with_resolutions:
+            tally.deviations = resolutions.deviations(event, found, self.cuts)
         return tally
 
     def name_of(self, i: int) -> str:
@@ -160,7 +172,7 @@ class Evaluation:
 
     def results(self, tallies: list[EventTally], command: list[str]) -> dict:
         """The content of results.json."""
-        hidden = kinds.not_told(COLUMNS)
+        hidden = kinds.not_told(self.columns)
         return {
             "format": RESULTS_FORMAT,
             "version": RESULTS_VERSION,

@@ -19,7 +19,7 @@ from hpctrack.recipes import apply_overrides
 from hpctrack.tracking.builders import build_builder
 from hpctrack.training import checkpoint, checkpoint_metadata, run_settings
 
-KEPT = ("hpctrack", "schema", "neutral", "packages", "step", "plan", "config", "data", "tuned")  # of the meta data
+KEPT = ("hpctrack", "schema", "neutral", "packages", "step", "plan", "config", "data", "field_t", "tuned")  # of meta
 
 
 def parser() -> arguments.Parser:

@@ -20,6 +20,7 @@ from hpctrack.files.outputs import check_output
 from hpctrack.formats.trackml import write_submission
 from hpctrack.inference.run import infer, submission_blocks
 from hpctrack.inference.stages import INFER, Chain, Reconstruction, method_config, stages
+from hpctrack.inference.suitability import check_method, check_stages
 from hpctrack.inference.work import Part
 from hpctrack.parallel.collectives import run_on_main
 from hpctrack.parallel.env import distributed, launcher_argument
@@ -82,6 +83,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError("--submission: is written from all events; give it to a last call without --part")
     if args.submission:
         check_output(args.submission)
+
+    def suitable(data: Dataset) -> tuple[Dataset, list[str]]:
+        if args.method:
+            check_method(data, config)
+            return data, []
+        return data, check_stages(data, configs, paths, args.checkpoint)
+
     meeting_s = max(args.timeout_s, START_S)
     parallel = ParallelConfig(device=args.device, timeout_s=WAIT_S, rendezvous_timeout_s=meeting_s)
     settings = {name: value for name, value in vars(args).items() if name != "local_rank"}
@@ -89,7 +97,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         distributed(parallel, args.threads, "infer", settings, "--timeout-s") as env,
         Watchdog(args.timeout_s, env, "--timeout-s") as watchdog,
     ):
-        data = run_on_main(lambda: Dataset(args.data, verify=True), env)
+        data, lines = run_on_main(lambda: suitable(Dataset(args.data, verify=True)), env)
+        for line in lines:
+            env.say(line)
         if args.method:
             how: Reconstruction = ByMethod(config, data, INFER)
         else:

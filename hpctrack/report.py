@@ -117,10 +117,11 @@ def load_display(args: argparse.Namespace, given: Named) -> Display:
     position, row = (np.flatnonzero(ids == event_id) for ids in (store.event_ids, data.event_ids))
     if not len(position) or not len(row):
         raise InputError(f"--event {event_id}: not in {args.candidates}; it has {_some(store.event_ids)}")
+    columns = [name for name in COLUMNS if name in data.columns]
     selection = results["selection"]
     cuts = Cuts(selection["pt_min_gev"], selection["min_hits"], selection["eta_max"])
     only = {"auto": None, "all": False, "targets": True}[args.display]
-    return make_display(data.read(int(row[0]), COLUMNS), store.read(int(position[0])), cuts, only)
+    return make_display(data.read(int(row[0]), columns), store.read(int(position[0])), cuts, only)
 
 
 def _some(ids: np.ndarray) -> str:

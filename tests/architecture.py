@@ -26,6 +26,7 @@ ORDER = [  # each may import what stands before it
         "planning",
         "simulation",
         "events",
+        "requirements",
     ),
     *(
         "formats",

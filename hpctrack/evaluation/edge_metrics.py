@@ -24,6 +24,7 @@ from hpctrack.evaluation.tally import Cuts
 from hpctrack.events import selection as selecting
 from hpctrack.events.truth import COLUMNS as TRUTH_COLUMNS
 from hpctrack.events.truth import graph_truth, is_true
+from hpctrack.requirements.needs import Need, check
 from hpctrack.storage.edges import Edges, EdgeStore
 from hpctrack.storage.schema import Event
 from hpctrack.storage.store import Dataset
@@ -113,6 +114,7 @@ def cut_that_keeps(tally: EdgeTally, share: float) -> float:
 
 
 COLUMNS = list(dict.fromkeys([*TALLY_COLUMNS, *selecting.COLUMNS, *TRUTH_COLUMNS]))
+COLUMNS.remove("truth.weight")
 FORMAT = "hpctrack-edge-results"
 
 
@@ -122,6 +124,7 @@ def evaluate_edges(folder: Path, data: Path, cuts: Cuts, command: list[str]) -> 
     InputError if they were made from another dataset, or from hits that were drawn at random.
     """
     store, dataset = EdgeStore(folder), Dataset(data, verify=True)
+    check(dataset, [*cuts.needs(), Need("evaluation of edges", COLUMNS)])
     if store.attributes["dataset_fingerprint"] != dataset.fingerprint:
         raise InputError(f"{folder}: made from another dataset than {data}; give the one that `hpctrack infer` read")
     selection = SelectionConfig(**store.attributes.get("selection", {}))

@@ -15,9 +15,11 @@ from hpctrack.evaluation.matching import match_candidates
 from hpctrack.evaluation.metrics import double_matched
 from hpctrack.evaluation.tally import Cuts
 from hpctrack.events import perigee
+from hpctrack.requirements.needs import Need
 from hpctrack.storage.schema import PARAMETERS, Candidates, Event
 
 COLUMNS = perigee.COLUMNS
+RESOLUTIONS = Need("resolutions of track parameters", COLUMNS)  # which are left out where they are not
 DIAGONAL = [len(PARAMETERS) + k * (k + 1) // 2 + k for k in range(len(PARAMETERS))]  # of ESTIMATE: the variances
 HALF = (0.1587, 0.8413)  # quantiles one standard deviation from a Gaussian's median
 FEW = 10  # bins with fewer entries give no widths

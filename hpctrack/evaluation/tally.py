@@ -29,6 +29,7 @@ from hpctrack.evaluation.metrics import (
 )
 from hpctrack.events.selection import Draw, target_particles
 from hpctrack.events.sizes import nothing_left
+from hpctrack.requirements.needs import MOMENTA, TRACKS, Need
 from hpctrack.storage.schema import Candidates, Event
 from hpctrack.storage.store import Dataset
 
@@ -37,6 +38,7 @@ COLUMNS = [  # without which nothing is counted; kinds.py has those of the kinds
     *("hits.x", "hits.y", "hits.z", "truth.particle_row", "truth.weight"),
     *("particles.px", "particles.py", "particles.pz"),
 ]
+SCORE = Need("TrackML score", ["truth.weight"])  # which is left out where there are none
 MAX_TRACK_BINS = 8
 
 
@@ -61,6 +63,12 @@ class Cuts:
         if self.eta_max is not None:
             words.append(f"|eta| <= {self.eta_max:g}")
         return ", ".join(words)
+
+    def needs(self) -> list[Need]:
+        """What a dataset must have to be judged by these cuts."""
+        cut_pt = [Need("--pt-min-gev", MOMENTA)] if self.pt_min_gev > 0 else []
+        cut_eta = [Need("--eta-max", (*MOMENTA, "particles.pz"))] if self.eta_max is not None else []
+        return [Need("evaluation", TRACKS), *cut_pt, *cut_eta]
 
     def check(self, n_targets: int, dataset: Dataset) -> None:
         """InputError if there are particles but no target: of nothing there is no efficiency."""
@@ -102,13 +110,13 @@ def tally_event(event: Event, candidates: Candidates, cuts: Cuts) -> EventTally:
     particle_row = event.column("truth.particle_row")
     check_candidates(candidates, len(particle_row))
     target = cuts.targets(event)
-    weight = event.column("truth.weight")
+    weight = event.tables["truth"].get("weight")
     tally = EventTally(
         event.event_id,
         n_hits=len(particle_row),
         n_noise=int(np.count_nonzero(particle_row < 0)),
         n_targets=int(np.count_nonzero(target)),
-        score=trackml_score(candidates.track_ids, particle_row, weight, len(target)),
+        score=None if weight is None else trackml_score(candidates.track_ids, particle_row, weight, len(target)),
     )
     crowd = kinds.Crowd(event, target)
     of_particles = _bins(kinds.of_particles(event, target, crowd), cuts)

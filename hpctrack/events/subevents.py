@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from hpctrack.errors import InputError
-from hpctrack.events import requirements
 from hpctrack.events.selection import draw_rows, target_particles
 from hpctrack.storage import schema
 from hpctrack.storage.store import Dataset
@@ -25,7 +24,7 @@ MAX_DRAWS = 1000  # a sub-event's id is 1000 * the event's id + the number of th
 class SubEventReader:
     """Disjoint groups of `tracks` target particles (0: all in one group), up to `draws` an event (None: all).
 
-    The dataset has truth and, for a cut on it, momenta (`check`).
+    The dataset has truth and, for a cut on it, momenta.
     """
 
     dataset: Dataset
@@ -35,11 +34,6 @@ class SubEventReader:
     min_hits: int
     remove_noise: bool
     seed: int
-
-    def check(self) -> None:
-        """InputError if the dataset lacks what tracks are drawn by."""
-        cut = [requirements.Need("--pt-min-gev", requirements.MOMENTA)] if self.pt_min_gev > 0 else []
-        requirements.check(self.dataset, [requirements.Need("--tracks", requirements.TRACKS), *cut])
 
     def event_ids(self) -> list[int]:
         """The dataset's."""

@@ -12,6 +12,7 @@ from hpctrack.errors import InputError
 from hpctrack.events.subevents import MAX_DRAWS, SubEventReader
 from hpctrack.formats.conversion import TrackmlReader
 from hpctrack.formats.trackml_files import check_files, find_events
+from hpctrack.requirements.needs import MOMENTA, TRACKS, Need, check
 from hpctrack.storage import store
 
 Part = Literal["cells", "weights", "crossings", "momenta", "vertices", "charges"]  # of schema.PARTS; not truth
@@ -62,11 +63,12 @@ class SubEventsFormat:
         self.options = options
 
     def open(self, source: Path, limit: int | None = None, skip_bad: bool = False) -> SubEventReader:
-        """The reader; InputError without a number of tracks."""
+        """The reader; InputError without a number of tracks, or where the dataset lacks what they are drawn by."""
         if self.options.tracks is None:
             raise InputError(f"{source}: is a dataset already; --tracks T makes sub-events of it")
         if self.options.draws is not None and self.options.draws > MAX_DRAWS:
             raise InputError(f"--draws is {self.options.draws}, must be at most {MAX_DRAWS}")
-        reader = SubEventReader(store.open_dataset(source), **self.options.model_dump())
-        reader.check()
-        return reader
+        dataset = store.open_dataset(source)
+        cut = [Need("--pt-min-gev", MOMENTA)] if self.options.pt_min_gev > 0 else []
+        check(dataset, [Need("--tracks", TRACKS), *cut])
+        return SubEventReader(dataset, **self.options.model_dump())

@@ -10,8 +10,10 @@ import torch
 from hpctrack.config import RunConfig
 from hpctrack.errors import InputError
 from hpctrack.models import build_model
+from hpctrack.requirements import fields
+from hpctrack.storage.schema import FIELD_T, parts_of
 from hpctrack.storage.verify import Notes, Problem
-from hpctrack.training import checkpoint, run_settings
+from hpctrack.training import checkpoint, data_needs, run_settings
 from hpctrack.training.checkpoint_metadata import LATEST, META, STATE
 from hpctrack.training.optimizers import build_optimizer
 
@@ -22,6 +24,9 @@ def describe_checkpoint(folder: Path) -> dict[str, Any]:
     weights = _weights(state, folder)
     out: dict[str, Any] = {key: meta[key] for key in ("hpctrack", "step", "epoch") if key in meta}
     out |= {"trained_on_fingerprint": meta.get("data"), "plan": meta.get("plan")}
+    trained_t = fields.trained_field(meta)
+    out["trained_in_field_t"] = f"not said, {FIELD_T} assumed" if trained_t is None else trained_t
+    out["needs"] = _needs(run_settings.run_config(meta, folder / META))
     out["parameters"] = sum(tensor.numel() for tensor in weights.values())
     out["dtype"] = ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in weights.values()}))
     out["digest"] = checkpoint.weights_digest(weights)  # as candidates name their model
@@ -42,6 +47,14 @@ def describe_checkpoints(folder: Path) -> dict[str, Any]:
     names = [path.name for path in checkpoint.whole(folder)]
     facts = {"latest": newest.name if newest else "none"}
     return facts | (describe_checkpoint(newest) if newest else {}) | {"checkpoints": names}
+
+
+def _needs(config: RunConfig) -> str:
+    """What inference needs of a dataset beside its hits, that some have not."""
+    columns = {
+        name for need in data_needs.of_inference(config) for name in need.columns if not name.startswith("hits.")
+    }
+    return ", ".join(parts_of(columns)) or "hits alone"
 
 
 def _weights(state: dict[str, Any], folder: Path) -> dict[str, torch.Tensor]:

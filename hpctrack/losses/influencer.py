@@ -19,6 +19,7 @@ from torch_geometric.data import Batch
 
 from hpctrack.config import Section
 from hpctrack.errors import InputError
+from hpctrack.events import perigee
 from hpctrack.events.perigee import PHI, SCALES
 from hpctrack.losses.pairs import Points, SpaceWeight, hinge_sum, neighbours
 from hpctrack.losses.term import BaseLoss, Tracks, events, parameter_groups, with_hit, with_track
@@ -134,6 +135,7 @@ class InfluencerLoss(BaseLoss):
         per: Literal["pair", "hit"] = Field("pair", description="repulsion: mean over pairs, or sum over pairs per hit")
         log_floor: float = Field(1e-6, gt=0, description="added inside the logarithm, bounds its slope")
 
+    COLUMNS = {"parameters": tuple(perigee.COLUMNS)}
     counted = {
         "attraction": with_track,
         "repulsion_ui": with_hit,

@@ -6,7 +6,7 @@ Legend: N hits in the batch, M hits that belong to a track, T tracks in the batc
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any, ClassVar
@@ -18,6 +18,7 @@ from torch_geometric.data import Batch
 from hpctrack.config import Section
 from hpctrack.errors import InputError
 from hpctrack.numerics import at_least_fp32, group_mean
+from hpctrack.requirements.needs import TRACKS
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,13 @@ class Loss(nn.Module):
     """
 
     Options: ClassVar[type[Section]]  # the keys of the section `loss` besides `name`
+    COLUMNS: ClassVar[Mapping[str, Sequence[str]]] = {}  # of an event, beside its tracks, by the term that needs them
     weights: dict[str, float]  # of the terms that are computed, all above 0
+
+    @property
+    def columns(self) -> dict[str, list[str]]:
+        """The columns of an event that each term of `weights` is computed with: a dataset must have them."""
+        return {name: [*TRACKS, *self.COLUMNS.get(name, ())] for name in self.weights}
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """For each term of `weights`, how many of the batch's events have it; known before the forward pass."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -20,6 +21,7 @@ class Model(nn.Module):
     """
 
     Options: ClassVar[type[Section]]  # the keys of the section `model` besides `name`
+    COLUMNS: ClassVar[Sequence[str]] = ()  # of an event, that a dataset must have beside those of its features
     n_features: int  # F, the number of inputs of a hit
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:

@@ -11,6 +11,8 @@ import pytest
 from hpctrack.config import Named
 from hpctrack.errors import InputError
 from hpctrack.graphs import Graph, build_graph
+from hpctrack.requirements.needs import Need, check
+from hpctrack.storage import schema
 from hpctrack.storage.store import Dataset
 from hpctrack.testing.toys import toy_dataset
 
@@ -50,6 +52,19 @@ class GraphContract:
         ]
         assert min(counts) > 0
         assert built.n_edges is None or list(built.n_edges) == counts
+
+    def test_it_says_what_it_reads_and_an_event_without_it_is_refused(self, built: Graph, tmp_path: Path) -> None:
+        said = set(built.COLUMNS)
+        assert said <= set(schema.all_columns())
+        for part in ("cells", "momenta", "vertices"):
+            lacks = schema.PARTS[part]
+            data = Dataset(toy_dataset(tmp_path / part, sizes=(2,), lacks=lacks))
+            needs = [Need("the graph", list(built.COLUMNS))]
+            if said.isdisjoint(lacks):
+                check(data, needs)
+            else:
+                with pytest.raises(InputError, match=f"lacks {part}, which the graph needs"):
+                    check(data, needs)
 
     def test_unknown_options_are_named(self, data: Dataset) -> None:
         with pytest.raises(InputError, match=r"data\.graph\.no_such_option"):

@@ -11,7 +11,9 @@ from torch_geometric.data import Batch
 
 from hpctrack.config import Named
 from hpctrack.errors import InputError
+from hpctrack.events import perigee
 from hpctrack.losses import Loss, build_loss
+from hpctrack.storage.schema import all_columns
 from hpctrack.testing.toys import gradient, reordered, rows_of, toy_batch
 
 LOSS_SCALE = 2.0**10  # as fp16 has one; below, gradients per hit are none of its numbers
@@ -57,6 +59,14 @@ class LossContract:
         for name, term in together.items():
             torch.testing.assert_close(term.sum, sum(a[name].sum for a in alone), rtol=1e-12, atol=1e-14)
             assert term.count == sum(a[name].count for a in alone)
+
+    def test_its_terms_say_what_they_need(self, built: Loss, widths: Widths) -> None:
+        said = {name for columns in built.columns.values() for name in columns}
+        assert built.columns.keys() == built.weights.keys() and said <= set(all_columns())
+        batch = graphs()
+        if said.isdisjoint(perigee.COLUMNS):
+            del batch.parameters  # which are of these columns
+        assert built(outputs_for(widths, batch), batch).keys() == built.weights.keys()
 
     def test_counts_are_known_before_the_forward_pass(self, built: Loss, widths: Widths) -> None:
         batch = graphs(sizes=(4, 0, 3), n_noise=0)

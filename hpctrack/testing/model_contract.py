@@ -20,6 +20,7 @@ from hpctrack.models.memory_modes import MODES
 from hpctrack.parallel.env import Env
 from hpctrack.parallel.precision import Precision
 from hpctrack.parallel.strategies import DDPEngine
+from hpctrack.storage.schema import all_columns
 from hpctrack.testing.toys import FEATURES, gradient, reordered, rows_of, toy_batch
 
 OFFSET = 8.0  # of embeddings
@@ -52,6 +53,15 @@ class ModelContract:
         for edges in (None, 3 * hits):
             cost = model.relative_cost(hits, edges)
             assert cost.shape == hits.shape and np.isfinite(cost).all() and (np.diff(cost) >= 0).all() and cost[-1] > 0
+
+    def test_it_sees_no_truth_and_says_what_else_it_needs(self, config: Named) -> None:
+        model, batch = self.make(config), toy_batch(edges=4)
+        expected = model(batch)
+        for name in ("track", "n_tracks", "parameters", "edge_truth"):
+            del batch[name]
+        assert set(type(model).COLUMNS) <= set(all_columns())
+        for name, value in model(batch).items():
+            assert torch.equal(value, expected[name])
 
     def test_batched_equals_alone(self, config: Named) -> None:
         model, batch = self.make(config), toy_batch(edges=4)

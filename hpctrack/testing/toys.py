@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,13 @@ RADII = np.array([30.0, 70.0, 120.0, 170.0, 260.0, 360.0])  # mm
 FEATURES = ["r", "cos_phi", "sin_phi", "z"]
 
 
-def toy_event(event_id: int, n_tracks: int = 6, n_noise: int = 3, seed: int = 0) -> schema.Event:
-    """Straight tracks from the origin through six layers, and noise; hits in random order."""
+def toy_event(
+    event_id: int, n_tracks: int = 6, n_noise: int = 3, seed: int = 0, lacks: Collection[str] = ()
+) -> schema.Event:
+    """Straight tracks from the origin through six layers, and noise; hits in random order.
+
+    Without the columns `lacks`, as if nobody had measured them (storage/schema.py has what goes together).
+    """
     rng = np.random.default_rng([seed, event_id])
     phi, eta = rng.uniform(-np.pi, np.pi, n_tracks), rng.uniform(-1, 1, n_tracks)
     pt = rng.uniform(1.0, 3.0, n_tracks)
@@ -64,6 +69,7 @@ def toy_event(event_id: int, n_tracks: int = 6, n_noise: int = 3, seed: int = 0)
         table: {
             name: np.asarray(given[table].get(name, np.zeros(rows[table]))).astype(dtype)
             for name, dtype in columns.items()
+            if f"{table}.{name}" not in lacks
         }
         for table, columns in schema.TABLES.items()
     }

@@ -20,10 +20,11 @@ from hpctrack.parallel.env import Env
 from hpctrack.parallel.precision import Precision
 from hpctrack.parallel.strategies import STRATEGIES
 from hpctrack.parallel.watchdog import Watchdog
+from hpctrack.requirements import fields
 from hpctrack.resources.peak_memory import Memory
 from hpctrack.storage.store import Dataset
 from hpctrack.tracking.builders import build_builder
-from hpctrack.training import checkpoint, run_settings
+from hpctrack.training import checkpoint, data_needs, run_settings
 from hpctrack.training.batches import Batches, EventSet
 from hpctrack.training.compiled import compile_model
 from hpctrack.training.optimizers import build_optimizer
@@ -52,6 +53,8 @@ def build(config: RunConfig, env: Env, watchdog: Watchdog | None = None, owner: 
     model = build_model(config.model, config.data.features).to(env.device, precision.weights_dtype)
     if config.train.start_from and not found:
         source = checkpoint.find(Path(config.train.start_from))
+        then, data = fields.trained_field(checkpoint.read_meta(source)), train.dataset
+        say_field(env, lambda: fields.check_field(data, str(config.train.start_from), then, parameters=False))
         anew = checkpoint.begin_from(model, source, config.data.features)
         env.say(f"weights of {source}{f', {len(anew)} tensors more begin anew: {anew[0]} …' if anew else ''}")
     if config.train.compile:
@@ -76,6 +79,12 @@ def build(config: RunConfig, env: Env, watchdog: Watchdog | None = None, owner: 
     return Trainer(config, env, parts, owner)
 
 
+def say_field(env: Env, check: Callable[[], str | None]) -> None:
+    """Say what rank 0 finds of magnetic fields that differ."""
+    if line := run_on_main(check, env):
+        env.say(line)
+
+
 def newest_checkpoint(run: Path) -> Path | None:
     """The checkpoint from which a run goes on, None for a new run; InputError if it needs packages that are missing."""
     found = checkpoint.latest(run / "checkpoints")
@@ -87,15 +96,20 @@ def newest_checkpoint(run: Path) -> Path | None:
 def build_events(
     config: RunConfig, env: Env, alive: Callable[[str], None], dtype: torch.dtype, with_parameters: bool
 ) -> tuple[EventSet, EventSet | None]:
-    """The events of training and of validation; InputError for what is damaged or has nothing to learn.
+    """The events of training and of validation; InputError for what is damaged, lacks something or teaches nothing.
 
     One rank looks whether their files are there, and tells the others. `dtype`: of features; `with_parameters`: whether
     events come with true track parameters; `alive` is told what takes its time.
     """
     data = config.data
 
+    def open_whole(folder: str) -> Dataset:
+        found = Dataset(folder)
+        data_needs.check_run(found, config)
+        return found
+
     def look(folder: str) -> Dataset:
-        source = run_on_main(lambda: Dataset(folder), env)
+        source = run_on_main(lambda: open_whole(folder), env)
         return open_events(data, source, env.local_rank, with_parameters, graph_columns(data.graph))
 
     def see(
@@ -121,6 +135,8 @@ def build_events(
     train, valid = look(data.train), look(data.valid) if data.valid else None
     if not len(train):
         raise InputError(f"key 'data.train': {data.train} has no event; expected at least one")
+    if valid is not None:
+        say_field(env, lambda: fields.check_field(valid, f"a model of {data.train}", train.field_t, with_parameters))
     seen = see(train, data.train, TRAIN, data.augment, data.curriculum)
     return seen, see(valid, data.valid, VALID, AugmentConfig(), []) if valid is not None and data.valid else None
 

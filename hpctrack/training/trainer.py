@@ -23,6 +23,7 @@ from hpctrack.parallel.engine import Engine
 from hpctrack.parallel.env import Env
 from hpctrack.parallel.precision import Precision
 from hpctrack.process.versions import versions
+from hpctrack.requirements import fields
 from hpctrack.resources.calibration import calibrate
 from hpctrack.resources.cost_model import CostModel
 from hpctrack.resources.peak_memory import GIB, Memory
@@ -180,6 +181,8 @@ class Trainer:
         then = run_settings.check_same_run(meta, self.config, path)
         if meta["data"] != self.data.fingerprint:
             raise InputError(f"{path}: was trained on other events than {self.config.data.train}; give that dataset")
+        if fields.trained_field(meta) not in (None, (now := self.data.field_t)):
+            raise InputError(f"{path}: was trained in {meta['field_t']:g} T, but {self.data.folder} is of {now:g} T")
         if then.train.steps != self.options.steps:
             self.tuned, self.pending = {}, self.pending or self.step == self.options.steps
 
@@ -223,6 +226,7 @@ class Trainer:
             "config": self.config.model_dump(mode="json"),
             "neutral": run_settings.neutral(self.config),
             "data": self.data.fingerprint,
+            "field_t": self.data.field_t,
             "packages": run_settings.packages(self.config),
             "tuned": self.tuned,
             "window": self.window.sums,

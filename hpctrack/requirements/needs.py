@@ -12,13 +12,14 @@ from dataclasses import dataclass
 
 from hpctrack.config import SelectionConfig
 from hpctrack.errors import InputError
-from hpctrack.events import perigee, truth
+from hpctrack.events import truth
 from hpctrack.events.features import FEATURES, feature_columns
 from hpctrack.storage.schema import parts_of
 from hpctrack.storage.store import Dataset
 
 TRACKS = ("truth.particle_row",)  # which hits are of one particle: what every loss and every metric needs
 MOMENTA = ("particles.px", "particles.py")
+EDGES = tuple(truth.COLUMNS)  # which edges are true
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,10 @@ class Need:
     columns: Sequence[str]
 
 
-def of_features(names: Sequence[str]) -> list[Need]:
-    """What the model's inputs are made of; InputError for an unknown one."""
+def of_features(names: Sequence[str], of: str) -> list[Need]:
+    """What the inputs `of` a model are made of; InputError for an unknown one."""
     feature_columns(names)
-    return [Need(f"feature '{name}'", FEATURES[name].columns) for name in names]
+    return [Need(f"feature '{name}' of {of}", FEATURES[name].columns) for name in names]
 
 
 def of_selection(selection: SelectionConfig, key: str) -> list[Need]:
@@ -45,13 +46,6 @@ def of_selection(selection: SelectionConfig, key: str) -> list[Need]:
     }
     cut = [Need(f"{key}.pt_min_gev", MOMENTA)] if selection.pt_min_gev > 0 else []
     return [Need(f"{key}.{what}", TRACKS) for what, asked in by_truth.items() if asked] + cut
-
-
-def of_training(selection: SelectionConfig, parameters: bool, graph: bool) -> list[Need]:
-    """What makes the targets of training; `parameters`: their true track parameters, `graph`: true edges, as well."""
-    needs = [Need("training", TRACKS), *of_selection(selection, "data.selection")]
-    needs += [Need("loss.parameters", perigee.COLUMNS)] if parameters else []
-    return needs + ([Need("data.graph, whose edges are true or false,", truth.COLUMNS)] if graph else [])
 
 
 def lacking(data: Dataset, needs: Iterable[Need]) -> list[Need]:
@@ -73,5 +67,5 @@ def check(data: Dataset, needs: Iterable[Need], instead: Callable[[frozenset[str
 def said(unmet: Sequence[Need]) -> str:
     """In words: what is lacking, and the first that needs it."""
     others = f" (and {len(unmet) - 1} more)" if len(unmet) > 1 else ""
-    parts = " and ".join(parts_of({name for need in unmet for name in need.columns}))
-    return f"has no {parts}, which {unmet[0].who}{others} needs"
+    parts = ", ".join(parts_of({name for need in unmet for name in need.columns}))
+    return f"lacks {parts}, which {unmet[0].who}{others} needs"
