@@ -6,6 +6,7 @@ each problem by file, event and column; the exit code is 2 if there is one.
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import sys
 import time
@@ -28,6 +29,11 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     args = parser().parse_args(argv)
     if args.json:
         check_output(args.json)
+    if args.statistics:
+        say_statistics(args)
+        return None
+    if args.beside:
+        raise InputError("--beside is for --statistics; give it too")
     path, kind = args.path, kinds.kind_of(args.path)
     if args.data and kind not in (kinds.CANDIDATES, kinds.UNFINISHED_CANDIDATES):
         raise InputError(f"--data is for candidates, but {path} is a {kind}")
@@ -49,6 +55,23 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     return None
 
 
+def say_statistics(args: argparse.Namespace) -> None:
+    """Print the statistics of one dataset or of several side by side, and write them as JSON where asked."""
+    if args.verify or args.data:
+        raise InputError("--statistics goes without --verify and --data; run them one after the other")
+    paths = [args.path, *args.beside]
+    names = [path.name or str(path) for path in paths]
+    if len(set(names)) < len(names):
+        names = [str(path) for path in paths]
+    if len(set(names)) < len(names):
+        raise InputError("--beside names a dataset twice")
+    statistics = importlib.import_module("hpctrack.inspection.statistics")  # imports the formats
+    found = {name: statistics.statistics(path) for name, path in zip(names, paths, strict=True)}
+    print("\n".join(statistics.statistics_lines(found)))
+    if args.json:
+        write_json_output(args.json, {"datasets": found})
+
+
 def parser() -> arguments.Parser:
     """The verb's options."""
     p = arguments.Parser(prog="hpctrack inspect", description=__doc__.split("\n\n")[0])
@@ -56,6 +79,12 @@ def parser() -> arguments.Parser:
     p.add_argument("--verify", action="store_true", help="read everything and check it; exit code 2 for a problem")
     p.add_argument("--data", type=Path, metavar="DATASET", help="with --verify of candidates: check against it")
     p.add_argument("--jobs", type=arguments.positive, default=1, metavar="J", help="processes of --verify; default 1")
+    p.add_argument(
+        "--statistics", action="store_true", help="of a dataset or TrackML files: which kinds of tracks the events hold"
+    )
+    p.add_argument(
+        "--beside", type=Path, metavar="DATASET", nargs="+", default=[], help="with --statistics: others, side by side"
+    )
     p.add_argument("--json", type=Path, metavar="F", help="also write all of it as JSON")
     return p
 

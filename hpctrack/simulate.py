@@ -13,7 +13,7 @@ from hpctrack.process.ends import verb
 from hpctrack.simulation import SOURCES, source_class
 from hpctrack.simulation.digitization import METHODS
 from hpctrack.simulation.run import run, show_progress
-from hpctrack.simulation.settings import HARD_PROCESSES, PILEUP, Settings, option
+from hpctrack.simulation.settings import HARD_PROCESSES, PILEUP, PRESETS, Settings, option
 
 _HELP: dict[str, dict] = {
     "source": {"help": "acts: Pythia 8 + ACTS Fatras; helix: numpy only"},
@@ -21,7 +21,13 @@ _HELP: dict[str, dict] = {
     "mu": {"help": "acts: mean number of pile-up collisions"},
     "pileup": {"choices": PILEUP, "help": "acts: the number varies from event to event, or is mu, rounded"},
     "hard_process": {"choices": HARD_PROCESSES, "help": "acts: one hard collision more"},
-    "photons": {"action": "store_true", "help": "acts: hand over photons too, which may convert"},
+    "photons": {"action": argparse.BooleanOptionalAction, "help": "acts: hand over photons too, which may convert"},
+    "photon_pt_min_gev": {"metavar": "GEV", "help": "acts: and of these none below"},
+    "decays": {"action": argparse.BooleanOptionalAction, "help": "acts: hadrons decay in flight"},
+    "interactions": {
+        "metavar": "SCALE",
+        "help": "acts: hadronic interactions, for so many times the detector's own material; 0: none",
+    },
     "particles": {"help": "helix: mean number of charged particles"},
     "pt_min_gev": {"metavar": "GEV", "help": "generated particles below are left out"},
     "eta_max": {"help": "and so are those beyond this |eta|"},
@@ -46,6 +52,7 @@ def parser() -> arguments.Parser:
         "--first-event", type=arguments.integer, default=0, metavar="K", help="id of the first [%(default)s]"
     )
     p.add_argument("--jobs", type=arguments.integer, default=1, metavar="J", help="processes [%(default)s]")
+    p.add_argument("--preset", choices=tuple(PRESETS), help="settings for events of this kind; options given go before")
     for field in dataclasses.fields(Settings):
         extra = dict(_HELP[field.name])
         extra["help"] += f" [{field.default}]"
@@ -60,6 +67,8 @@ def parser() -> arguments.Parser:
 def settings_of(args: argparse.Namespace) -> Settings:
     """The checked settings; InputError for a value out of bounds or an option of another source."""
     given = {f.name: getattr(args, f.name) for f in dataclasses.fields(Settings) if getattr(args, f.name) is not None}
+    if args.preset:
+        given = PRESETS[args.preset] | given
     settings = Settings(**given)
     own = set(source_class(settings.source).OPTIONS)
     for other in SOURCES.own:

@@ -23,7 +23,12 @@ _HARD = {
 }
 # The set-up itself draws random numbers, so it always has this seed; each event then has its own.
 _SETUP = ("Print:quiet = on", f"Beams:eCM = {CM_ENERGY_GEV}", "Random:setSeed = on", "Random:seed = 1")
-_MAX_SEED = 900_000_000
+MAX_SEED = 900_000_000
+
+# With matter, what flies a millimetre or more is handed over whole, and decays or collides there.
+_FLYING = ("ParticleDecays:limitTau0 = on", "ParticleDecays:tau0Max = 1.")
+PHOTON = 22
+_VISIBLE = (2112, 130, 310, 3122, 3322)  # neutral hadrons
 
 Generator = Any  # a pythia8mc.Pythia; that package has no types
 COLUMNS = ("vertex", "secondary", "particle", "pdg", "q", "m", "vx", "vy", "vz", "vt", "px", "py", "pz")
@@ -34,11 +39,14 @@ class Collisions:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._hard = _generator(_HARD[settings.hard_process]) if settings.hard_process != "none" else None
-        self._pileup = _generator(_PILEUP) if settings.mu > 0 else None
+        through = settings.through_matter
+        flying = _FLYING if through else ()
+        self._hard = set_up((*_HARD[settings.hard_process], *flying)) if settings.hard_process != "none" else None
+        self._pileup = set_up((*_PILEUP, *flying)) if settings.mu > 0 else None
+        self._wanted = (set(_VISIBLE) if through else set()) | ({PHOTON} if settings.photons else set())
 
     def event(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """One event's charged particles (and photons if they are wanted), as columns COLUMNS; mm, GeV.
+        """One event's charged particles (and neutral ones if they are wanted), as columns COLUMNS; mm, GeV.
 
         Collisions are numbered from 1 (the hard one first) in `vertex`; `secondary` numbers a collision's displaced
         decay vertices from 1, 0 is the collision itself.
@@ -47,7 +55,7 @@ class Collisions:
         n_pileup = rng.poisson(n_pileup) if self._settings.pileup == "poisson" else round(n_pileup)
         sequence = ([self._hard] if self._hard else []) + [self._pileup] * min(n_pileup, MAX_VERTICES)
         for generator in {id(g): g for g in sequence}.values():
-            generator.rndm.init(int(rng.integers(1, _MAX_SEED)))
+            generator.rndm.init(int(rng.integers(1, MAX_SEED)))
         spots = rng.normal(size=(len(sequence), 3)) * BEAM_SPOT_MM
         parts = [self._collision(g, i, spot) for i, (g, spot) in enumerate(zip(sequence, spots, strict=True), start=1)]
         table = np.concatenate(parts) if parts else np.zeros((0, len(COLUMNS)))
@@ -57,13 +65,14 @@ class Collisions:
 
     def _collision(self, generator: object, number: int, spot: np.ndarray) -> np.ndarray:
         """[particles, columns] of one collision."""
-        final = _next(generator, self._settings.photons)
+        final = _next(generator, self._wanted)
         pt = np.hypot(final[:, 7], final[:, 8])
         born = final[:, 3:6] + spot
         inside = (np.hypot(born[:, 0], born[:, 1]) < MAX_RADIUS_MM) & (np.abs(born[:, 2]) < MAX_Z_MM)
         with np.errstate(divide="ignore"):
             eta = np.abs(np.arcsinh(final[:, 9] / pt))
         keep = inside & (pt >= self._settings.pt_min_gev) & (eta <= self._settings.eta_max)
+        keep &= (final[:, 0] != PHOTON) | (pt >= self._settings.photon_pt_min_gev)
         final, born = final[keep], born[keep]
         displaced = np.linalg.norm(final[:, 3:6], axis=1) > PROMPT_MM
         secondary = np.zeros(len(final))
@@ -74,7 +83,8 @@ class Collisions:
         return np.column_stack([*numbers, final[:, :3], born, final[:, 6:]])
 
 
-def _generator(process: tuple[str, ...]) -> Generator:
+def set_up(process: tuple[str, ...]) -> Generator:
+    """A Pythia with these settings, ready and silent; MachineError if it does not know or take one of them."""
     import pythia8mc
 
     generator = pythia8mc.Pythia("", False)
@@ -86,14 +96,14 @@ def _generator(process: tuple[str, ...]) -> Generator:
     return generator
 
 
-def _next(generator: Generator, photons: bool) -> np.ndarray:
+def _next(generator: Generator, neutral: set[int]) -> np.ndarray:
     """[particles, 10]: pdg, q, m, x, y, z, t, px, py, pz of the next collision's final state."""
     for _ in range(100):
         if generator.next():
             rows = [
                 (p.id(), p.charge(), p.m(), p.xProd(), p.yProd(), p.zProd(), p.tProd(), p.px(), p.py(), p.pz())
                 for p in generator.event
-                if p.isFinal() and (p.isCharged() or (photons and p.id() == 22))
+                if p.isFinal() and (p.isCharged() or p.idAbs() in neutral)
             ]
             return np.array(rows, float).reshape(-1, 10)
     raise MachineError("pythia8mc failed to make a collision 100 times in a row")

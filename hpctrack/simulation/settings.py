@@ -18,6 +18,28 @@ MAX_VERTICES = 2000  # 11 bits of particle_id
 MAX_EVENT_ID = 999_999_999  # nine digits in a file's name
 
 
+# Settings that data sets of 0.1.0 do not record, with the values that held then.
+ADDED = {"photon_pt_min_gev": 0.0, "decays": False, "interactions": 0.0}
+# What `--preset` sets: `trackml` makes events of the challenge's kind; docs/explanation/simulation.md says why so.
+PRESETS: dict[str, dict[str, object]] = {
+    "trackml": {
+        "source": "acts",
+        "mu": 170.0,
+        "hard_process": "ttbar",
+        "photons": True,
+        "photon_pt_min_gev": 3.0,
+        "decays": True,
+        "interactions": 1.8,
+        "pt_min_gev": 0.15,
+        "eta_max": 4.0,
+        "field_t": 2.0,
+        "digitization": "geometric",
+        "efficiency": 0.98,
+        "noise": 0.15,
+    }
+}
+
+
 @dataclass(frozen=True)
 class Settings:
     """All that event k of a data set depends on, besides k; units as the names say."""
@@ -28,6 +50,9 @@ class Settings:
     pileup: str = "poisson"  # acts: how their number varies
     hard_process: str = "none"  # acts
     photons: bool = False  # acts: let photons convert
+    photon_pt_min_gev: float = 0.0  # acts: softer photons do not convert
+    decays: bool = False  # acts: decays in flight
+    interactions: float = 0.0  # acts: hadronic ones, for this many times the detector's material; 0: none
     particles: float = 1000.0  # helix: mean number of charged particles
     pt_min_gev: float = 0.15
     eta_max: float = 4.0
@@ -37,9 +62,14 @@ class Settings:
     noise: float = 0.15
     gzip: bool = False
 
+    @property
+    def through_matter(self) -> bool:
+        """Whether hadrons decay or interact on their way."""
+        return self.decays or self.interactions > 0
+
     def check(self) -> Settings:
         """Itself; InputError that names the first option out of bounds."""
-        for name in ("mu", "particles", "pt_min_gev", "eta_max", "field_t", "efficiency", "noise"):
+        for name in ("mu", "particles", "pt_min_gev", "eta_max", "field_t", "efficiency", "noise", *ADDED):
             if not math.isfinite(getattr(self, name)):
                 raise InputError(f"{option(name)} {getattr(self, name)}: must be a finite number")
         bounds = {
@@ -51,6 +81,8 @@ class Settings:
             "field_t": (0.1 <= abs(self.field_t) <= 10, "must be between 0.1 and 10 T (or -10 and -0.1)"),
             "efficiency": (0 < self.efficiency <= 1, "must be above 0 and at most 1"),
             "noise": (0 <= self.noise <= 0.9, "must be between 0 and 0.9 (share of all hits)"),
+            "photon_pt_min_gev": (0 <= self.photon_pt_min_gev <= 100, "must be between 0 and 100 GeV"),
+            "interactions": (0 <= self.interactions <= 10, "must be between 0 and 10 (times the material)"),
             "pileup": (self.pileup in PILEUP, f"must be one of {', '.join(PILEUP)}"),
             "hard_process": (self.hard_process in HARD_PROCESSES, f"must be one of {', '.join(HARD_PROCESSES)}"),
             "digitization": (self.digitization in METHODS, f"must be one of {', '.join(METHODS)}"),
@@ -71,7 +103,7 @@ class Settings:
         return dataclasses.asdict(self)
 
 
-PURPOSES = ("particles", "passage", "digitization", "noise", "order")
+PURPOSES = ("particles", "passage", "digitization", "noise", "order", "matter")
 
 
 def option(name: str) -> str:

@@ -20,6 +20,7 @@ from hpctrack.files import atomic
 from hpctrack.files.atomic import os_errors_with, temporary_name
 from hpctrack.simulation.event import Tables
 from hpctrack.simulation.geometry import Geometry
+from hpctrack.simulation.settings import ADDED
 
 KINDS = ("hits", "cells", "particles", "truth")  # in the order they are written
 RECORD = "simulation.json"
@@ -115,7 +116,7 @@ def claim(folder: Path, settings: Mapping[str, object], versions: Mapping[str, s
         return
     try:
         record = json.loads(path.read_text())
-        there, made_by = dict(record["settings"]), dict(record["versions"])
+        there, made_by = ADDED | dict(record["settings"]), dict(record["versions"])
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"{path}: not a record of hpctrack simulate ({error!r}); choose another folder") from error
     known = {name: record.get(name) for name in FORMAT}
