@@ -100,9 +100,10 @@ def _range(ids: np.ndarray) -> str:
 
 
 def _lacks(dataset: store.Dataset) -> str:
-    """What the events have not."""
-    parts = ", ".join(schema.parts_of(dataset.lacks)) or "nothing"
-    return parts if dataset.says_what_it_lacks else f"{parts} (by its events, since it is of before datasets said so)"
+    """What the events have not, if the index says it."""
+    if not dataset.says_what_it_lacks:
+        return "not said (written before datasets said it); the events are asked where something is needed"
+    return ", ".join(schema.parts_of(dataset.lacks)) or "nothing"
 
 
 def _schema_columns(names: Sequence[str], rows: dict[str, int]) -> dict[str, dict[str, object]]:

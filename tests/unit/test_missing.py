@@ -167,6 +167,18 @@ def test_whoever_reads_an_event_says_its_columns():
         assert {column for need in data_needs.of_run(load_config(name)) for column in need.columns} <= known
 
 
+def test_a_recipe_with_cells_has_a_sibling_without_by_the_features_that_are_named():
+    with_cells = 0
+    for name in named_recipes.names():
+        config = load_config(name)
+        if lacks := CELLS & {column for need in data_needs.of_run(config) for column in need.columns}:
+            with_cells += 1
+            override = data_needs.recipes_without(lacks, config).partition(", or ")[2]
+            sibling = data_needs.of_run(load_config(name, [override]))
+            assert override and not any(lacks & set(need.columns) for need in sibling)
+    assert with_cells
+
+
 def test_a_model_may_need_more_than_its_features(tmp_path, monkeypatch):
     data = Dataset(toy_dataset(tmp_path / "data", sizes=(3,), lacks=CELLS))
     config = toy_config(tmp_path / "run", data.folder)
