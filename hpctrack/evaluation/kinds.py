@@ -14,7 +14,7 @@ from dataclasses import KW_ONLY, dataclass
 import numpy as np
 from scipy.spatial import cKDTree
 
-from hpctrack.storage.schema import GEV_PER_T_MM, Event
+from hpctrack.storage.schema import GEV_PER_T_MM, Event, parts_of
 
 _MOMENTA = ("particles.px", "particles.py", "particles.pz")
 
@@ -94,9 +94,9 @@ def bin_of(values: np.ndarray, first: Sequence[float]) -> np.ndarray:
 
 
 def not_told(columns: Collection[str]) -> dict[str, str]:
-    """Variable -> the columns whose lack hides which kind of it a target is; `columns`: those that the data has."""
+    """Variable -> what hides which kind of it a target is, as people call it; `columns`: those that the data has."""
     lacks = {name: [column for column in kind.needs if column not in columns] for name, kind in KINDS.items()}
-    return {name: ", ".join(without) for name, without in lacks.items() if without}
+    return {name: ", ".join(parts_of(without)) for name, without in lacks.items() if without}
 
 
 def described() -> dict[str, dict[str, str | None]]:

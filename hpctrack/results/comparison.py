@@ -82,9 +82,9 @@ def not_told(one: Named) -> str | None:
     hidden = {variable: why for variable, why in one.results.get("not_told", {}).items() if variable in VARIABLES}
     if not hidden:
         return None
-    columns = ", ".join(dict.fromkeys(column for why in hidden.values() for column in why.split(", ")))
+    parts = ", ".join(dict.fromkeys(part for why in hidden.values() for part in why.split(", ")))
     titles = ", ".join(KINDS[variable].title for variable in hidden)
-    return f"not told by {titles}: the dataset has no {columns}"
+    return f"not told by {titles}: the dataset has no {parts}"
 
 
 def bin_text(row: dict, variable: str) -> str:

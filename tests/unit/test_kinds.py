@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import synthetic_run as make
 
-from hpctrack import evaluate
+from hpctrack import evaluate, report
 from hpctrack.evaluation import kinds
 from hpctrack.evaluation.kinds import KINDS, Crowd
 from hpctrack.evaluation.matching import exclusive_lists, match
@@ -119,9 +119,7 @@ def test_what_an_event_lacks_is_left_out():
     particles = {name: v for name, v in event.tables["particles"].items() if name not in ("vx", "vy", "vz", "pz")}
     event = replace(event, tables={**event.tables, "particles": particles})
     cuts, hidden = Cuts(), kinds.not_told(kinds.columns_of(event))
-    assert (
-        set(hidden) == {"eta", "abs_eta", "vertex_r", "vertex_z"} and hidden["vertex_r"] == "particles.vx, particles.vy"
-    )
+    assert set(hidden) == {"eta", "abs_eta", "vertex_r", "vertex_z"} and hidden["vertex_r"] == "vertices"
     binned = add_up([tally_event(event, make.truth_candidates(event), cuts)], cuts, hidden)["exclusive"]["binned"]
     assert set(binned["efficiency"]) == {"hits", "pt", "distance", "n_tracks"}
     assert set(binned["fake_rate"]) == {"hits", "pt", "eta", "abs_eta", "distance", "n_tracks"}
@@ -166,6 +164,26 @@ def test_on_the_terminal(folder: Path, capsys):
     assert evaluate.main([str(folder / "real"), *options, "--compare", str(folder / "simulated.json")]) == 0
     printed = capsys.readouterr().out
     assert "again: fakes" in printed and "simulated: fakes" in printed and "written" in printed
+
+
+def test_a_dataset_without_vertices_and_momenta(tmp_path: Path, capsys):
+    """Its tables are left out, and one line says so; nothing is counted as created at 0."""
+    gone = {"vx", "vy", "vz", "px", "py", "pz"}
+    events = []
+    for k in range(2):
+        event = displaced(k, 20)
+        left = {name: values for name, values in event.tables["particles"].items() if name not in gone}
+        events.append(replace(event, tables={**event.tables, "particles": left}))
+    dataset = make.write_dataset(tmp_path / "data", events)
+    make.write_candidates(tmp_path / "found", dataset, [make.truth_candidates(event) for event in events])
+    options = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "r.json"), "--pt-min-gev", "0", "--kinds"]
+    assert evaluate.main([str(tmp_path / "found"), *options]) == 0
+    titles = "transverse momentum, |pseudorapidity|, radius of creation, |z| of creation"
+    lines = [line for line in capsys.readouterr().out.splitlines() if "not told" in line]
+    assert lines == [f"note: not told by {titles}: the dataset has no momenta, vertices"]
+    binned = json.loads((tmp_path / "r.json").read_text())["exclusive"]["binned"]
+    assert set(binned["efficiency"]) == {"hits", "distance", "n_tracks"} and "pt" in binned["fake_rate"]
+    assert report.main(["--results", str(tmp_path / "r.json"), "--out", str(tmp_path / "page.html")]) == 0
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,7 @@ def test_kinds_of_track_and_results_beside_each_other(folder: Path, tmp_path: Pa
 
 def test_what_a_dataset_does_not_tell_is_one_line(folder: Path, tmp_path: Path, monkeypatch):
     results = json.loads((folder / "kinds-1.json").read_text())
-    results["not_told"] = {"vertex_r": "particles.vx, particles.vy", "vertex_z": "particles.vz"}
+    results["not_told"] = {"vertex_r": "vertices", "vertex_z": "vertices"}
     for reading in ("candidates", "exclusive"):
         for variables in results[reading]["binned"].values():
             variables.pop("vertex_r", None), variables.pop("vertex_z", None)
@@ -133,9 +133,7 @@ def test_what_a_dataset_does_not_tell_is_one_line(folder: Path, tmp_path: Path, 
     path.write_text(json.dumps(results))
     monkeypatch.setattr(by_kind, "figure", lambda series, variable, title: drawn.append(variable) or "data:,")
     section = by_kind.by_kind(comparison.load([str(path)])[0])
-    said = (
-        "Not told by radius of creation, |z| of creation: the dataset has no particles.vx, particles.vy, particles.vz."
-    )
+    said = "Not told by radius of creation, |z| of creation: the dataset has no vertices."
     assert section.count(said) == 1 and drawn == 3 * ["hits", "pt", "abs_eta", "distance"]
 
 
