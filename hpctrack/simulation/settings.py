@@ -24,7 +24,7 @@ ADDED = {"photon_pt_min_gev": 0.0, "decays": False, "interactions": 0.0}
 PRESETS: dict[str, dict[str, object]] = {
     "trackml": {
         "source": "acts",
-        "mu": 170.0,
+        "mu": 165.0,
         "hard_process": "ttbar",
         "photons": True,
         "photon_pt_min_gev": 3.0,

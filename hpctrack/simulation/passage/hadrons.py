@@ -8,6 +8,7 @@ the cut in pT is left out. Units: mm, GeV, mb.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,6 +33,7 @@ MIN_KINETIC_GEV = 0.05  # slower hadrons stop within the same material
 # Average number of nucleons that a hadron hits in a nucleus, as a function of the cross section on one, in mb:
 # 1 + min(low x sigma, offset + slope x sigma) (A): PythiaCascade's table of 8.316. A nucleus between scales as A^(2/3).
 _HIT = {9: (0.0174, 0.2036, 0.0107), 27: (0.0340, 0.3190, 0.0243)}
+_LEAST_GEV, _FIRST_STEP = 1e-3, -1000
 _BINS_PER_E = 6  # cross sections are looked up in steps of momentum: 18 %
 _COLLISION = (
     "Beams:frameType = 3",
@@ -64,16 +66,16 @@ class Collider:
 
     def sigma_nucleon(self, pdg: np.ndarray, p: np.ndarray) -> np.ndarray:
         """[n] mb: total cross section of hadrons with momenta `p` on a proton and a neutron, averaged."""
-        step = np.rint(np.log(np.maximum(p, 1e-3)) * _BINS_PER_E).astype(np.int64)
-        keys, inverse = np.unique(np.stack([pdg, step]), axis=1, return_inverse=True)
-        values = [self._sigma_of(int(pdg), int(step)) for pdg, step in keys.T]
-        return np.array(values, float)[inverse.ravel()]
+        step = np.rint(np.log(np.maximum(p, _LEAST_GEV)) * _BINS_PER_E).astype(np.int64)
+        keys, inverse = np.unique((pdg << 16) + step - _FIRST_STEP, return_inverse=True)
+        known = [self._sigma_of(key >> 16, (key & 0xFFFF) + _FIRST_STEP) for key in keys.tolist()]
+        return np.array(known, float)[inverse]
 
     def _sigma_of(self, pdg: int, step: int) -> float:
         if (pdg, step) not in self._sigma:
             on = self._on[PROTON]
-            mass, p = on.particleData.m0(pdg), float(np.exp(step / _BINS_PER_E))
-            e_cm = float(np.sqrt(mass**2 + NUCLEON_GEV**2 + 2 * NUCLEON_GEV * np.hypot(mass, p)))
+            mass, p = on.particleData.m0(pdg), math.exp(step / _BINS_PER_E)
+            e_cm = math.sqrt(mass**2 + NUCLEON_GEV**2 + 2 * NUCLEON_GEV * math.hypot(mass, p))
             self._sigma[pdg, step] = sum(on.getSigmaTotal(pdg, target, e_cm) for target in self._on) / 2
         return self._sigma[pdg, step]
 
@@ -110,8 +112,8 @@ class Collider:
 
     def _more(self, row: Row, a: int) -> float:
         """Probability that a hadron which has hit a nucleon hits another one of the same nucleus."""
-        sigma = self.sigma_nucleon(np.array([int(row[0])]), np.array([_momentum(row)]))[0]
-        return float(1 - 1 / mean_hits(sigma, a))
+        step = round(math.log(max(_momentum(row), _LEAST_GEV)) * _BINS_PER_E)
+        return float(1 - 1 / mean_hits(self._sigma_of(int(row[0]), step), a))
 
     def _on_nucleon(self, row: Row, target: int) -> list[Row] | None:
         """Particles of one collision with a nucleon at rest; None if there can be none, or Pauli forbids it."""
@@ -166,7 +168,7 @@ class Decayer:
         pdg, _, m, px, py, pz = row
         event, data = self._decays.event, self._decays.particleData
         event.reset()
-        event.append(int(pdg), 1, 0, 0, px, py, pz, float(np.sqrt(px**2 + py**2 + pz**2 + m**2)), m)
+        event.append(int(pdg), 1, 0, 0, px, py, pz, math.hypot(px, py, pz, m), m)
         data.mayDecay(abs(int(pdg)), True)
         done = self._decays.next()
         data.mayDecay(abs(int(pdg)), False)
@@ -182,8 +184,8 @@ def _final(source: Any) -> Iterator[Row]:
 
 
 def _momentum(row: Row) -> float:
-    return float(np.sqrt(row[3] ** 2 + row[4] ** 2 + row[5] ** 2))
+    return math.hypot(*row[3:6])
 
 
 def _kinetic(row: Row) -> float:
-    return float(np.sqrt(row[3] ** 2 + row[4] ** 2 + row[5] ** 2 + row[2] ** 2)) - row[2]
+    return math.hypot(*row[2:6]) - row[2]
