@@ -55,9 +55,15 @@ def zero_gradients(engine: ZeroEngine) -> list[np.ndarray]:
     return [whole(safe_get_full_grad(p)).numpy().copy() for p in engine.module.parameters()]
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-@pytest.mark.parametrize("clip", [None, 0.1])
-@pytest.mark.parametrize(("loss", "options"), CASES, ids=str)
+CLIPPED = [("ddp", None), ("fsdp", 0.1)]  # for every loss; for one, both strategies with and without
+
+
+@pytest.mark.parametrize(
+    ("loss", "options", "strategy", "clip"),
+    [(*case, *how) for case in CASES for how in CLIPPED]
+    + [("influencer", {}, "ddp", 0.1), ("influencer", {}, "fsdp", None)],
+    ids=str,
+)
 def test_gradient_is_that_of_one_rank(tmp_path, loss, options, clip, strategy):
     toy_dataset(tmp_path / "data", sizes=SIZES, n_noise=2)
     model = MODELS_FOR.get(loss, INFLUENCER) | ({"parameters": True} if "parameters" in options else {})
