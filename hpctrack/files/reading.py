@@ -19,6 +19,7 @@ import numpy as np
 from hpctrack.errors import InputError
 
 ALIGN = 64  # bytes: where arrays begin in a buffer, as processors read them best
+PIECE = 1 << 20  # bytes that are read at a time where a file could be larger than believed
 
 
 def _references(buffers: list[np.ndarray], k: int) -> int:
@@ -90,6 +91,18 @@ def read_ranges(descriptor: int, parts: Sequence[tuple[np.ndarray, int]], path: 
                 os.posix_fadvise(descriptor, start, other.nbytes, os.POSIX_FADV_WILLNEED)
             asked = True
             read_into(descriptor, buffer.reshape(-1).view(np.uint8)[done:], position + done, path)
+
+
+def read_at_most(path: Path, limit: int) -> bytes:
+    """A file's content, in the memory that it needs; ValueError if it has more than `limit` bytes."""
+    parts, left = list[bytes](), limit
+    with open(path, "rb") as file:
+        while part := file.read(min(PIECE, left + 1)):
+            left -= len(part)
+            if left < 0:
+                raise ValueError(f"more than {limit:,} bytes")
+            parts.append(part)
+    return b"".join(parts)
 
 
 def write_all(file: io.FileIO, values: np.ndarray) -> None:

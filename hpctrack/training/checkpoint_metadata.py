@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from hpctrack.errors import InputError
 from hpctrack.files.atomic import without_checksum
+from hpctrack.files.reading import read_at_most
 from hpctrack.process.arguments import WHOLE_MAX, shortened
 
 LATEST = "latest"  # in a folder of checkpoints: the name of the one to go on from
@@ -122,11 +123,7 @@ M = TypeVar("M", bound=Part)
 def read_meta(path: Path) -> dict[str, Any]:
     """The content of a `meta.json`, with what an older one lacks; InputError names what is not a checkpoint's."""
     try:
-        with open(path, "rb") as file:
-            content = file.read(BYTES_MAX + 1)
-        if len(content) > BYTES_MAX:
-            raise ValueError(f"more than {BYTES_MAX:,} bytes")
-        values = json.loads(content, parse_constant=_no_constant)
+        values = json.loads(read_at_most(path, BYTES_MAX), parse_constant=_no_constant)
         if depth(values) > DEPTH_MAX:
             raise ValueError(f"more than {DEPTH_MAX} levels")
     except FileNotFoundError:

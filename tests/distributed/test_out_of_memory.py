@@ -24,9 +24,9 @@ from hpctrack.training.trainer import Trainer
 
 MODEL = {"backbone": {"name": "transformer", "width": 64, "layers": 12, "heads": 2}}
 LOSS = {"repulsion_ui": 0.0, "repulsion_ii": 0.0}
-SIZES = (200, 30, 20, 10)  # one event is much larger: the rank that has it runs out of memory
+SIZES = (150, 30, 20, 10)  # one event is much larger: the rank that has it runs out of memory
 MIB = 2**20
-ENOUGH_MIB = 75  # of the large event: recompute needs 40, plain more than 130
+ENOUGH_MIB = 60  # of the large event: recompute needs 30, plain more than 100
 M_MMAP_THRESHOLD = -3  # of malloc.h
 
 
@@ -104,7 +104,7 @@ def test_a_step_that_fails_in_the_hardest_mode_ends_all_ranks(tmp_path):
     data = toy_dataset(tmp_path / "data", sizes=SIZES)
     config = toy_config(tmp_path / "run", data, model=MODEL, loss=LOSS, memory={"cap_gib": 1.0})
     for text in run_ranks(2, refused, config, 1):
-        assert "rank 0 ran out of memory in event 0 (1203 hits, mode chunks" in text
+        assert "rank 0 ran out of memory in event 0 (903 hits, mode chunks" in text
         assert "tried to allocate" in text and "no harder mode is left" in text
     fixed = toy_config(tmp_path / "run", data, model=MODEL, loss=LOSS)
     [text] = run_ranks(1, plainly_refused, fixed)
@@ -141,7 +141,7 @@ def test_a_run_goes_on_and_says_what_happened(tmp_path):
     data = toy_dataset(tmp_path / "data", sizes=SIZES)
     curves, notes = [], []
     for name, more in (("whole", None), ("short", ENOUGH_MIB)):
-        config = toy_config(tmp_path / name, data, model=MODEL, loss=LOSS, memory={"cap_gib": 1.0}, train={"steps": 3})
+        config = toy_config(tmp_path / name, data, model=MODEL, loss=LOSS, memory={"cap_gib": 1.0}, train={"steps": 2})
         run_ranks(1, whole_run, config, more)
         lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         curves.append([line["loss"] for line in lines if line["kind"] == "train"])
