@@ -105,8 +105,10 @@ class Ckf:
             sequencer.run()
         except RuntimeError as error:
             raise MachineError(f"event {event.event_id}: ACTS failed: {error}") from error
-        lists = [rows[np.unique(measurements)] for measurements in tracks.measurements]
-        found = from_lists(lists, tracks.scores, event.n_hits, event.event_id, SEED_HITS)
+        reader.forget()
+        measurements, scores = tracks.take()
+        lists = [rows[np.unique(of_track)] for of_track in measurements]
+        found = from_lists(lists, scores, event.n_hits, event.event_id, SEED_HITS)
         times = [started, *(clock.time for clock in clocks), time.perf_counter()]
         return found, dict(zip(PARTS, np.diff(times).tolist(), strict=True))
 
@@ -226,7 +228,7 @@ class Ckf:
 
 
 class _Measurements(examples.IReader):
-    """Puts the measurements of one event on ACTS' whiteboard."""
+    """Puts the measurements of one event on ACTS' whiteboard; `forget` them after: ACTS never lets go of an instance."""
 
     def __init__(self, identifiers: list, uv_N2: np.ndarray, variance_N2: np.ndarray) -> None:
         examples.IReader.__init__(self, "measurements", QUIET)
@@ -244,6 +246,9 @@ class _Measurements(examples.IReader):
             self._container.emplaceMeasurement(identifier, (0, 1), uv, variance)
         self._handle(context, examples.MeasurementSubset(self._container, range(len(self._hits[0]))))
         return examples.ProcessCode.SUCCESS
+
+    def forget(self) -> None:
+        del self._hits, self._container
 
 
 class _Clock(examples.IAlgorithm):
@@ -276,3 +281,9 @@ class _Tracks(examples.IAlgorithm):
             self.measurements.append(indices)
             self.scores.append(len(indices) + 1 / (1 + track.chi2 / max(track.nDoF, 1)))
         return examples.ProcessCode.SUCCESS
+
+    def take(self) -> tuple[list[list[int]], list[float]]:
+        """Both lists, which are no longer held here."""
+        found = self.measurements, self.scores
+        self.measurements, self.scores = [], []
+        return found

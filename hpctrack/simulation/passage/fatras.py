@@ -65,7 +65,8 @@ class Fatras:
         quiet = self._detector.quiet
         collector = self._collector("collector", quiet)
         sequencer = examples.Sequencer(events=1, numThreads=1, logLevel=quiet, trackFpes=False)
-        sequencer.addReader(self._reader(particles, quiet))
+        reader = self._reader(particles, quiet)
+        sequencer.addReader(reader)
         sequencer.addAlgorithm(
             examples.FatrasSimulation(
                 level=quiet,
@@ -81,9 +82,8 @@ class Fatras:
         )
         sequencer.addAlgorithm(collector)
         sequencer.run()
-        ids, hits = np.array(collector.hit_ids, np.uint64).reshape(-1, 5), np.array(collector.hits).reshape(-1, 7)
-        codes = np.array(collector.codes, np.int64).reshape(-1, 6)
-        states = np.array(collector.states, float).reshape(-1, 8)
+        ids, hits, codes, states = collector.take()
+        reader.forget()
         return Passage(
             surface=ids[:, 0],
             hit_codes=ids[:, 1:].astype(np.int64),
@@ -100,7 +100,10 @@ class Fatras:
 
 
 def _elements() -> tuple[type, type]:
-    """The reader and the collector; classes of ACTS' framework, so they can be defined only once it is imported."""
+    """The reader and the collector; classes of ACTS' framework, so they can be defined only once it is imported.
+
+    ACTS never lets go of an instance, so what an event filled it with is taken out.
+    """
     import acts
     from acts import examples
 
@@ -128,6 +131,9 @@ def _elements() -> tuple[type, type]:
             self._handle(context, container)
             return examples.ProcessCode.SUCCESS
 
+        def forget(self) -> None:
+            self._columns = {}
+
     class Collector(examples.IAlgorithm):
         def __init__(self, name: str, level: Acts) -> None:
             examples.IAlgorithm.__init__(self, name, level)
@@ -152,6 +158,13 @@ def _elements() -> tuple[type, type]:
                 end = particle.finalState.fourPosition[3]
                 self.states.append((x[0], x[1], x[2], x[3], p[0], p[1], p[2], end))
             return examples.ProcessCode.SUCCESS
+
+        def take(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+            ids, hits = np.array(self.hit_ids, np.uint64).reshape(-1, 5), np.array(self.hits).reshape(-1, 7)
+            codes, states = np.array(self.codes, np.int64).reshape(-1, 6), np.array(self.states).reshape(-1, 8)
+            for filled in (self.hit_ids, self.hits, self.codes, self.states):
+                filled.clear()
+            return ids, hits, codes, states
 
     return Reader, Collector
 
