@@ -228,7 +228,10 @@ class Ckf:
 
 
 class _Measurements(examples.IReader):
-    """Puts the measurements of one event on ACTS' whiteboard; `forget` them after: ACTS never lets go of an instance."""
+    """Puts the measurements of one event on ACTS' whiteboard.
+
+    ACTS never lets go of an instance: `forget` them after.
+    """
 
     def __init__(self, identifiers: list, uv_N2: np.ndarray, variance_N2: np.ndarray) -> None:
         examples.IReader.__init__(self, "measurements", QUIET)
