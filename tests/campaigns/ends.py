@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import ctypes
 import functools
+import gc
 import importlib
 import io
 import multiprocessing
@@ -158,6 +159,7 @@ class Process:
 
     def limit_files(self) -> None:
         """`ulimit -n 60`, in a process that has no more files open than a new one."""
+        gc.collect()  # what would close its file later, would close another's of the same number
         for number in map(int, os.listdir("/proc/self/fd")):
             if number not in (0, 1, 2, self.stdout):
                 with contextlib.suppress(OSError):  # that of the listing
