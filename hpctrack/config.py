@@ -141,6 +141,22 @@ class AugmentConfig(Section):
         return inside + (1 - inside) * self.outside
 
 
+class EmphasisConfig(Section):
+    """Targets that count more in a loss's means over tracks: as much as 1 and what each kind that they are of adds."""
+
+    short: float = Field(0.0, ge=0, description="added for targets with few hits")
+    short_max_hits: Hits = Field(6, ge=1, description="most hits of a short target")
+    displaced: float = Field(0.0, ge=0, description="added for targets created far from the beam")
+    displaced_min_mm: float = Field(30.0, ge=0, description="least radius of creation of a displaced target")
+    hard: float = Field(0.0, ge=0, description="added for targets of large transverse momentum")
+    hard_min_gev: float = Field(5.0, ge=0, description="least transverse momentum of a hard target")
+
+    @property
+    def wanted(self) -> bool:
+        """Whether any target counts more than another."""
+        return max(self.short, self.displaced, self.hard) > 0
+
+
 class DataConfig(Section):
     """Datasets (folders made by `hpctrack convert`) and what is read from them."""
 
@@ -150,6 +166,7 @@ class DataConfig(Section):
     valid: str | None = free_field(None, description="the dataset that validation and tuning read; null: none")
     selection: SelectionConfig = SelectionConfig()
     curriculum: list[CurriculumStage] = Field([], description="training on fewer tracks first; then as selection says")
+    emphasis: EmphasisConfig = EmphasisConfig()
     features: list[str] = Field(["x", "y", "z"], min_length=1, description="what the model sees of each hit, by name")
     graph: Named | None = Field(None, description="edges between an event's hits; null: none")
     augment: AugmentConfig = AugmentConfig()

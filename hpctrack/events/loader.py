@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch_geometric.data import Data
 
-from hpctrack.config import AugmentConfig, CurriculumStage, DataConfig, SelectionConfig
+from hpctrack.config import AugmentConfig, CurriculumStage, DataConfig, EmphasisConfig, SelectionConfig
+from hpctrack.events import emphasis as emphasising
 from hpctrack.events import perigee, truth
 from hpctrack.events import selection as selecting
 from hpctrack.events.features import compute_features, feature_columns
@@ -34,17 +35,23 @@ def open_events(
         dataset = source.at(stage(source.folder, config.stage_to, local_rank, source))
     dataset.verify = config.verify
     if config.in_memory:
-        dataset.keep_in_memory(columns_of(dataset, config.features, parameters, graph))
+        more = of_targets(parameters, config.emphasis)
+        dataset.keep_in_memory(columns_of(dataset, config.features, more, graph))
     return dataset
 
 
-def columns_read(features: list[str], parameters: bool = False, graph: list[str] | None = None) -> list[str]:
-    """The columns of an event that features and selection need and, if wanted, track parameters and a `graph`.
+def of_targets(parameters: bool, emphasis: EmphasisConfig | None) -> list[str]:
+    """The columns that say more of targets: their track parameters, and how much they count."""
+    return perigee.COLUMNS * parameters + emphasising.COLUMNS * (emphasis is not None and emphasis.wanted)
+
+
+def columns_read(features: list[str], targets: Sequence[str] = (), graph: list[str] | None = None) -> list[str]:
+    """The columns of an event that features and selection need, those wanted of targets, and those of a `graph`.
 
     `graph`: the columns that this kind of graph needs; its truth needs some besides.
     """
     of_graph = graph + truth.COLUMNS if graph else []
-    return list(dict.fromkeys(feature_columns(features) + selecting.COLUMNS + perigee.COLUMNS * parameters + of_graph))
+    return list(dict.fromkeys([*feature_columns(features), *selecting.COLUMNS, *targets, *of_graph]))
 
 
 class EventGraph(Protocol):
@@ -57,11 +64,15 @@ class EventGraph(Protocol):
 
 
 def columns_of(
-    data: Dataset, features: list[str], parameters: bool = False, graph: list[str] | None = None, labels: bool = True
+    data: Dataset,
+    features: list[str],
+    targets: Sequence[str] = (),
+    graph: list[str] | None = None,
+    labels: bool = True,
 ) -> list[str]:
     """The same of a dataset, without what it lacks and nothing is computed with; no `labels`: edges without truth."""
-    needed = feature_columns(features) + perigee.COLUMNS * parameters + (graph or []) + truth.COLUMNS * labels
-    found = columns_read(features, parameters, graph)
+    needed = feature_columns(features) + [*targets] + (graph or []) + truth.COLUMNS * labels
+    found = columns_read(features, targets, graph)
     chosen = selecting.readable(data, selecting.COLUMNS)
     return list(dict.fromkeys([name for name in found if name in data.columns or name in needed] + chosen))
 
@@ -70,8 +81,9 @@ class EventLoader:
     """`loader(row, epoch)` -> PyG Data of one event.
 
     Data: `x` [N, F] features; `track` [N] target number 0..n_tracks-1, or -1; `n_tracks` [1]; `hit_row` [N] rows in the
-    event; `event_id` [1]; if wanted, `parameters` [n_tracks, 5] at the perigee (events/perigee.py). With a graph:
-    `edge_index` [2, M] and, with `labels`, `edge_truth` [M], whether an edge is in the graph truth (events/truth.py).
+    event; `event_id` [1]; if wanted, `parameters` [n_tracks, 5] at the perigee (events/perigee.py) and `track_weight`
+    [n_tracks] (events/emphasis.py). With a graph: `edge_index` [2, M] and, with `labels`, `edge_truth` [M], whether an
+    edge is in the graph truth (events/truth.py).
     """
 
     def __init__(
@@ -85,6 +97,7 @@ class EventLoader:
         dtype: torch.dtype = torch.float32,
         curriculum: Sequence[CurriculumStage] = (),
         parameters: bool = False,
+        emphasis: EmphasisConfig | None = None,
         graph: EventGraph | None = None,
         labels: bool = True,
     ) -> None:
@@ -97,9 +110,11 @@ class EventLoader:
         self.feature_columns = feature_columns(features)
         check_symmetries(features, selection, augmentation)
         self.parameters = parameters
+        self.emphasis = emphasis if emphasis is not None and emphasis.wanted else None
         self.graph = graph
         self.labels = labels
-        self.columns = columns_of(dataset, features, parameters, list(graph.COLUMNS) if graph else None, labels)
+        targets = of_targets(parameters, emphasis)
+        self.columns = columns_of(dataset, features, targets, list(graph.COLUMNS) if graph else None, labels)
 
     def __call__(self, row: int, epoch: int) -> Data:
         event = self.dataset.read(row, self.columns)
@@ -113,6 +128,8 @@ class EventLoader:
         data = to_data(event, compute_features(columns, self.features), chosen, self.dtype)
         if self.parameters:
             data.parameters = torch.from_numpy(perigee.perigee(columns, event.field_t)).to(self.dtype)
+        if self.emphasis:
+            data.track_weight = torch.from_numpy(emphasising.track_weights(event, chosen, self.emphasis)).to(self.dtype)
         if self.graph:
             edge_2M = self.graph(event, chosen.rows)
             data.edge_index = torch.from_numpy(edge_2M)

@@ -131,7 +131,10 @@ def needed(outputs: dict[str, Tensor], name: str, source: str) -> Tensor:
 
 
 class Tracks:
-    """`hits` [M]: rows of the hits on tracks; `track` [M]: their tracks; `size` [T]: hits; `event` [T]: its event."""
+    """`hits` [M]: rows of the hits on tracks; `track` [M]: their tracks; `size` [T]: hits; `event` [T]: its event.
+
+    `weight` [T]: how much each counts in means (`data.emphasis`); None: all the same.
+    """
 
     def __init__(self, batch: Batch) -> None:
         self.n_tracks = batch.n_tracks
@@ -140,6 +143,7 @@ class Tracks:
         self.track = (batch.track + first_track[batch.batch])[self.hits]
         self.event = torch.repeat_interleave(torch.arange(len(self.n_tracks), device=self.track.device), self.n_tracks)
         self.size = torch.bincount(self.track, minlength=len(self.event))
+        self.weight: Tensor | None = batch.track_weight if "track_weight" in batch else None
 
     def mean(self, values: Tensor) -> Tensor:
         """Mean of values [M, …] over each track, [T, …], added up in fp64."""
@@ -147,12 +151,21 @@ class Tracks:
 
     def per_track(self, values_T: Tensor) -> Tensor:
         """Values of tracks, averaged over each event's tracks and summed over events."""
-        return (values_T / self.n_tracks[self.event]).sum()
+        if self.weight is None:
+            return (values_T / self.n_tracks[self.event]).sum()
+        return self._weighted(values_T, self.weight, self.event)
 
     def per_hit(self, values_M: Tensor) -> Tensor:
         """Values of hits on tracks, averaged over each event's such hits and summed over events."""
         event = self.event[self.track]
+        if self.weight is not None:
+            return self._weighted(values_M, self.weight[self.track], event)
         return (values_M / torch.bincount(event, minlength=len(self.n_tracks))[event]).sum()
+
+    def _weighted(self, values: Tensor, weight: Tensor, event: Tensor) -> Tensor:
+        """Means of values over each event with these weights, summed over events."""
+        total = weight.new_zeros(len(self.n_tracks), dtype=torch.float64).index_add(0, event, weight.double())
+        return (values * (weight.double() / total[event]).to(values.dtype)).sum()
 
 
 def parameter_groups(track_N: Tensor) -> Tensor:

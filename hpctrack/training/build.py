@@ -125,6 +125,7 @@ def build_events(
             dtype=dtype,
             curriculum=curriculum,
             parameters=with_parameters,
+            emphasis=data.emphasis,
             graph=graph,
         )
         folders = [Path(folder), Path(config.run)]

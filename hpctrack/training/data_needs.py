@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 
 from hpctrack import named_recipes
 from hpctrack.config import Named, RunConfig, lookup, parse
+from hpctrack.events import emphasis
 from hpctrack.events.features import FEATURES
 from hpctrack.graphs import graph_columns
 from hpctrack.losses import build_loss
@@ -38,9 +39,10 @@ def of_run(config: RunConfig) -> list[Need]:
     """What training needs."""
     data, loss = config.data, build_loss(config.loss)
     terms = [Need(f"loss.{term}", columns) for term, columns in loss.columns.items()]
+    kinds = [Need("data.emphasis", emphasis.COLUMNS)] if data.emphasis.wanted else []
     labels = [Need("data.graph, whose edges are true or false,", EDGES)] if data.graph else []
     selection = of_selection(data.selection, "data.selection")
-    return [*of_model(config.model, data.features, data.graph), *terms, *labels, *selection]
+    return [*of_model(config.model, data.features, data.graph), *terms, *kinds, *labels, *selection]
 
 
 def check_run(data: Dataset, config: RunConfig) -> None:

@@ -69,7 +69,8 @@ def test_gradient_is_that_of_one_rank(tmp_path, loss, options, clip, strategy):
     model = MODELS_FOR.get(loss, INFLUENCER) | ({"parameters": True} if "parameters" in options else {})
 
     def config(name: str):
-        sections = {"optim": {"clip_norm": clip}, "reading": {"graph": GRAPHS_FOR.get(loss)}}
+        emphasis = {"short": 2.0, "displaced": 1.0, "displaced_min_mm": 1.0} if "compactness" in options else {}
+        sections = {"optim": {"clip_norm": clip}, "reading": {"graph": GRAPHS_FOR.get(loss), "emphasis": emphasis}}
         return planned(name, tmp_path, model, {"name": loss, **options}, **sections)
 
     check_gradients(config, strategy, (1, 2, 4), list(PLANS))
