@@ -6,13 +6,11 @@ entry of their table; the other keys of these sections are its own options, chec
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from datetime import date
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_origin
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from annotated_types import Le, Lt
@@ -28,17 +26,11 @@ from pydantic import (
     model_validator,
 )
 
+from hpctrack.config_complaints import complaint
 from hpctrack.errors import InputError
 from hpctrack.named_recipes import find
-from hpctrack.process.arguments import REAL_MAX, SECONDS_MAX, SEED_END, THREADS_MAX, WHOLE_MAX, Unit, shortened
+from hpctrack.process.arguments import REAL_MAX, SECONDS_MAX, SEED_END, THREADS_MAX, WHOLE_MAX, Unit
 from hpctrack.recipes import apply_overrides, named, origin, parse_yaml, read_recipe
-
-READ_AS: dict[type | tuple[type, ...], str] = {  # what YAML makes of text without quotes
-    bool: "true or false",
-    (int, float): "a number",
-    date: "a date",
-    type(None): "nothing",
-}
 
 
 def free_field(*args: Any, **kwargs: Any) -> Any:
@@ -411,24 +403,6 @@ def parse(cls: type[S], values: Mapping[str, Any], where: str, prefix: str = "",
         raise InputError(f"{named(override) if override else where}: {what}{more}") from None
 
 
-def complaint(cls: type[BaseModel], error: Mapping[str, Any], key: str, override: str | None) -> str:
-    """One of pydantic's complaints in a line that names the key, and for a wrong value says what it is."""
-    kind, value = error["type"], error["input"]
-    if kind == "extra_forbidden":
-        return f"unknown key '{key}'{_hint(cls, error['loc'], key)}"
-    if kind == "missing":
-        return f"key '{key}' is missing"
-    message = error["msg"].removeprefix("Value error, ")
-    if kind == "value_error" and isinstance(value, (dict, BaseModel)):  # keys that do not fit each other
-        return f"section '{key}': {message}" if key else message
-    if kind == "string_type" and isinstance(value, tuple(READ_AS)):
-        what = next(what for read, what in READ_AS.items() if isinstance(value, read))
-        name, _, text = (override or "").partition("=")
-        how = f"""quote it: {key}='"{text}"'""" if name == key else "put it in quotes"
-        return f"key '{key}': {shortened(text if name == key else str(value))} is read as {what}, text is meant; {how}"
-    return f"key '{key}': {message[0].lower()}{message[1:]}, got {shortened(repr(value))}"
-
-
 def lookup(table: Mapping[str, T], name: str, section: str) -> T:
     """`table[name]`, or an InputError that lists what there is."""
     if name not in table:
@@ -439,29 +413,3 @@ def lookup(table: Mapping[str, T], name: str, section: str) -> T:
 def dump_yaml(config: BaseModel) -> str:
     """The configuration with every default filled in, as YAML that `load_config` reads back."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-
-
-def _hint(cls: type[BaseModel], location: tuple[Any, ...], key: str) -> str:
-    """The nearest key of the section at `location`, else one of that name in another section, else all it has."""
-    section: Any = cls
-    for part in location[:-1]:
-        field = section.model_fields.get(part)
-        section = field.annotation if field else None
-        if get_origin(section) or not (isinstance(section, type) and issubclass(section, BaseModel)):
-            return ""
-    near = difflib.get_close_matches(str(location[-1]), section.model_fields, n=1)
-    parent, dot, last = key.rpartition(".")
-    found = [f"{parent}{dot}{name}" for name in near]
-    found += [
-        f"{key.removesuffix('.'.join(map(str, location)))}{name}" for name in _keys(cls) if name.endswith(f".{last}")
-    ]
-    return f"; did you mean '{found[0]}'?" if found else f"; known: {', '.join(section.model_fields)}"
-
-
-def _keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Dotted names of all keys that are no sections."""
-    for name, field in section.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _keys(field.annotation, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"

@@ -20,6 +20,7 @@ ORDER = [  # each may import what stands before it
         "numerics",
         "recipes",
         "named_recipes",
+        "config_complaints",
         "config",
         "files",
         "storage",
