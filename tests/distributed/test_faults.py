@@ -330,12 +330,11 @@ with distributed(ParallelConfig(), 1):
 
 def test_ranks_end_with_their_own_exit_code(tmp_path):
     """Threads of gloo that meet the end of the interpreter abort their rank."""
-    for turn in range(2):
-        place = {"WORLD_SIZE": "4", "HPCTRACK_INIT_METHOD": f"file://{tmp_path}/{turn}"}
-        ranks = [
-            subprocess.Popen(
-                [sys.executable, "-c", END], env=os.environ | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            )
-            for rank in range(4)
-        ]
-        assert [rank.wait(120) for rank in ranks] == [7] * 4
+    place = {"WORLD_SIZE": "4", "HPCTRACK_INIT_METHOD": f"file://{tmp_path}/meeting"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", END], env=os.environ | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        )
+        for rank in range(4)
+    ]
+    assert [rank.wait(120) for rank in ranks] == [7] * 4

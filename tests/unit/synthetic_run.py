@@ -153,3 +153,13 @@ def write_run(folder: Path, steps: int = 400, seed: int = 0) -> Path:
                 row = {"kind": "valid", "step": step, "epoch": step // 50, "loss": sum(terms.values()), **terms}
                 file.write(json.dumps(row) + "\n")
     return folder
+
+
+def with_few_tables(path: Path, kinds: tuple[str, ...] = ("pt", "n_tracks")) -> None:
+    """Keep two metrics' tables by these kinds in results: all have one shape, and a page draws every one."""
+    results = json.loads(path.read_text())
+    for reading in ("candidates", "exclusive"):
+        binned = results[reading]["binned"]
+        kept = {metric: {kind: binned[metric][kind] for kind in kinds} for metric in ("efficiency", "fake_rate")}
+        results[reading]["binned"] = kept
+    path.write_text(json.dumps(results))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from helpers import make_trackml
+from synthetic_run import with_few_tables
 
 from hpctrack import bench, convert, evaluate, export, infer, inspect, report, simulate
 from hpctrack.formats.trackml import write_submission
@@ -29,6 +30,7 @@ def made(tmp_path_factory):
     words = ["--method", "dbscan", "--data", str(folder / "data"), "--out", str(folder / "c")]
     assert infer.main(words) == 0
     assert evaluate.main([str(folder / "c"), "--data", str(folder / "data"), "--out", str(folder / "r.json")]) == 0
+    with_few_tables(folder / "r.json")
     return folder
 
 
