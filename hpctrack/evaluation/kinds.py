@@ -32,6 +32,11 @@ class Kind:
     needs: tuple[str, ...] = ()  # columns of the event without which a target's is not known
     cut: str | None = None  # of Cuts: targets have no less, so their bins begin there
 
+    @property
+    def label(self) -> str:
+        """Title and unit, as an axis has them."""
+        return f"{self.title} ({self.unit})" if self.unit else self.title
+
 
 _ETA = {"of_target": "true, at its creation", "of_candidate": "of the mean of its hits, seen from the origin"}
 KINDS: dict[str, Kind] = {

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from hpctrack.errors import InputError
+from hpctrack.evaluation.kinds import particle_kinematics
 from hpctrack.evaluation.metrics import fraction
 from hpctrack.formats.known_formats import TrackmlFormat
 from hpctrack.storage import store
@@ -124,16 +125,14 @@ class _Particles:
 
     @classmethod
     def of(cls, event: Event) -> _Particles:
-        p = {name: values.astype(np.float64) for name, values in event.tables["particles"].items() if name != "nhits"}
-        n, row = len(p["vx"]), event.column("truth.particle_row").astype(np.int64)
+        vx, vy, vz = (event.column(f"particles.{name}").astype(np.float64) for name in ("vx", "vy", "vz"))
+        n, row = len(vx), event.column("truth.particle_row").astype(np.int64)
         layer = event.column("hits.volume_id").astype(np.int64) * 256 + event.column("hits.layer_id")
         signal = row >= 0
         passed = np.unique(row[signal] * 65536 + layer[signal]) // 65536
-        pt = np.hypot(p["px"], p["py"])
-        with np.errstate(divide="ignore", invalid="ignore"):
-            eta = np.where((pt == 0) & (p["pz"] == 0), np.inf, np.arcsinh(p["pz"] / pt))
+        pt, eta = particle_kinematics(event)
         n_hits, n_layers = (np.bincount(rows, minlength=n) for rows in (row[signal], passed))
-        return cls(n_hits, n_layers, pt, eta, np.hypot(p["vx"], p["vy"]), p["vz"])
+        return cls(n_hits, n_layers, pt, eta, np.hypot(vx, vy), vz)
 
 
 def statistics(path: Path) -> dict[str, Any]:

@@ -63,20 +63,21 @@ class Watchdog:
             f"hpctrack [rank {self.rank}]: error: {self.at} has not finished within {self.key}={self.timeout_s:g} s: "
             "a rank hangs, or that is too short; the stacks of this rank:\n"
         )
-        os.write(STDERR, line.encode() + stacks())
+        say_stacks(line)
         time.sleep(OTHERS_S)
         os._exit(EXIT_MACHINE)
 
 
-def stacks() -> bytes:
-    """The stacks of all threads, to be written in one go: ranks that end together would mix their lines.
+def say_stacks(line: str) -> None:
+    """Write a line and the stacks of all threads in one go: ranks that end together would mix theirs.
 
-    Where there is no file number left for that, they are written at once, and nothing is returned.
+    Where there is no file number left for that, they are written piece by piece.
     """
     try:
         kept = os.memfd_create("stacks")
     except OSError:
-        faulthandler.dump_traceback(STDERR, all_threads=True)
-        return b""
+        kept = STDERR
+    os.write(kept, line.encode())
     faulthandler.dump_traceback(kept, all_threads=True)
-    return os.pread(kept, os.fstat(kept).st_size, 0)
+    if kept != STDERR:
+        os.write(STDERR, os.pread(kept, os.fstat(kept).st_size, 0))

@@ -98,7 +98,6 @@ def figure(series: Sequence[Series], variable: str, title: str) -> str:
     if sum(map(len, labels)) > 30:
         axes.tick_params(axis="x", labelrotation=40)
     axes.set_xlim(-0.5, max(len(lines), 1) - 0.5)
-    kind = KINDS[variable]
-    axes.set_xlabel(f"{kind.title} ({kind.unit})" if kind.unit else kind.title)
+    axes.set_xlabel(KINDS[variable].label)
     axes.set_title(title)
     return svg(canvas)

@@ -146,9 +146,8 @@ def _in_bins(variable: str, columns: Sequence[tuple[str, Named, str]]) -> Table:
                 for (metric, one, _), row in zip(columns, line, strict=True)
             ]
             rows.append([bin_text(filled[0], variable), *cells])
-    kind = KINDS[variable]
-    title = kind.title[0].upper() + kind.title[1:] + (f" ({kind.unit})" if kind.unit else "")
-    return Table(title, ["", *(head for _, _, head in columns)], rows)
+    label = KINDS[variable].label
+    return Table(label[0].upper() + label[1:], ["", *(head for _, _, head in columns)], rows)
 
 
 def share(one: Named, row: dict) -> str:

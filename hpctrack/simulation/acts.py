@@ -13,7 +13,7 @@ import numpy as np
 
 from hpctrack.errors import MachineError
 from hpctrack.simulation.acts_detector import ActsDetector, import_acts
-from hpctrack.simulation.event import Crossings, particle_ids
+from hpctrack.simulation.event import Crossings, check_numbers, particle_ids
 from hpctrack.simulation.geometry import Geometry
 from hpctrack.simulation.passage.fatras import Fatras
 from hpctrack.simulation.passage.matter import Matter
@@ -51,11 +51,9 @@ class ActsSource:
         found = self._fatras.run(primaries, seed)
         module = self._detector.modules(found.surface)
         crossings = Crossings(module, particle_ids(*found.hit_codes.T), found.position, found.momentum)
-        particles = {"particle_type": found.pdg, "q": found.q}
-        particles |= dict(zip(("vx", "vy", "vz"), found.begin.T, strict=False))
-        particles |= dict(zip(("px", "py", "pz"), found.begin_momentum.T, strict=True))
-        particles["particle_id"] = particle_ids(*found.codes.T)
-        if len(np.unique(particles["particle_id"])) < len(found.codes) or found.codes[:, 2:].max(initial=0) >= 4096:
-            raise RuntimeError("secondaries are too many to number in 12 + 12 bits of particle_id")
+        check_numbers(*found.codes[:, 2:].T)
+        particles = found.particles() | {"particle_id": particle_ids(*found.codes.T)}
+        if len(np.unique(particles["particle_id"])) < len(found.codes):
+            raise RuntimeError("two particles have one particle_id")
         charged = particles["q"] != 0
         return {name: column[charged] for name, column in particles.items()}, crossings

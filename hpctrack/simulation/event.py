@@ -30,6 +30,12 @@ def particle_ids(
     return (v << np.int64(52)) + (p << np.int64(36)) + (g << np.int64(24)) + (s << np.int64(12))
 
 
+def check_numbers(generation: np.ndarray, secondary: np.ndarray) -> None:
+    """RuntimeError if there are more than the bits of particle_id can tell apart."""
+    if max(generation.max(initial=0), secondary.max(initial=0)) >= 1 << 12:
+        raise RuntimeError("secondaries are too many to number in 12 + 12 bits of particle_id")
+
+
 @dataclass(frozen=True)
 class Crossings:
     """True passages of charged particles through modules."""

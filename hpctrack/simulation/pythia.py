@@ -26,7 +26,7 @@ _SETUP = ("Print:quiet = on", f"Beams:eCM = {CM_ENERGY_GEV}", "Random:setSeed = 
 MAX_SEED = 900_000_000
 
 # With matter, what flies a millimetre or more is handed over whole, and decays or collides there.
-_FLYING = ("ParticleDecays:limitTau0 = on", "ParticleDecays:tau0Max = 1.")
+FLYING = ("ParticleDecays:limitTau0 = on", "ParticleDecays:tau0Max = 1.")
 PHOTON = 22
 _VISIBLE = (2112, 130, 310, 3122, 3322)  # neutral hadrons
 
@@ -40,7 +40,7 @@ class Collisions:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         through = settings.through_matter
-        flying = _FLYING if through else ()
+        flying = FLYING if through else ()
         self._hard = set_up((*_HARD[settings.hard_process], *flying)) if settings.hard_process != "none" else None
         self._pileup = set_up((*_PILEUP, *flying)) if settings.mu > 0 else None
         self._wanted = (set(_VISIBLE) if through else set()) | ({PHOTON} if settings.photons else set())

@@ -32,6 +32,12 @@ class Passage:
     begin_momentum: np.ndarray  # [P, 3] GeV
     end_time: np.ndarray  # [P] mm, when Fatras stopped following
 
+    def particles(self) -> dict[str, np.ndarray]:
+        """TrackML's columns of the particles, without ids and hits."""
+        columns = {"particle_type": self.pdg, "q": self.q}
+        columns |= dict(zip(("vx", "vy", "vz"), self.begin.T, strict=False))
+        return columns | dict(zip(("px", "py", "pz"), self.begin_momentum.T, strict=True))
+
 
 class Fatras:
     """Flies particles through the detector; made once a process. RuntimeError if ACTS fails."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from hpctrack.simulation.pythia import MAX_SEED, set_up
+from hpctrack.simulation.pythia import FLYING, MAX_SEED, set_up
 
 Row = tuple[float, ...]  # pdg, q, m, px, py, pz of a particle
 
@@ -43,8 +43,7 @@ _COLLISION = (
     "SoftQCD:elastic = on",  # never picked below eMinPert; without it the beams cannot be exchanged
     "Beams:eMinPert = 200.",  # all energies that occur: strings alone, which take no setting up
     "PartonLevel:MPI = off",
-    "ParticleDecays:limitTau0 = on",
-    "ParticleDecays:tau0Max = 1.",
+    *FLYING,
     "Check:epTolErr = 0.01",
 )
 _DECAY = ("ProcessLevel:all = off", *(f"{pdg}:mayDecay = off" for pdg in LONG_LIVED))

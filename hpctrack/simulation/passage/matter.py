@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hpctrack.simulation.acts_detector import CYLINDER, DISC, PLANE, ActsDetector, Material
-from hpctrack.simulation.event import Crossings, particle_ids
+from hpctrack.simulation.event import Crossings, check_numbers, particle_ids
 from hpctrack.simulation.passage.fatras import Fatras, Passage
 from hpctrack.simulation.passage.hadrons import (
     COLLIDE,
@@ -29,7 +29,6 @@ from hpctrack.simulation.settings import Settings
 from hpctrack.storage.schema import GEV_PER_T_MM
 
 MAX_PASSES = 100  # energy runs out long before
-MAX_ID = 4096  # 12 bits each for generation and secondary in particle_id
 BEAM_PIPE_VOLUME = 5  # of ACTS; it has no cables, so its material is not scaled up
 _REFERENCE_GEV = 200.0  # interaction lengths are tabulated for neutrons of this energy
 _MIN_COS = 0.01  # bounds the path through a surface that is only grazed
@@ -271,10 +270,7 @@ def _made(batch: _Batch, found: Passage) -> _Made:
     """Codes and families (the generation counted from the collision) of Fatras' particles, and TrackML's columns."""
     family = batch.family[found.codes[:, 1] - 1].copy()
     family[:, 2] += found.codes[:, 2]
-    columns = {"particle_type": found.pdg, "q": found.q}
-    columns |= dict(zip(("vx", "vy", "vz"), found.begin.T, strict=False))
-    columns |= dict(zip(("px", "py", "pz"), found.begin_momentum.T, strict=True))
-    return found.codes, family, columns
+    return found.codes, family, found.particles()
 
 
 def _numbered(
@@ -291,8 +287,7 @@ def _numbered(
     family = np.concatenate([family for _, family, _ in made])
     columns = {name: np.concatenate([c[name] for _, _, c in made]) for name in made[0][2]}
     secondary = _count_through(family) * (family[:, 2] > 0)
-    if max(secondary.max(initial=0), family[:, 2].max(initial=0)) >= MAX_ID:
-        raise RuntimeError("secondaries are too many to number in 12 + 12 bits of particle_id")
+    check_numbers(family[:, 2], secondary)
     columns["particle_id"] = particle_ids(family[:, 0], family[:, 1], family[:, 2], secondary)
     first = np.cumsum([0, *sizes])
     parts = []
