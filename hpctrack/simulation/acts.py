@@ -24,7 +24,7 @@ from hpctrack.simulation.settings import Settings
 class ActsSource:
     """Keeps the detector, the generators and ACTS' map of surfaces for the life of a process."""
 
-    OPTIONS: ClassVar = ("mu", "pileup", "hard_process", "photons", "decays", "interactions")
+    OPTIONS: ClassVar = ("mu", "pileup", "hard_process", "photons", "photon_pt_min_gev", "decays", "interactions")
     PACKAGES: ClassVar = ("pyacts", "pythia8mc")
 
     def __init__(self, settings: Settings, geometry: Geometry) -> None:
