@@ -96,6 +96,7 @@ class SelectionConfig(Section):
 
     pt_min_gev: float = Field(0.0, ge=0, description="targets have at least this transverse momentum")
     min_hits: Hits = Field(3, ge=1, description="targets have at least this many hits")
+    eta_max: float | None = Field(None, gt=0, description="targets have at most this |pseudorapidity|; null: any")
     noise: bool = Field(True, description="keep noise hits")
     noise_share: float | None = Field(
         None, gt=0, lt=1, description="noise hits are thinned to this share of all hits; null: all stay"
@@ -103,6 +104,10 @@ class SelectionConfig(Section):
     other_hits: bool = Field(True, description="keep hits of particles that are no targets, as hits of no track")
     tracks: Tracks | None = Field(None, ge=1, description="number of target tracks drawn per event; null: all")
     volumes: list[int] | None = Field(None, min_length=1, description="hits of these volumes alone; null: all")
+
+    def recorded(self) -> dict[str, Any]:
+        """Plain values for what has a digest: without `eta_max` where none is, so digests are those of before it."""
+        return self.model_dump(mode="json", exclude={"eta_max"} if self.eta_max is None else None)
 
 
 class CurriculumStage(Section):

@@ -69,6 +69,9 @@ def parser() -> arguments.Parser:
         "--pt-min-gev", type=arguments.real(0, of=" in GeV"), metavar="PT", help="least pT of a track; default 0"
     )
     sub.add_argument("--min-hits", type=arguments.positive, metavar="H", help="least hits of a track; default 3")
+    sub.add_argument(
+        "--eta-max", type=arguments.real(0), metavar="ETA", help="most |pseudorapidity| of a track; default: any"
+    )
     sub.add_argument("--remove-noise", action="store_true", default=None, help="else noise is thinned like the tracks")
     sub.add_argument("--seed", type=arguments.seed, help="default 0")
     return p

@@ -21,7 +21,7 @@ def folder() -> Path:
 
 
 def names() -> list[str]:
-    """The recipes' names, those of one stage each (`pipeline/…`) last."""
+    """The recipes' names; last those in folders: as peers are trained (`peers/…`), of one stage each (`pipeline/…`)."""
     paths = [path.relative_to(folder()).with_suffix("") for path in folder().rglob(f"*{SUFFIX}")]
     return [path.as_posix() for path in sorted(paths, key=lambda path: (len(path.parts), path))]
 

@@ -29,7 +29,7 @@ from hpctrack.evaluation.metrics import (
 )
 from hpctrack.events.selection import Draw, target_particles
 from hpctrack.events.sizes import nothing_left
-from hpctrack.requirements.needs import MOMENTA, TRACKS, Need
+from hpctrack.requirements.needs import DIRECTIONS, MOMENTA, TRACKS, Need
 from hpctrack.storage.schema import Candidates, Event
 from hpctrack.storage.store import Dataset
 
@@ -52,10 +52,7 @@ class Cuts:
 
     def targets(self, event: Event) -> np.ndarray:
         """Target particles of the event, bool [P]."""
-        target = target_particles(event, self.pt_min_gev, self.min_hits)
-        if self.eta_max is not None:
-            target &= np.abs(kinds.particle_kinematics(event)[1]) <= self.eta_max
-        return target
+        return target_particles(event, self.pt_min_gev, self.min_hits, eta_max=self.eta_max)
 
     def text(self) -> str:
         """In words, for tables and captions."""
@@ -67,7 +64,7 @@ class Cuts:
     def needs(self) -> list[Need]:
         """What a dataset must have to be judged by these cuts."""
         cut_pt = [Need("--pt-min-gev", MOMENTA)] if self.pt_min_gev > 0 else []
-        cut_eta = [Need("--eta-max", (*MOMENTA, "particles.pz"))] if self.eta_max is not None else []
+        cut_eta = [Need("--eta-max", DIRECTIONS)] if self.eta_max is not None else []
         return [Need("evaluation", TRACKS), *cut_pt, *cut_eta]
 
     def check(self, n_targets: int, dataset: Dataset) -> None:

@@ -11,7 +11,8 @@ from hpctrack.config import AugmentConfig, CurriculumStage, SelectionConfig
 from hpctrack.storage.schema import Event
 from hpctrack.storage.store import Dataset
 
-COLUMNS = ["truth.particle_row", "particles.px", "particles.py", "hits.volume_id", "hits.phi"]  # what `select` reads
+MOMENTA = ["particles.px", "particles.py", "particles.pz"]
+COLUMNS = ["truth.particle_row", *MOMENTA, "hits.volume_id", "hits.phi"]  # what `select` reads
 
 
 def readable(data: Dataset, columns: Sequence[str]) -> list[str]:
@@ -79,23 +80,31 @@ class Draw:
         """The columns that the choice needs."""
         volumes = ["hits.volume_id"] if self.selection.volumes is not None else []
         sector = ["hits.phi"] if self.part is not None and self.part.sector_rad is not None else []
-        return ["truth.particle_row", "particles.px", "particles.py", *volumes, *sector]
+        return ["truth.particle_row", *MOMENTA[: 2 if self.selection.eta_max is None else 3], *volumes, *sector]
 
 
 def target_particles(
-    event: Event, pt_min_gev: float = 0.0, min_hits: int = 3, seen: np.ndarray | None = None
+    event: Event,
+    pt_min_gev: float = 0.0,
+    min_hits: int = 3,
+    seen: np.ndarray | None = None,
+    eta_max: float | None = None,
 ) -> np.ndarray:
-    """Particles to be found, bool [n_particles]: pT >= the cut (GeV) and >= `min_hits` hits in the event.
+    """Particles to be found, bool [P]: pT >= the cut (GeV), >= `min_hits` hits in the event, |eta| <= `eta_max`.
 
     `seen` [N]: hits that count, default all.
     """
     row = event.column("truth.particle_row")
     row = row if seen is None else row[seen]
     enough = np.bincount(row[row >= 0], minlength=event.n_particles) >= min_hits
-    if pt_min_gev <= 0:
+    if pt_min_gev <= 0 and eta_max is None:
         return enough
-    px, py = event.column("particles.px"), event.column("particles.py")
-    return (np.hypot(px.astype(np.float64), py) >= pt_min_gev) & enough
+    pt = np.hypot(event.column("particles.px").astype(np.float64), event.column("particles.py"))
+    enough &= pt >= pt_min_gev
+    if eta_max is not None:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            enough &= np.abs(np.arcsinh(event.column("particles.pz") / pt)) <= eta_max
+    return enough
 
 
 def draw_rows(
@@ -154,7 +163,7 @@ def select(
 def select_in(event: Event, selection: SelectionConfig, rng: np.random.Generator, seen: np.ndarray | None) -> Selected:
     """Apply `selection` to the hits `seen` (bool [N], default all)."""
     row = event.column("truth.particle_row")
-    target = target_particles(event, selection.pt_min_gev, selection.min_hits, seen)
+    target = target_particles(event, selection.pt_min_gev, selection.min_hits, seen, selection.eta_max)
     drawn, fraction = target, 1.0
     if selection.tracks is not None and selection.tracks < target.sum():
         chosen = rng.choice(np.flatnonzero(target), selection.tracks, replace=False)

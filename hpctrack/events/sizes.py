@@ -94,8 +94,8 @@ def keep(path: Path, sizes: Sizes, data: Dataset, draw: Draw) -> None:
 
 
 def _about(data: Dataset, draw: Draw) -> dict[str, object]:
-    selection = draw.whole.selection.model_dump(mode="json")
-    return {"format": FORMAT, "version": VERSION, "dataset": data.fingerprint, "selection": selection}
+    chosen = draw.whole.selection.recorded()
+    return {"format": FORMAT, "version": VERSION, "dataset": data.fingerprint, "selection": chosen}
 
 
 def _digest(value: object) -> str:
@@ -113,7 +113,7 @@ def key_of(section: str) -> Callable[[str], str]:
 def nothing_left(data: Dataset, draw: Draw, name: Callable[[str], str], other: str = "") -> InputError:
     """Why no event has a target, by the cut that removes them, and what there is; `name` says what people call a cut.
 
-    `other`: what to name if it is neither the momentum nor the number of hits.
+    `other`: what to name if it is neither the momentum nor the number of hits; by default the pseudorapidity.
     """
     chosen, where = draw.selection, str(data.folder)
     if chosen.volumes is not None:
@@ -139,7 +139,7 @@ def nothing_left(data: Dataset, draw: Draw, name: Callable[[str], str], other: s
             f"{name('min_hits')}: no particle of {where} has {chosen.min_hits} hits; the most are {most_hits}"
         )
     if largest_pt >= chosen.pt_min_gev:
-        return InputError(f"{other}: no particle of {where} is left")
+        return InputError(f"{other or name('eta_max')}: no particle of {where} is left")
     return InputError(
         f"{name('pt_min_gev')}: no particle of {where} with {chosen.min_hits} hits has a pT of "
         f"{chosen.pt_min_gev:g} GeV; the largest is {largest_pt:.4g} GeV"

@@ -34,14 +34,17 @@ class SubEventReader:
     min_hits: int
     remove_noise: bool
     seed: int
+    eta_max: float | None = None
 
     def event_ids(self) -> list[int]:
         """The dataset's."""
         return self.dataset.event_ids.tolist()
 
     def origin(self) -> dict[str, object]:
-        """What is drawn, from what."""
+        """What is drawn, from what; `eta_max`, which came later, only where it cuts: digests are those of before it."""
         options = {key: value for key, value in vars(self).items() if key != "dataset"}
+        if self.eta_max is None:
+            del options["eta_max"]
         return {"kind": "sub-events", "of": self.dataset.fingerprint, **options}
 
     @property
@@ -61,7 +64,7 @@ class SubEventReader:
         """The sub-events of one event; InputError if it is damaged or its sub-events cannot be numbered."""
         columns = schema.stored_columns(self.dataset.lacks)  # without the zeros that older datasets have for the others
         event = self.dataset.read(int(np.searchsorted(self.dataset.event_ids, event_id)), columns, verify=True)
-        target = target_particles(event, self.pt_min_gev, self.min_hits)
+        target = target_particles(event, self.pt_min_gev, self.min_hits, eta_max=self.eta_max)
         order = np.random.default_rng([self.seed, event_id]).permutation(np.flatnonzero(target))
         size = self.tracks or max(1, len(order))
         groups = len(order) // size

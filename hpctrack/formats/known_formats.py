@@ -12,7 +12,7 @@ from hpctrack.errors import InputError
 from hpctrack.events.subevents import MAX_DRAWS, SubEventReader
 from hpctrack.formats.conversion import TrackmlReader
 from hpctrack.formats.trackml_files import check_files, find_events
-from hpctrack.requirements.needs import MOMENTA, TRACKS, Need, check
+from hpctrack.requirements.needs import DIRECTIONS, MOMENTA, TRACKS, Need, check
 from hpctrack.storage import store
 
 Part = Literal["cells", "weights", "crossings", "momenta", "vertices", "charges"]  # of schema.PARTS; not truth
@@ -56,6 +56,7 @@ class SubEventsFormat:
         draws: int | None = Field(None, ge=1, description="at most so many sub-events an event; null: all")
         pt_min_gev: float = Field(0.0, ge=0, description="least transverse momentum of a track")
         min_hits: int = Field(3, ge=1, description="least hits of a track")
+        eta_max: float | None = Field(None, gt=0, description="most |pseudorapidity| of a track; null: any")
         remove_noise: bool = Field(False, description="else noise is thinned like the tracks")
         seed: Seed = 0
 
@@ -69,6 +70,7 @@ class SubEventsFormat:
         if self.options.draws is not None and self.options.draws > MAX_DRAWS:
             raise InputError(f"--draws is {self.options.draws}, must be at most {MAX_DRAWS}")
         dataset = store.open_dataset(source)
-        cut = [Need("--pt-min-gev", MOMENTA)] if self.options.pt_min_gev > 0 else []
-        check(dataset, [Need("--tracks", TRACKS), *cut])
+        cuts = [Need("--pt-min-gev", MOMENTA)] if self.options.pt_min_gev > 0 else []
+        cuts += [Need("--eta-max", DIRECTIONS)] if self.options.eta_max is not None else []
+        check(dataset, [Need("--tracks", TRACKS), *cuts])
         return SubEventReader(dataset, **self.options.model_dump())

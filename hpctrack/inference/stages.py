@@ -135,6 +135,7 @@ class ByModel:
         self.product = "edges" if config.builder.name in OF_EDGES else "candidates"
         self._precision = Precision(config.precision, device)
         self.recipe = {"model_digest": checkpoint.digest(self._model), **config.model_dump(mode="json")}
+        self.recipe["selection"] = config.selection.recorded()
         if used := run_settings.package_versions(config):
             self.recipe["versions"] = used
 

@@ -19,6 +19,7 @@ from hpctrack.storage.store import Dataset
 
 TRACKS = ("truth.particle_row",)  # which hits are of one particle: what every loss and every metric needs
 MOMENTA = ("particles.px", "particles.py")
+DIRECTIONS = (*MOMENTA, "particles.pz")
 EDGES = tuple(truth.COLUMNS)  # which edges are true
 
 
@@ -44,8 +45,9 @@ def of_selection(selection: SelectionConfig, key: str) -> list[Need]:
         "noise_share": selection.noise_share is not None,
         "tracks": selection.tracks is not None,
     }
-    cut = [Need(f"{key}.pt_min_gev", MOMENTA)] if selection.pt_min_gev > 0 else []
-    return [Need(f"{key}.{what}", TRACKS) for what, asked in by_truth.items() if asked] + cut
+    cuts = [Need(f"{key}.pt_min_gev", MOMENTA)] if selection.pt_min_gev > 0 else []
+    cuts += [Need(f"{key}.eta_max", DIRECTIONS)] if selection.eta_max is not None else []
+    return [Need(f"{key}.{what}", TRACKS) for what, asked in by_truth.items() if asked] + cuts
 
 
 def lacking(data: Dataset, needs: Iterable[Need]) -> list[Need]:

@@ -311,8 +311,12 @@ def hidden_hits(results: dict) -> list[str]:
     notes = []
     if seen.get("noise") is False:
         notes.append("inference saw no noise hits")
+    if seen.get("volumes") is not None:
+        notes.append(f"inference saw only hits of the volumes {', '.join(map(str, seen['volumes']))}")
     if seen.get("other_hits") is False:
         cuts = f"pT >= {seen.get('pt_min_gev', 0):g} GeV, >= {seen.get('min_hits', 3)} hits"
+        if seen.get("eta_max") is not None:
+            cuts += f", |eta| <= {seen['eta_max']:g}"
         notes.append(f"inference saw only hits of particles with {cuts}; the TrackML score counts all hits")
     return notes
 

@@ -89,7 +89,8 @@ class ByMethod:
         self.draw = selecting.Draw(config.selection, (config.seed, stream))
         self.product = "candidates"
         self._method, self._data = cls(options), data
-        settings = config.model_dump(mode="json") | {"method": {"name": config.method.name, **options.model_dump()}}
+        settings = config.model_dump(mode="json") | {"selection": config.selection.recorded()}
+        settings |= {"method": {"name": config.method.name, **options.model_dump()}}
         self.recipe: dict[str, Any] = settings | {"versions": METHODS.versions(config.method.name)}
 
     def __call__(self, row: int) -> tuple[Candidates, Timing]:

@@ -247,6 +247,14 @@ def test_the_verb_makes_sub_events(dataset, tmp_path, capsys):
     assert few.checksums[1] == made.checksums[one]
     assert run(capsys, dataset.folder, tmp_path / "d", *options, "--remove-noise", "--jobs", 1)[0] == 0
     assert not store.open_dataset(tmp_path / "d").n_noise.any()
+    assert "eta_max" not in origin  # which came later
+    options = ["--tracks", "all", "--eta-max", 1.5]
+    assert run(capsys, dataset.folder, tmp_path / "e", *options, "--jobs", 1)[0] == 0
+    central = store.open_dataset(tmp_path / "e")
+    assert json.loads(central.attributes["origin"])["eta_max"] == 1.5 and central.n_particles.any()
+    for k in range(len(central)):
+        px, py, pz = (central.read(k).column(f"particles.p{axis}") for axis in "xyz")
+        assert (np.abs(np.arcsinh(pz / np.hypot(px, py))) <= 1.5).all()
 
 
 @settings(max_examples=20)

@@ -59,6 +59,17 @@ def test_selection_of_targets_noise_and_others():
     assert sorted(set(hard.track)) == list(range(6))
     kept = select(event, SelectionConfig(pt_min_gev=cut, noise=True, other_hits=True), rng)
     assert len(kept.rows) == event.n_hits and (kept.track >= 0).sum() == len(hard.rows)
+    eta = np.abs(np.arcsinh(event.column("particles.pz") / pt))
+    middle = float(np.sort(eta)[6])
+    central = select(event, SelectionConfig(eta_max=middle), rng)
+    assert len(central.rows) == event.n_hits and central.particles.tolist() == np.flatnonzero(eta <= middle).tolist()
+    both = select(event, SelectionConfig(pt_min_gev=cut, eta_max=middle, other_hits=False), rng)
+    assert both.particles.tolist() == np.flatnonzero((eta <= middle) & (pt >= cut)).tolist()
+
+
+def test_a_cut_that_is_not_asked_for_stands_in_no_digest():
+    assert "eta_max" not in SelectionConfig().recorded() and SelectionConfig(eta_max=2.5).recorded()["eta_max"] == 2.5
+    assert SelectionConfig(**SelectionConfig().recorded()) == SelectionConfig()
 
 
 def test_drawing_tracks_thins_the_background():

@@ -28,7 +28,7 @@ SELECTIONS = [
     {},
     {"pt_min_gev": 1.2, "noise": False, "other_hits": False},
     {"pt_min_gev": 1.2, "noise_share": 0.1},
-    {"volumes": [8], "min_hits": 5},
+    {"volumes": [8], "min_hits": 5, "eta_max": 1.0},
     {"tracks": 7},
     {"tracks": 7, "noise": False, "other_hits": False, "pt_min_gev": 0.8},
     {"tracks": 7, "noise_share": 0.05, "volumes": [8, 13]},
@@ -157,6 +157,7 @@ def test_an_older_run_goes_on_with_the_steps_that_it_began(tmp_path, window, dif
             r"key 'data.selection.pt_min_gev': .* with 3 hits has a pT of 1000 GeV; the largest is 2",
         ),
         ({"min_hits": 7}, r"key 'data.selection.min_hits': no particle of .* has 7 hits; the most are 6"),
+        ({"eta_max": 1e-9}, r"key 'data.selection.eta_max': no particle of .* is left"),
         ({"volumes": [13]}, r"key 'data.selection.volumes': no hit is left of .*, volumes \[13\]"),
     ],
 )
