@@ -14,7 +14,7 @@ import numpy as np
 
 from hpctrack import __version__
 from hpctrack.errors import InputError
-from hpctrack.evaluation import edge_metrics, kinds, resolutions
+from hpctrack.evaluation import edge_metrics, kinds, resolutions, rules
 from hpctrack.evaluation.tally import COLUMNS as TALLY_COLUMNS
 from hpctrack.evaluation.tally import SCORE, Cuts, EventTally, add_up, event_row, tally_event
 from hpctrack.files.jsonlines import TIMINGS, is_truncated, read_lines
@@ -23,7 +23,7 @@ from hpctrack.process import arguments, pools
 from hpctrack.process.ends import verb
 from hpctrack.requirements.needs import check, lacking, said
 from hpctrack.results import comparison
-from hpctrack.results.content import RESULTS_FORMAT, RESULTS_VERSION, table
+from hpctrack.results.content import RESULTS_FORMAT, RESULTS_VERSION, rules_table, table
 from hpctrack.storage.candidates import CandidateStore
 from hpctrack.storage.edges import is_edges
 from hpctrack.storage.store import Dataset
@@ -42,16 +42,17 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         raise InputError(f"give CANDIDATES, --data and --out (no {missing[0]}), or --compare alone")
     check_output(args.out)
     others = comparison.load(args.compare)
+    by = rules.chosen(args.rules)
     cuts = Cuts(args.pt_min_gev, args.min_hits, args.eta_max)
     command = ["hpctrack", "evaluate", *(sys.argv[1:] if argv is None else argv)]
     if is_edges(args.candidates):
-        if others or args.kinds:
-            raise InputError(f"{args.candidates}: holds edges; --compare and --kinds are for track candidates")
+        if others or args.kinds or by:
+            raise InputError(f"{args.candidates}: holds edges; --compare, --kinds and --rules are for track candidates")
         results = edge_metrics.evaluate_edges(args.candidates, args.data, cuts, command)
         write_json_output(args.out, results)
         print(f"{edge_metrics.table(results)}\n\nwritten: {args.out}")
         return None
-    evaluation = Evaluation(args.candidates, args.data, cuts)
+    evaluation = Evaluation(args.candidates, args.data, cuts, by)
     for line in evaluation.left_out:
         print(line, file=sys.stderr)
     tallies = list(evaluation.tallies(args.jobs))
@@ -61,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     print(table(results))
     if results["resolutions"]:
         print("\n".join(resolutions.lines(results["resolutions"])))
+    if by:
+        print(f"\n{rules_table(results)}")
     taken = args.out.stem in (one.name for one in others)
     mine = comparison.Named("this" if taken else args.out.stem, args.out, results)
     if note := comparison.not_told(mine):
@@ -75,8 +78,9 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
 def compare(args: argparse.Namespace) -> None:
     """Results that were evaluated before beside each other, nothing is written."""
-    if args.data or args.out or args.kinds:
-        raise InputError("--compare without CANDIDATES prints results that were made before: no --data, --out, --kinds")
+    if args.data or args.out or args.kinds or args.rules:
+        wrong = "no --data, --out, --kinds, --rules"
+        raise InputError(f"--compare without CANDIDATES prints results that were made before: {wrong}")
     named = comparison.load(args.compare)
     print(comparison.text(comparison.beside(named)))
     for one in named:
@@ -96,6 +100,10 @@ def parser() -> arguments.Parser:
     p.add_argument("--jobs", type=arguments.positive, default=1, help="processes (1); the result does not depend on it")
     p.add_argument("--kinds", action="store_true", help="also print every metric by kind of track, exclusive tracks")
     p.add_argument(
+        "--rules", nargs="+", default=[], metavar="RULE",
+        help=f"also count by other groups' own definitions: {', '.join(rules.RULES)}; {rules.ALL}: every one",
+    )  # fmt: skip
+    p.add_argument(
         "--compare", nargs="+", default=[], metavar="[NAME=]FILE",
         help="print these results.json beside each other (and beside this one), by kind of track too",
     )  # fmt: skip
@@ -109,24 +117,26 @@ class Evaluation:
     """A candidates folder beside its dataset; picklable, so that processes can share the events.
 
     Raises InputError if the candidates were made from other events than the dataset holds, or if that has no truth to
-    judge them by. `left_out`: lines about numbers that there are none of, as the dataset lacks something.
+    judge them by. `left_out`: lines about numbers that there are none of, as the dataset lacks something. `by`: names
+    of rules by which to count as well (evaluation/rules.py).
     """
 
-    def __init__(self, candidates: Path, data: Path, cuts: Cuts) -> None:
-        self.store, self.dataset, self.cuts = CandidateStore(candidates), Dataset(data, verify=True), cuts
+    def __init__(self, candidates: Path, data: Path, cuts: Cuts, by: Sequence[str] = ()) -> None:
+        self.store, self.dataset, self.cuts, self.by = CandidateStore(candidates), Dataset(data, verify=True), cuts, by
         made_from = self.store.attributes.get("dataset_fingerprint")
         if made_from != self.dataset.fingerprint:
             raise InputError(
                 f"{candidates}: made from a dataset with fingerprint {made_from}, but {data} has "
                 f"{self.dataset.fingerprint}; give the dataset that `hpctrack infer` read"
             )
-        check(self.dataset, cuts.needs())
+        check(self.dataset, [*cuts.needs(), *rules.needs(by)])
         with_parameters = len(self.store) > 0 and self.store.read(0).parameters is not None
         wanted = [SCORE, *([resolutions.RESOLUTIONS] if with_parameters else [])]  # left out where they cannot be
         unmet = lacking(self.dataset, wanted)
         self.left_out = [f"{data}: {said([need])}: left out" for need in unmet]
         self.with_resolutions = with_parameters and resolutions.RESOLUTIONS.who not in {need.who for need in unmet}
-        self.columns = [name for name in COLUMNS if name not in self.dataset.lacks]
+        columns = dict.fromkeys([*COLUMNS, *(rules.COLUMNS if by else ())])
+        self.columns = [name for name in columns if name not in self.dataset.lacks]
         tracks = self.store.attributes.get("selection", {}).get("tracks")
         if tracks is not None:
             raise InputError(
@@ -150,6 +160,7 @@ class Evaluation:
         tally = tally_event(event, found, self.cuts)
         if self.with_resolutions:
             tally.deviations = resolutions.deviations(event, found, self.cuts)
+        tally.by_rule = rules.count(event, found, self.by, self.cuts)
         return tally
 
     def name_of(self, i: int) -> str:
@@ -173,6 +184,7 @@ class Evaluation:
     def results(self, tallies: list[EventTally], command: list[str]) -> dict:
         """The content of results.json."""
         hidden = kinds.not_told(self.columns)
+        by_rule = rules.add_up([tally.by_rule for tally in tallies], self.by, self.cuts)
         return {
             "format": RESULTS_FORMAT,
             "version": RESULTS_VERSION,
@@ -194,6 +206,7 @@ class Evaluation:
             "not_told": hidden,
             **add_up(tallies, self.cuts, hidden),
             "resolutions": resolutions.summary([tally.deviations for tally in tallies], self.cuts),
+            **({"rules": by_rule} if by_rule else {}),
             "per_event": [event_row(tally) for tally in tallies],
             "timings": read_timings(self.store.folder / TIMINGS),
         }

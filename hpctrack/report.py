@@ -17,7 +17,7 @@ from hpctrack.evaluation.tally import COLUMNS, Cuts
 from hpctrack.files.outputs import check_output, write_output
 from hpctrack.process import arguments
 from hpctrack.process.ends import verb
-from hpctrack.reporting import by_kind, page, sections, studies
+from hpctrack.reporting import by_kind, by_rule, page, sections, studies
 from hpctrack.reporting.display import Display, display_png, make_display
 from hpctrack.results import comparison
 from hpctrack.results.comparison import Named
@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         sections.rates(results, references),
         by_kind.by_kind(given[0]),
         *([by_kind.beside(given)] if references else []),
+        *by_rule.by_rule(results),
         *sections.section(results),
         sections.losses(run),
         sections.event_display(display, results),

@@ -35,12 +35,12 @@ def matched(found: Match) -> np.ndarray:
 
 def double_matched(found: Match) -> np.ndarray:
     """Matched candidates that also hold MORE than 50 % of the particle's hits, bool [C] (double majority)."""
-    return matched(found) & (2 * found.majority_hits > _hits_of_majority(found))
+    return matched(found) & (2 * found.majority_hits > hits_of_majority(found))
 
 
 def perfectly_matched(found: Match) -> np.ndarray:
     """Candidates with all hits of one particle and no other hit, bool [C]."""
-    whole = found.majority_hits == _hits_of_majority(found)
+    whole = found.majority_hits == hits_of_majority(found)
     return matched(found) & whole & (found.majority_hits == found.size)
 
 
@@ -63,7 +63,7 @@ def fake_rate(found: Match, target: np.ndarray) -> Entries:
 
 def duplicate_rate(found: Match, target: np.ndarray) -> Entries:
     """Candidates beyond the first of their target / candidates matched to a target (InfluencerNet)."""
-    candidates = _number_of(found, matched(found) & _majority_in(found, target))
+    candidates = number_of(found, matched(found) & majority_in(found, target))
     return np.maximum(candidates - 1, 0), candidates
 
 
@@ -82,9 +82,9 @@ def lhc_efficiency(found: Match, target: np.ndarray) -> Entries:
 
     Normalised to candidates, not to particles. gnn_tracking's code asks for more than 75 %.
     """
-    of_target = counted(found) & _majority_in(found, target)
+    of_target = counted(found) & majority_in(found, target)
     good = of_target & (4 * found.majority_hits >= 3 * found.size)
-    return _number_of(found, good), _number_of(found, of_target)
+    return number_of(found, good), number_of(found, of_target)
 
 
 def trackml_score(
@@ -101,7 +101,7 @@ def trackml_score(
         return None
     offsets, rows = exclusive_lists(track_ids)
     tracks = match(offsets, rows, particle_row, n_particles)
-    good = (2 * tracks.majority_hits > tracks.size) & (2 * tracks.majority_hits > _hits_of_majority(tracks))
+    good = (2 * tracks.majority_hits > tracks.size) & (2 * tracks.majority_hits > hits_of_majority(tracks))
     scored = particle_row[rows] == np.repeat(np.where(good, tracks.majority, -2), tracks.size)
     in_score = np.zeros(len(weight), dtype=bool)
     in_score[rows[scored]] = True
@@ -182,7 +182,7 @@ SCORE_SOURCE = "S. Amrouche et al., arXiv:1904.06778; LAL/trackml-library, score
 def census(found: Match, target: np.ndarray) -> dict[str, int]:
     """Where every candidate goes, once: the parts after `counted` add up to it, `counted` and `short` to all."""
     of_particle, look = matched(found), counted(found)
-    of_target = of_particle & _majority_in(found, target)
+    of_target = of_particle & majority_in(found, target)
     first = np.count_nonzero(particles_of(found, of_target))
     return {
         "candidates": len(found.size),
@@ -228,15 +228,17 @@ def mean_score(scores: list[float | None]) -> dict[str, float | int | None]:
     }  # fmt: skip
 
 
-def _hits_of_majority(found: Match) -> np.ndarray:
+def hits_of_majority(found: Match) -> np.ndarray:
+    """Hits in the event of each candidate's majority particle [C]; 0 for noise."""
     hits = np.append(found.particle_hits, 0)  # row -1 (noise) reads the appended 0
     return hits[found.majority]
 
 
-def _majority_in(found: Match, target: np.ndarray) -> np.ndarray:
+def majority_in(found: Match, target: np.ndarray) -> np.ndarray:
+    """Whether each candidate's majority particle is one of `target` (bool [P]), bool [C]."""
     return np.append(target, False)[found.majority]
 
 
-def _number_of(found: Match, chosen: np.ndarray) -> np.ndarray:
+def number_of(found: Match, chosen: np.ndarray) -> np.ndarray:
     """How many of the `chosen` candidates, whose majority is a particle, each particle is the majority of; int [P]."""
     return np.bincount(found.majority[chosen], minlength=len(found.particle_hits))

@@ -89,6 +89,15 @@ class Reading:
     binned: dict[tuple[str, str], np.ndarray]  # (metric, variable) -> int [2, bins]
 
 
+@dataclass(frozen=True)
+class EventCounts:
+    """One event by a named rule: hits and targets that it counts, and of each reading each measure's counts."""
+
+    hits: int
+    targets: int
+    readings: dict[str, dict[str, Counts]]
+
+
 @dataclass
 class EventTally:
     """One event: sizes, counts of both readings, TrackML score of the exclusive tracks."""
@@ -99,6 +108,7 @@ class EventTally:
     n_targets: int
     score: float | None
     deviations: np.ndarray | None = None  # of track parameters (evaluation/resolutions.py)
+    by_rule: dict[str, EventCounts] = field(default_factory=dict)  # of evaluation/rules.py
     readings: dict[str, Reading] = field(default_factory=dict)
 
 

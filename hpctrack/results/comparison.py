@@ -120,7 +120,7 @@ def by_kind(one: Named) -> list[Table]:
 
 
 def beside(named: Sequence[Named]) -> list[Table]:
-    """All metrics of several results, then for each variable those SHOWN, and the shares of the targets."""
+    """All metrics of several results, those by rules, then for each variable those SHOWN, and shares of the targets."""
     rows = []
     for metric in [*METRICS, "trackml_score"]:
         numbers = [one.results[READING]["metrics"][metric] for one in named]
@@ -131,7 +131,20 @@ def beside(named: Sequence[Named]) -> list[Table]:
     columns = [(SHARE, one, f"{one.name}: {SHARE}") for one in named]
     columns += [(metric, one, f"{one.name}: {SHORT[metric]}") for metric in SHOWN for one in named]
     first = Table(HEADINGS[READING].capitalize(), ["", *(one.name for one in named)], rows)
-    return [first, *(_in_bins(variable, columns) for variable in variables_of(named))]
+    return [first, *by_rule(named), *(_in_bins(variable, columns) for variable in variables_of(named))]
+
+
+def by_rule(named: Sequence[Named]) -> list[Table]:
+    """For each rule that any of the results were counted by: its metrics of each."""
+    rules = dict.fromkeys(rule for one in named for rule in one.results.get("rules", {}))
+    tables = []
+    for rule in rules:
+        found = [one.results.get("rules", {}).get(rule, {}).get(READING, {}) for one in named]
+        titles = {key: number["title"] for numbers in found for key, number in numbers.items()}
+        cells = [[value_text(numbers[key]) if key in numbers else "–" for numbers in found] for key in titles]
+        rows = [[title, *row] for title, row in zip(titles.values(), cells, strict=True)]
+        tables.append(Table(f"By rule {rule}", ["", *(one.name for one in named)], rows))
+    return tables
 
 
 def _in_bins(variable: str, columns: Sequence[tuple[str, Named, str]]) -> Table:

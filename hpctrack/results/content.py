@@ -219,6 +219,25 @@ class Resolutions(Shape):
     error_is: str
 
 
+class ByRule(Shape):
+    """The numbers of another group's definitions (evaluation/rules.py)."""
+
+    who: str
+    selection: str
+    source: str
+    events: Count
+    hits: Count
+    target_particles: Count
+    candidates: dict[str, Metric]
+    exclusive: dict[str, Metric]
+
+    @model_validator(mode="after")
+    def _alike(self) -> ByRule:
+        if self.candidates.keys() != self.exclusive.keys():
+            raise ValueError("candidates and exclusive have the same metrics")
+        return self
+
+
 class Results(Shape):
     """All of it."""
 
@@ -234,6 +253,7 @@ class Results(Shape):
     exclusive: Reading
     not_told: dict[str, str] = {}  # variable -> the columns that the dataset lacks for it
     resolutions: Resolutions | None = None
+    rules: dict[str, ByRule] = {}  # those of --rules
     per_event: list[Event]
     timings: Timed | Timings | None = None
 
@@ -303,6 +323,19 @@ def table(results: dict) -> str:
         for number in results[reading]["metrics"].values():
             lines.append(f"  {number['title']:<29s}{value_text(number):<20s}{counts_text(number)}")
     return "\n".join(lines)
+
+
+def rules_table(results: dict) -> str:
+    """The metrics by each rule as text: value ± error and counts of the exclusive tracks, then of the lists."""
+    lines = []
+    for name, rule in results["rules"].items():
+        lines += ["", f"rule {name} – {rule['who']}"]
+        lines += [f"  {rule['hits']:,} hits, {rule['target_particles']:,} target particles ({rule['selection']})"]
+        lines += [f"{'':<42s}{'exclusive tracks':<40s}candidate lists"]
+        for key, number in rule["exclusive"].items():
+            pair = [f"{value_text(each):<20s}{counts_text(each)}" for each in (number, rule["candidates"][key])]
+            lines.append(f"  {number['title']:<40s}{pair[0]:<40s}{pair[1]}")
+    return "\n".join(lines[1:])
 
 
 def hidden_hits(results: dict) -> list[str]:
