@@ -112,7 +112,7 @@ class Sample:
 PLACES: dict[str, tuple[str, ...]] = {  # what is counted of a particle's hits, and in which columns they differ
     "hits": (),
     "layers": ("volume_id", "layer_id"),
-    "numbers of layers": ("layer_id",),
+    "different layer_ids": ("layer_id",),
 }
 
 
@@ -210,7 +210,7 @@ RULES: dict[str, Rule] = {
         "gnn_tracking (object condensation): only candidates of targets can be fakes",
         "gnn-tracking/gnn_tracking, src/gnn_tracking/metrics/cluster_metrics.py, tracking_metrics, and "
         "preprocessing/point_cloud_builder.py; arXiv:2309.16754, arXiv:2312.03823",
-        Sample(0.9, eta_below=4.0, of="numbers of layers", volumes=PIXELS),
+        Sample(0.9, eta_below=4.0, of="different layer_ids", volumes=PIXELS),
         {
             "double_majority_efficiency": _DOUBLE,
             "perfect_efficiency": _PERFECT,
@@ -220,7 +220,7 @@ RULES: dict[str, Rule] = {
         },
     ),
     "heptv2": Rule(
-        "HEPTv2: only candidates of targets can be fakes, and those that hold half a track or less are none",
+        "HEPTv2: only candidates of targets can be fakes, and half a track is none",
         "Graph-COM/HEPTv2, heptv2/eval/metrics.py (double_majority, fake_rate, dup_rate), heptv2/data/preprocess.py, "
         "heptv2/configs/infer.yaml; arXiv:2606.20437",
         Sample(0.9, of="layers", volumes=PIXELS, hits_eta_max=4.0),

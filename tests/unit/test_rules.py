@@ -10,6 +10,7 @@ import pytest
 import synthetic_run as make
 
 from hpctrack import evaluate, report
+from hpctrack.config import load_config
 from hpctrack.errors import InputError
 from hpctrack.evaluation import rules
 from hpctrack.evaluation.judging import restricted
@@ -158,6 +159,16 @@ def test_names_of_rules():
     assert rules.chosen(["all"]) == list(rules.RULES) and rules.chosen([]) == []
     with pytest.raises(InputError, match="--rules hept: no such rule; there are: hpctrack, influencer, .*all: every"):
         rules.chosen(["hept", "all"])
+
+
+@pytest.mark.parametrize("name", ["heptv2", "maskformer", "exatrkx"])
+def test_a_recipe_of_a_peer_selects_what_its_rule_counts(name):
+    recipe, base, sample = load_config(f"peers/{name}"), load_config("influencer-every-hit"), rules.RULES[name].sample
+    chosen = recipe.data.selection
+    assert (chosen.pt_min_gev, chosen.min_hits, tuple(chosen.volumes or ())) == (sample.pt_gev, 3, sample.volumes)
+    assert chosen.eta_max == (sample.eta_below or sample.hits_eta_max) and chosen.noise and chosen.other_hits
+    data = recipe.data.model_copy(update={"selection": base.data.selection})
+    assert recipe.model_copy(update={"run": base.run, "data": data}) == base
 
 
 # ------------------------------------------------------------------------------------------------ the verbs
