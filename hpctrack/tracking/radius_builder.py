@@ -1,4 +1,4 @@
-"""Builder `radius`: users within a fixed radius of each influencer.
+"""Builder `radius`: users within a fixed radius of each influencer, or of each user.
 
 Legend: N hits of the event, E embedding dimensions.
 """
@@ -20,7 +20,7 @@ from hpctrack.tracking.builder import BaseBuilder, Lists, Outputs, TooManyPairs,
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-SAMPLE = 4096  # influencers whose neighbours are counted first
+SAMPLE = 4096  # points whose neighbours are counted first
 DOUBTFUL = 0.25  # of the most pairs there can be
 
 
@@ -32,6 +32,9 @@ class RadiusBuilder(BaseBuilder):
     from the best score (then the largest, then lowest hit row) and keeps each that still has most of its hits; then, if
     `assign` is nearest, each hit goes to the nearest of the tracks' mean users, if that is within `reach` times the
     radius.
+
+    Influencers of tracks of few hits lie less often beside their users than those users beside each other. With
+    `around: users` the users themselves are what is searched around.
     """
 
     class Options(BaseBuilder.Options):
@@ -39,6 +42,9 @@ class RadiusBuilder(BaseBuilder):
 
         radius: float | None = Field(
             None, gt=0, description="within which hits belong together; null: tuned on validation events"
+        )
+        around: Literal["influencers", "users"] = Field(
+            "influencers", description="where candidates are looked for; users find more of the tracks of few hits"
         )
         assign: Literal["nearest", "best"] = Field(
             "nearest", description="a hit's only track: of the nearest mean user, or of the best candidate that has it"
@@ -63,7 +69,7 @@ class RadiusBuilder(BaseBuilder):
     @classmethod
     def sweep(cls, builders: Sequence[Self], outputs: Outputs) -> Iterator[Lists | None]:
         """Each builder's candidates of the same event: one search, with the largest radius that can be, serves all."""
-        trees = trees_of(outputs)
+        trees = trees_of(outputs, builders[0].options.around)
         wanted = sorted({builder.options.radius for builder in builders}, reverse=True)
         largest = next((radius for radius in wanted if can_be(trees, radius)), None)
         near = search(trees, largest) if largest is not None else None
@@ -71,8 +77,10 @@ class RadiusBuilder(BaseBuilder):
             yield builder.select(near) if largest is not None and builder.options.radius <= largest else None
 
     def lists(self, outputs: Outputs) -> Lists:
-        """Neighbourhoods of at least `min_hits` users, in the order of their influencers."""
-        return self.select(neighbourhoods(outputs, self.options.radius))
+        """Neighbourhoods of at least `min_hits` users, in the order of the hits that they are around."""
+        trees = trees_of(outputs, self.options.around)
+        check_radius(trees, self.options.radius)
+        return self.select(search(trees, self.options.radius))
 
     def select(self, near: csr_matrix) -> Lists:
         """Candidates from neighbourhoods of at least the radius; their rows are the columns of `near`."""
@@ -102,18 +110,8 @@ def nearest_track(user_NE: np.ndarray, track_ids_N: np.ndarray, reach: float, mi
     return number[nearest].astype(track_ids_N.dtype)
 
 
-def neighbourhoods(outputs: Outputs, radius: float) -> csr_matrix:
-    """Distances [influencers, users] of the users within `radius` of each influencer, users ascending.
-
-    TooManyPairs before it lists more than can be.
-    """
-    trees = trees_of(outputs)
-    check_radius(trees, radius)
-    return search(trees, radius)
-
-
 def search(trees: Sequence[cKDTree], radius: float) -> csr_matrix:
-    """`neighbourhoods` in trees whose pairs are few enough."""
+    """Distances [points, users] of the users within `radius` of each point, users ascending."""
     if not trees[0].n:
         return csr_matrix((0, 0))
     near = trees[0].sparse_distance_matrix(trees[1], radius, output_type="coo_matrix").tocsr()
@@ -121,17 +119,19 @@ def search(trees: Sequence[cKDTree], radius: float) -> csr_matrix:
     return near
 
 
-def trees_of(outputs: Outputs) -> list[cKDTree]:
-    """Of influencers and of users."""
-    return [
-        cKDTree(outputs[name].astype(np.float64), leafsize=16, balanced_tree=False) for name in ("influencer", "user")
+def trees_of(outputs: Outputs, around: Literal["influencers", "users"]) -> list[cKDTree]:
+    """Of the points that are searched around, and of users."""
+    influencers = ["influencer"] if around == "influencers" else []
+    trees = [
+        cKDTree(outputs[name].astype(np.float64), leafsize=16, balanced_tree=False) for name in [*influencers, "user"]
     ]
+    return [trees[0], trees[-1]]
 
 
 def check_radius(trees: Sequence[cKDTree], radius: float) -> None:
     """TooManyPairs if the pairs within a radius are too many to be listed.
 
-    Counting them takes as long as listing them, so it is done only where a sample of the influencers has more than a
+    Counting them takes as long as listing them, so it is done only where a sample of the points has more than a
     share DOUBTFUL of what can be: it would take few hits with nearly all others around them to be so far off.
     """
     n = trees[0].n

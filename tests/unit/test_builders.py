@@ -93,11 +93,13 @@ def test_greedy_draws_its_order_from_the_event():
     assert not np.array_equal(a.hit_rows, other.hit_rows)
 
 
-def test_neighbourhoods_are_those_of_the_formula():
+@pytest.mark.parametrize("around", ["influencers", "users"])
+def test_neighbourhoods_are_those_of_the_formula(around):
     outputs, track = clusters(n_tracks=6, spread=0.3, seed=4)
-    user, influencer = (outputs[name].astype(np.float64) for name in ("user", "influencer"))
-    found = build_builder(Named(name="radius", radius=0.7)).build(outputs, np.arange(len(track)), len(track), 0)
-    distance = np.linalg.norm(influencer[:, None] - user[None], axis=2)
+    user, points = (outputs[name].astype(np.float64) for name in ("user", around.removesuffix("s")))
+    builder = build_builder(Named(name="radius", radius=0.7, around=around))
+    found = builder.build(outputs, np.arange(len(track)), len(track), 0)
+    distance = np.linalg.norm(points[:, None] - user[None], axis=2)
     wanted = [np.flatnonzero(row <= 0.7) for row in distance]
     scores = [1 - row[row <= 0.7].mean() / 0.7 for row, near in zip(distance, wanted, strict=True) if len(near) >= 3]
     for members, near in zip(lists_of(found), (near for near in wanted if len(near) >= 3), strict=True):
