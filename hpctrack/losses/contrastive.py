@@ -13,7 +13,16 @@ from torch_geometric.data import Batch
 
 from hpctrack.config import Section
 from hpctrack.losses.pairs import Points, SpaceWeight, hinge_sum, neighbours
-from hpctrack.losses.term import BaseLoss, Tracks, events, parameter_groups, with_hit, with_track
+from hpctrack.losses.term import (
+    BaseLoss,
+    Tracks,
+    events,
+    hit_weights,
+    of_rows,
+    parameter_groups,
+    with_hit,
+    with_track,
+)
 
 
 class ContrastiveLoss(BaseLoss):
@@ -52,9 +61,9 @@ class ContrastiveLoss(BaseLoss):
 
     def repulsion(self, x_NE: Tensor, batch: Batch) -> Tensor:
         """Summed over events; an event without a pair in reach contributes 0."""
-        total = x_NE.new_zeros(())
+        total, weight_N = x_NE.new_zeros(()), hit_weights(batch)
         for rows in events(batch):
-            points = Points(x_NE[rows], parameter_groups(batch.track[rows]))
+            points = Points(x_NE[rows], parameter_groups(batch.track[rows]), of_rows(weight_N, rows))
             pushed, n_pairs = hinge_sum(points, None, self.options.margin, self.options.squared_hinge)
             total = total + pushed / max(1, len(points.x) if self.options.per == "hit" else n_pairs)
         return total

@@ -22,7 +22,16 @@ from hpctrack.errors import InputError
 from hpctrack.events import perigee
 from hpctrack.events.perigee import PHI, SCALES
 from hpctrack.losses.pairs import Points, SpaceWeight, hinge_sum, neighbours
-from hpctrack.losses.term import BaseLoss, Tracks, events, parameter_groups, with_hit, with_track
+from hpctrack.losses.term import (
+    BaseLoss,
+    Tracks,
+    events,
+    hit_weights,
+    of_rows,
+    parameter_groups,
+    with_hit,
+    with_track,
+)
 from hpctrack.models.embedding import representatives
 from hpctrack.models.hit_geometry import wrapped
 
@@ -169,17 +178,18 @@ class InfluencerLoss(BaseLoss):
     def repulsion(self, user: Tensor, influencer: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Both repulsive terms, summed over events; an event without a pair in reach contributes 0."""
         options = self.options
-        ui, ii = user.new_zeros(()), user.new_zeros(())
+        ui, ii, weight_N = user.new_zeros(()), user.new_zeros(()), hit_weights(batch)
         for rows in events(batch):
-            u, v, track = user[rows], influencer[rows], batch.track[rows]
+            u, v, track, weight = user[rows], influencer[rows], batch.track[rows], of_rows(weight_N, rows)
             own = parameter_groups(track)
             if options.repulsion_ui:
                 other = torch.where(track < 0, own - len(own), own)  # a hit of no track repels its own influencer, too
-                sum_and_pairs = hinge_sum(Points(u, own), Points(v, other), 1.0, options.squared_hinge_ui)
+                users, influencers = Points(u, own, weight), Points(v, other, weight)
+                sum_and_pairs = hinge_sum(users, influencers, 1.0, options.squared_hinge_ui)
                 ui = ui + self.average(*sum_and_pairs, len(own))
             if options.repulsion_ii:
                 group = own if options.influencer_pairs == "other_tracks" else torch.arange(len(own), device=own.device)
-                ii = ii + self.average(*hinge_sum(Points(v, group), None, options.influencer_margin), len(own))
+                ii = ii + self.average(*hinge_sum(Points(v, group, weight), None, options.influencer_margin), len(own))
         return ui, ii
 
     def average(self, total: Tensor, n_pairs: int, n_hits: int) -> Tensor:

@@ -19,7 +19,7 @@ from torch_geometric.data import Batch
 
 from hpctrack.errors import InputError
 from hpctrack.graphs.neighbours import Block, block_square_distance, near_blocks
-from hpctrack.losses.term import Tracks, events
+from hpctrack.losses.term import Tracks, events, hit_weights, of_rows
 
 SpaceWeight = Annotated[  # an option of losses of models that look for neighbours
     float, Field(ge=0, description="weight of the loss on the backbone's `space_0`, `space_1`, …")
@@ -39,10 +39,9 @@ class Points(NamedTuple):
 def hinge_sum(a: Points, b: Points | None, margin: float, squared: bool = False) -> tuple[Tensor, int]:
     """Sum of weight_m weight_n max(0, margin - |a_m - b_n|), or its square, over pairs, and the pairs in reach.
 
-    Pairs are of different groups. Without b: ordered pairs m != n of a, which has no weights. Exact, in O(M + N)
-    memory; differentiable once.
+    Pairs are of different groups. Without b: ordered pairs m != n of a. Exact, in O(M + N) memory; differentiable once.
     """
-    other = b or Points(a.x, a.group)
+    other = b or a
     if (a.weight is None) != (other.weight is None):
         raise ValueError("points have weights on one side alone: give them to both, or to none")
     tensors = (a.x, other.x, a.weight, other.weight)
@@ -169,22 +168,26 @@ def neighbours(outputs: dict[str, Tensor], batch: Batch) -> Tensor:
             "backbone that looks for neighbours in a space it learns"
         )
     tracks = Tracks(batch)
-    total = spaces[0].new_zeros(())
+    total, weight_N = spaces[0].new_zeros(()), hit_weights(batch)
     for space_ND in spaces:
         x_MD = space_ND[tracks.hits]
         square_M = (x_MD - tracks.mean(x_MD)[tracks.track]).square().sum(1)
         pull = tracks.per_hit((square_M - TRACK_RADIUS**2).clamp(min=0))
-        total = total + pull + repel_others(space_ND, batch)
+        total = total + pull + repel_others(space_ND, batch, weight_N)
     return total
 
 
-def repel_others(space_ND: Tensor, batch: Batch) -> Tensor:
-    """Squared hinge from hits on tracks to all hits of other tracks or none, per hit on a track, summed over events."""
+def repel_others(space_ND: Tensor, batch: Batch, weight_N: Tensor | None = None) -> Tensor:
+    """Squared hinge from hits on tracks to all hits of other tracks or none, per hit on a track, summed over events.
+
+    `weight_N`: how much the hits count, all the same by default.
+    """
     total = space_ND.new_zeros(())
     for rows in events(batch):
-        x_nD, track = space_ND[rows], batch.track[rows]
-        member = track >= 0
-        on_tracks, others = Points(x_nD[member], track[member]), Points(x_nD[~member], track[~member])
+        x_nD, track, weight_n = space_ND[rows], batch.track[rows], of_rows(weight_N, rows)
+        on_tracks, others = (
+            Points(x_nD[some], track[some], of_rows(weight_n, some)) for some in (track >= 0, track < 0)
+        )
         push = sum(hinge_sum(on_tracks, points, 1.0, squared=True)[0] for points in (None, others))
         total = total + push / max(1, len(on_tracks.x))
     return total

@@ -168,6 +168,27 @@ class Tracks:
         return (values * (weight.double() / total[event]).to(values.dtype)).sum()
 
 
+def hit_weights(batch: Batch) -> Tensor | None:
+    """How much each hit [N] counts where hits repel each other; None without `data.emphasis`.
+
+    A pair counts as the product of both, which is the geometric mean of their tracks' weights over the mean weight of
+    the event's hits on tracks; a hit of no track counts 1.
+    """
+    tracks = Tracks(batch)
+    if tracks.weight is None:
+        return None
+    weight_M, event_M = tracks.weight[tracks.track], tracks.event[tracks.track]
+    mean_B = group_mean(weight_M, event_M, torch.bincount(event_M, minlength=len(tracks.n_tracks)))
+    weight_N = weight_M.new_ones(batch.num_nodes)
+    weight_N[tracks.hits] = (weight_M / mean_B[event_M]).sqrt()
+    return weight_N
+
+
+def of_rows(values_N: Tensor | None, rows: slice | Tensor) -> Tensor | None:
+    """Some of the values, if there are any."""
+    return None if values_N is None else values_N[rows]
+
+
 def parameter_groups(track_N: Tensor) -> Tensor:
     """The tracks [N] of an event's hits, where each hit of no track is a group of its own, numbered from -1 down."""
     return torch.where(track_N < 0, -1 - torch.arange(len(track_N), device=track_N.device), track_N)

@@ -11,7 +11,8 @@ from hpctrack.config import AugmentConfig, EmphasisConfig, Named, SelectionConfi
 from hpctrack.events.emphasis import track_weights
 from hpctrack.events.loader import EventLoader
 from hpctrack.losses import LOSSES, build_loss
-from hpctrack.losses.term import Tracks
+from hpctrack.losses.pairs import Points, hinge_sum
+from hpctrack.losses.term import Tracks, hit_weights
 from hpctrack.storage.store import Dataset
 from hpctrack.testing.toys import toy_dataset
 
@@ -59,14 +60,31 @@ def test_means_are_weighted_within_each_event(data):
     assert tracks.per_hit(values_M).item() == pytest.approx(sum(means), rel=1e-12)
 
 
-@pytest.mark.parametrize("name", ["influencer", "contrastive"])
+def test_pairs_count_as_the_geometric_mean_of_their_tracks(data):
+    batch = loaded(data, short=1)
+    batch.track_weight = torch.arange(1.0, 11.0)
+    weight_N = hit_weights(batch).double()
+    of_track = batch.track_weight[:6][batch.track[: batch.ptr[1]]].double()
+    member = batch.track[: batch.ptr[1]] >= 0
+    expected = torch.where(member, (of_track / of_track[member].mean()).sqrt(), 1.0)
+    torch.testing.assert_close(weight_N[: batch.ptr[1]], expected, rtol=1e-6, atol=0)
+    x_NE, group = torch.randn(batch.num_nodes, 3, dtype=torch.float64) / 3, torch.arange(batch.num_nodes) // 3
+    pairs = weight_N[:, None] * weight_N * (1 - torch.cdist(x_NE, x_NE)).clamp(min=0).square()
+    expected = (pairs * (group[:, None] != group)).sum()
+    for other in (None, Points(x_NE, group, weight_N)):
+        found, _ = hinge_sum(Points(x_NE, group, weight_N), other, 1.0, squared=True)
+        assert found.item() == pytest.approx(expected.item(), rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ["influencer", "contrastive", "condensation"])
 def test_equal_weights_change_nothing(data, name):
     assert name in LOSSES
     torch.manual_seed(1)
     batch = loaded(data)
     weighted = loaded(data, short=3, short_max_hits=1000)  # all of them
     assert (weighted.track_weight == 4).all()
-    outputs = {key: torch.randn(batch.num_nodes, 3, dtype=torch.float64) for key in ("user", "influencer", "embedding")}
+    shapes = {"user": 3, "influencer": 3, "embedding": 3, "beta": 1}
+    outputs = {key: torch.randn(batch.num_nodes, n, dtype=torch.float64) for key, n in shapes.items()}
     loss = build_loss(Named(name=name, **({"compactness": 1.0} if name == "influencer" else {})))
     for plain, same in zip(loss(outputs, batch).values(), loss(outputs, weighted).values(), strict=True):
         assert same.sum.item() == pytest.approx(plain.sum.item(), rel=1e-12)
