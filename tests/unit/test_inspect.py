@@ -296,7 +296,8 @@ def test_all_problems_are_listed_by_the_verb(tmp_path, capsys):
         assert f"{text_}" in out
     listed = json.loads((tmp_path / "f.json").read_text())["problems"]
     assert (listed[0]["event"], listed[0]["column"]) == (0, "hits.x")
-    assert err == f"hpctrack inspect: error: {folder}: {len(listed)} problems found\n"
+    said = [line for line in err.splitlines() if "files verified" not in line]  # progress, on a busy machine
+    assert said == [f"hpctrack inspect: error: {folder}: {len(listed)} problems found"]
 
 
 def test_a_check_that_kills_its_process_is_named_and_the_others_go_on(tmp_path):
