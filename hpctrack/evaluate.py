@@ -25,7 +25,7 @@ from hpctrack.requirements.needs import check, lacking, said
 from hpctrack.results import comparison
 from hpctrack.results.content import RESULTS_FORMAT, RESULTS_VERSION, rules_table, table
 from hpctrack.storage.candidates import CandidateStore
-from hpctrack.storage.edges import is_edges
+from hpctrack.storage.edges import EDGES
 from hpctrack.storage.store import Dataset
 
 TIMED = {"event_id": int, "n_hits": int, "rank": int} | dict.fromkeys(("read_s", "model_s", "build_s"), (int, float))
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     by = rules.chosen(args.rules)
     cuts = Cuts(args.pt_min_gev, args.min_hits, args.eta_max)
     command = ["hpctrack", "evaluate", *(sys.argv[1:] if argv is None else argv)]
-    if is_edges(args.candidates):
+    if EDGES.is_in(args.candidates):
         if others or args.kinds or by:
             raise InputError(f"{args.candidates}: holds edges; --compare, --kinds and --rules are for track candidates")
         results = edge_metrics.evaluate_edges(args.candidates, args.data, cuts, command)

@@ -7,20 +7,24 @@ each problem by file, event and column; the exit code is 2 if there is one.
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hpctrack.errors import InputError
 from hpctrack.files.outputs import check_output, write_json_output
 from hpctrack.inspection import describe_candidates, describe_datasets, describe_runs, kinds, text
 from hpctrack.process import arguments
 from hpctrack.process.ends import verb
+from hpctrack.storage.products import Product
 from hpctrack.storage.verify import Problem, check_dataset, check_index, check_shard
 from hpctrack.storage.verify_candidates import check_candidates, check_candidates_file, check_journal
+
+T = TypeVar("T")
 
 
 @verb("inspect")
@@ -93,6 +97,11 @@ def _checkpoints() -> Any:
     return importlib.import_module("hpctrack.inspection.describe_checkpoints")  # imports torch
 
 
+def _of_stages(function: Callable[[Product, Path], T]) -> dict[str, Callable[[Path], T]]:
+    """Of each kind that a pipeline's stages make, what `function` says."""
+    return {kind: functools.partial(function, product) for kind, product in kinds.OF_STAGES.items()}
+
+
 def describe(path: Path, kind: str) -> dict[str, Any]:
     """The facts of what lies at `path`, fit for JSON; InputError if it cannot be read."""
     describers: dict[str, Callable[[Path], dict[str, Any]]] = {
@@ -104,7 +113,7 @@ def describe(path: Path, kind: str) -> dict[str, Any]:
         kinds.CANDIDATES_INDEX: lambda path: describe_candidates.describe_candidates(path.parent),
         kinds.CANDIDATES_FILE: describe_candidates.describe_file,
         kinds.UNFINISHED_CANDIDATES: describe_candidates.describe_unfinished,
-        kinds.EDGES: describe_candidates.describe_edges,
+        **_of_stages(describe_candidates.describe_product),
         kinds.JOURNAL: lambda path: describe_candidates.describe_journals([path]),
         kinds.RUN: describe_runs.describe_run,
         kinds.RESULTS: describe_runs.describe_results,
@@ -125,7 +134,7 @@ def verify(path: Path, kind: str, data: Path | None = None, jobs: int = 1) -> li
         kinds.CANDIDATES_INDEX: lambda path: check_candidates(path.parent, data, jobs, progress_lines()),
         kinds.CANDIDATES_FILE: lambda path: check_candidates_file(path)[0],
         kinds.UNFINISHED_CANDIDATES: lambda path: check_candidates(path, data, jobs, progress_lines()),
-        kinds.EDGES: describe_candidates.check_edges,
+        **_of_stages(describe_candidates.check_product),
         kinds.JOURNAL: check_journal,
         kinds.RUN: lambda path: describe_runs.check_run(path) + _checkpoints().check_checkpoints(path / "checkpoints"),
         kinds.RESULTS: describe_runs.check_results,

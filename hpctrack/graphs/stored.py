@@ -8,9 +8,8 @@ import numpy as np
 from pydantic import Field
 
 from hpctrack.config import Section
-from hpctrack.errors import InputError
 from hpctrack.graphs.contracts import Graph
-from hpctrack.storage.edges import Edges, EdgeStore
+from hpctrack.storage.edges import EDGES, Edges, EdgeStore
 from hpctrack.storage.schema import Event
 from hpctrack.storage.store import Dataset
 
@@ -30,22 +29,14 @@ class StoredEdges(Graph):
 
     def __init__(self, options: Options, folder: Path, data: Dataset | None = None) -> None:
         self.options = options
-        path = Path(options.edges) if "/" in options.edges else folder / "edges" / options.edges
-        self.store, dataset = EdgeStore(path), data or Dataset(folder)
-        made_for = self.store.attributes["dataset_fingerprint"]
-        if made_for != dataset.fingerprint:
-            raise InputError(
-                f"{path}: made for a dataset with fingerprint {made_for}, but {folder} has {dataset.fingerprint}; "
-                f"run the stage before on it"
-            )
-        self.position = {int(event): i for i, event in enumerate(self.store.event_ids)}
-        rows = [self.position[int(event)] for event in dataset.event_ids]
+        self.store, dataset = EdgeStore(EDGES.folder_of(options.edges, folder)), data or Dataset(folder)
+        self.store.check_made_for(folder, dataset.fingerprint)
+        rows = [self.store.position[int(event)] for event in dataset.event_ids]
         self.n_edges = self.store.n_edges[rows]  # of each event of the dataset, whatever is selected
 
     def __call__(self, event: Event, rows: np.ndarray) -> np.ndarray:
         """Edges int64 [2, M] among the hits `rows` [N] of an event, ascending, as numbers of these, 0..N-1."""
-        found = self.store.read(self.position[event.event_id])
-        return edges_among(event, rows, found, self.options.score_min)
+        return edges_among(event, rows, self.store.of_event(event.event_id), self.options.score_min)
 
 
 class PassedEdges(Graph):

@@ -1,4 +1,4 @@
-"""What a candidates folder, file or journal holds, and what a folder of edges does."""
+"""What a candidates folder, file or journal holds, and what a folder of edges or kept hits does."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from hpctrack.errors import InputError
 from hpctrack.inspection.text import histogram
 from hpctrack.storage import hdf5, journals
 from hpctrack.storage.candidates import CANDIDATES, COLUMNS, CandidateStore, decode
-from hpctrack.storage.edges import EDGES, EdgeStore
 from hpctrack.storage.hdf5 import INDEX
-from hpctrack.storage.products import VERSION
+from hpctrack.storage.products import VERSION, Product
 from hpctrack.storage.verify import Problem, reason
 
 
@@ -108,16 +107,16 @@ def _histograms(per_event: np.ndarray, sizes: np.ndarray) -> dict[str, Any]:
     return {"candidates per event": histogram(per_event), "hits per candidate": histogram(sizes)}
 
 
-# ------------------------------------------------------------------------------------------------ edges
+# ------------------------------------------------------------------------------------ what a stage makes for others
 
 
-def describe_edges(folder: Path) -> dict[str, Any]:
-    """Totals, settings and digest."""
-    found = EdgeStore(folder)
+def describe_product(product: Product, folder: Path) -> dict[str, Any]:
+    """Totals, settings and digest of a folder of edges, or of kept hits."""
+    found = product.open(folder)
     return {
-        "format": f"{EDGES.format} {VERSION}",
+        "format": f"{product.format} {VERSION}",
         "events": len(found),
-        "edges": int(found.n_edges.sum()),
+        product.name: int(found.counts[product.count_name].sum()),
         "files": len(found.shards),
         "bytes": sum((folder / name).stat().st_size for name in found.shards),
         "digest": found.digest,
@@ -125,10 +124,10 @@ def describe_edges(folder: Path) -> dict[str, Any]:
     }
 
 
-def check_edges(folder: Path) -> list[Problem]:
-    """Problems of a folder of edges: files and events that cannot be read or fail their checksums."""
+def check_product(product: Product, folder: Path) -> list[Problem]:
+    """Problems of such a folder: files and events that cannot be read or fail their checksums."""
     try:
-        found = EdgeStore(folder)
+        found = product.open(folder)
     except InputError as error:
         return [Problem(str(folder), reason(error, folder / INDEX))]
     problems = []

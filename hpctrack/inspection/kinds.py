@@ -7,19 +7,21 @@ from pathlib import Path
 
 from hpctrack.errors import InputError
 from hpctrack.results.content import RESULTS_FORMAT
-from hpctrack.storage import candidates, edges, hdf5, journals
+from hpctrack.storage import candidates, edges, hdf5, hits, journals
 from hpctrack.storage.hdf5 import INDEX, SHARDS
+from hpctrack.storage.products import Product
 from hpctrack.training.checkpoint_metadata import LATEST, META, STATE
 from hpctrack.training.run_folder import CONFIG
 
 DATASET, SHARD, DATASET_INDEX = "dataset", "shard", "dataset index"
 CANDIDATES, CANDIDATES_FILE, CANDIDATES_INDEX = "candidates", "candidates file", "candidates index"
-EDGES = "edges"
+EDGES, HITS = "edges", "hits"
+OF_STAGES: dict[str, Product] = {EDGES: edges.EDGES, HITS: hits.HITS}  # what a stage makes for those behind it
 UNFINISHED_DATASET, UNFINISHED_CANDIDATES, JOURNAL = "unfinished dataset", "unfinished candidates", "journal"
 RUN, CHECKPOINT, CHECKPOINTS, RESULTS = "run", "checkpoint", "checkpoints folder", "results"
 EXPECTED = (
-    "a dataset folder, a shard, a folder or file of candidates, a folder of edges, a run folder, a checkpoint, an "
-    "index.h5 or a results.json"
+    "a dataset folder, a shard, a folder or file of candidates, a folder of edges or of kept hits, a run folder, a "
+    "checkpoint, an index.h5 or a results.json"
 )
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
@@ -50,8 +52,9 @@ def _kind_of_folder(path: Path) -> str:
         return CHECKPOINT
     if (path / LATEST).is_file() or any(path.glob(f"step-*/{META}")):
         return CHECKPOINTS
-    if edges.is_edges(path):
-        return EDGES
+    for kind, product in OF_STAGES.items():
+        if product.is_in(path):
+            return kind
     shards, candidate_files = any(path.glob(SHARDS)), any(path.glob("candidates-*.h5"))
     if (path / INDEX).is_file():
         if shards != candidate_files:  # the index itself may be damaged

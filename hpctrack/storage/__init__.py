@@ -1,1 +1,1 @@
-"""The HDF5 store: schema, shards, index, candidates, edges, journals, checksums, staging, verification."""
+"""The HDF5 store: schema, shards, index, candidates, edges, kept hits, journals, checksums, staging, verification."""

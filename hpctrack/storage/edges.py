@@ -15,8 +15,6 @@ from pathlib import Path
 
 import numpy as np
 
-from hpctrack.errors import InputError
-from hpctrack.storage.hdf5 import INDEX
 from hpctrack.storage.journals import pack, unpack
 from hpctrack.storage.products import Product, Store
 
@@ -76,12 +74,3 @@ class EdgeStore(Store[Edges]):
     def n_edges(self) -> np.ndarray:
         """Edges of each event [n]."""
         return self.counts["n_edges"]
-
-
-def is_edges(folder: str | Path) -> bool:
-    """Whether a folder holds edges."""
-    try:
-        EDGES.open_file(Path(folder) / INDEX).close()
-    except InputError:
-        return False
-    return True

@@ -22,7 +22,7 @@ from hpctrack.files.atomic import publish, temporary_name
 from hpctrack.files.reading import SQUEEZED, DiskFile, max_unpacked, too_large
 from hpctrack.storage import schema
 
-INDEX = "index.h5"  # of a folder of events, of candidates or of edges
+INDEX = "index.h5"  # of a folder of events, or of what inference makes of them
 SHARDS = "events-*.h5"  # of a folder of events
 ATTRIBUTES_DIGEST = "attributes_digest"  # of all other attributes and of the texts; older files have none
 TEXTS = "texts"  # group of what is too long for an attribute (64 kB): UTF-8 as uint8

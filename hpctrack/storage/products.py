@@ -1,8 +1,8 @@
 """What inference makes of events, on disk: HDF5 files aligned with the event shards, and an index over them.
 
-A `Product` describes one kind (candidates.py, edges.py): its words, and the columns of its files. How files are joined
-from the journals (storage/journals.py), checked and read is the same for all kinds and stands here. Memory is that of
-one event. Files are written under a temporary name and renamed; the index is written last.
+A `Product` describes one kind (candidates.py, edges.py, hits.py): its words, and the columns of its files. How files
+are joined from the journals (storage/journals.py), checked and read is the same for all kinds and stands here. Memory
+is that of one event. Files are written under a temporary name and renamed; the index is written last.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import shutil
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -179,6 +180,23 @@ class Product(Generic[T]):
                     found[key].append(np.diff(file.offsets[column]))
         return {key: np.concatenate(parts) for key, parts in found.items()}
 
+    @property
+    def count_name(self) -> str:
+        """What the number of an event's rows is called: as the index has it."""
+        return next(iter(self.counts), f"n_{self.name}")
+
+    def folder_of(self, name: str, dataset: Path) -> Path:
+        """Where a product of this kind lies: a path as it is, another name in the dataset's folder."""
+        return Path(name) if "/" in name else dataset / self.name / name
+
+    def is_in(self, folder: str | Path) -> bool:
+        """Whether a folder holds a product of this kind."""
+        try:
+            self.open_file(Path(folder) / INDEX).close()
+        except InputError:
+            return False
+        return True
+
     def open(self, folder: Path) -> Store[T]:
         """What stands in a folder."""
         return Store(folder, self)
@@ -279,6 +297,26 @@ class Store(Generic[T]):
             raise IndexError(f"{self.folder}: event {i} of {len(self)}")
         event_id, row = int(self.event_ids[i]), int(self.row[i])
         return self._open(int(self.shard[i])).read(event_id, row)
+
+    def of_event(self, event_id: int) -> T:
+        """What is stored of the event of that id."""
+        if event_id not in self.position:
+            raise InputError(f"{self.folder}: has no event {event_id}; {self.product.advice}")
+        return self.read(self.position[event_id])
+
+    @cached_property
+    def position(self) -> dict[int, int]:
+        """Which event, from 0, has an id."""
+        return {int(event): i for i, event in enumerate(self.event_ids)}
+
+    def check_made_for(self, dataset: Path, fingerprint: str) -> None:
+        """InputError unless this was made for the dataset of that fingerprint."""
+        made_for = self.attributes["dataset_fingerprint"]
+        if made_for != fingerprint:
+            raise InputError(
+                f"{self.folder}: made for a dataset with fingerprint {made_for}, but {dataset} has {fingerprint}; "
+                f"run the stage before on it"
+            )
 
     def check_files(self) -> None:
         """InputError unless each file is there, and the one that the index was made with; its values are not read."""

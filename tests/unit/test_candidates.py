@@ -15,8 +15,10 @@ from helpers import commit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hpctrack import inspect
 from hpctrack.errors import InputError
-from hpctrack.storage import candidates, edges, journals, products
+from hpctrack.inspection import kinds
+from hpctrack.storage import candidates, edges, hits, journals, products
 from hpctrack.storage.candidates import CANDIDATES, CandidateStore
 from hpctrack.storage.journals import Journal, committed
 from hpctrack.storage.schema import Candidates
@@ -170,6 +172,51 @@ def write_edges(folder, events):
     digest = edges.EDGES.write_shard(folder, "edges-00000.h5", events, sources)
     edges.EDGES.write_index(folder, [("edges-00000.h5", events, digest)], {})
     return edges.EdgeStore(folder)
+
+
+def write_hits(folder, events):
+    journal, rng, sources = Journal(folder, "w"), np.random.default_rng(0), {}
+    for event in events:
+        row = np.sort(rng.choice(20, event, replace=False)).astype(np.int32)
+        one = hits.Hits(event, row, rng.random(event, dtype=np.float32))
+        sources[event] = journal.append(event, hits.encode(one))
+    journal.close()
+    digest = hits.HITS.write_shard(folder, "hits-00000.h5", events, sources)
+    hits.HITS.write_index(folder, [("hits-00000.h5", events, digest)], {"dataset_fingerprint": "abc"})
+    return hits.HitStore(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("offsets/hits", moved(-1, 1), "offsets/hits must rise from 0 to the 6 rows of row"),
+        ("row", lambda v: v[[0, 2, 1, 3, 4, 5]], "event 2: row must rise from 0 or more, each hit once"),
+        ("row", lambda v: v - 30, "event 1: row must rise from 0 or more"),
+        ("row", lambda v: v + 1, "event 1 fails its checksum"),
+        ("score", moved(0, 1.5), "event 1: score must be from 0 to 1"),
+        ("score", lambda v: v * np.float32(np.nan), "event 1: score must be from 0 to 1"),
+    ],
+)
+def test_lies_of_kept_hits_are_named(tmp_path, name, change, message):
+    store = write_hits(tmp_path, [1, 2, 3])
+    assert store.n_kept.tolist() == [1, 2, 3] and kinds.kind_of(tmp_path) == kinds.HITS
+    assert inspect.describe(tmp_path, kinds.HITS)["hits"] == 6 and not inspect.verify(tmp_path, kinds.HITS)
+    assert [len(store.of_event(event)) for event in (3, 1)] == [3, 1]
+    store.close()
+    lie(tmp_path / "hits-00000.h5", name, change)
+    with pytest.raises(InputError, match=f"{message}.*; {hits.HITS.advice}"):
+        for i in range(3):
+            hits.HitStore(tmp_path).read(i)
+    assert inspect.verify(tmp_path, kinds.HITS)
+
+
+def test_kept_hits_know_their_dataset_and_events(tmp_path):
+    store = write_hits(tmp_path, [1])
+    store.check_made_for(tmp_path, "abc")
+    with pytest.raises(InputError, match="made for a dataset with fingerprint abc, but data has def; run the stage"):
+        store.check_made_for("data", "def")
+    with pytest.raises(InputError, match="has no event 7"):
+        store.of_event(7)
 
 
 @pytest.mark.parametrize(
