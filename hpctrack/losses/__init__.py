@@ -8,7 +8,7 @@ from torch import Tensor
 from torch_geometric.data import Batch
 
 from hpctrack.config import Named, lookup, parse
-from hpctrack.losses.classification import EdgeLoss, TripletLoss
+from hpctrack.losses.classification import EdgeLoss, HitLoss, TripletLoss
 from hpctrack.losses.condensation import CondensationLoss
 from hpctrack.losses.contrastive import ContrastiveLoss
 from hpctrack.losses.hybrid import HybridLoss
@@ -34,6 +34,7 @@ LOSSES: Registry[type[Loss]] = Registry(
         "condensation": CondensationLoss,
         "contrastive": ContrastiveLoss,
         "edges": EdgeLoss,
+        "hits": HitLoss,
         "hybrid": HybridLoss,
         "influencer": InfluencerLoss,
         "metric": MetricLoss,

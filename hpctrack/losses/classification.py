@@ -1,6 +1,6 @@
-"""Binary cross-entropy of scores against graph truth: of edges (filters, edge classifiers) and of triplets.
+"""Binary cross-entropy of scores: of hits (hit filters), of edges (filters, edge classifiers) and of triplets.
 
-Legend: M edges in the batch, T triplets, N hits, B events.
+Legend: N hits in the batch, M edges, T triplets, B events; S of any of these.
 """
 
 from __future__ import annotations
@@ -16,8 +16,77 @@ from torch_geometric.data import Batch
 from hpctrack.config import Section
 from hpctrack.errors import InputError
 from hpctrack.graphs.triplets import per_event, triplets
-from hpctrack.losses.term import BaseLoss, needed
+from hpctrack.losses.pairs import SpaceWeight, neighbours
+from hpctrack.losses.term import BaseLoss, Tracks, needed, with_hit, with_track
 from hpctrack.numerics import group_sum
+
+
+class Classes(Section):
+    """How the two classes count beside each other."""
+
+    balance: bool = Field(False, description="true and false ones of an event have the same weight in all")
+    true_weight: float = Field(1.0, gt=0, description="weight of a true one, of a false one 1; after balance")
+
+
+def weighted_cross_entropy(
+    score_S: Tensor, true_S: Tensor, weight_S: Tensor, event_S: Tensor, n_events: int, *, classes: Classes
+) -> Tensor:
+    """Weighted mean of the cross-entropy over each event's scores [S], logits, summed over events.
+
+    `true_S`: which are to be scored high, bool; `weight_S`: what each counts within its class; `event_S`: their events.
+    """
+    if classes.balance:
+        weight_S = balanced(weight_S, 2 * event_S + true_S.long())
+    weight_S = torch.where(true_S, classes.true_weight * weight_S, weight_S)
+    loss_S = weight_S * F.binary_cross_entropy_with_logits(score_S, true_S.to(score_S.dtype), reduction="none")
+    total_B, norm_B = (group_sum(values, event_S, n_events) for values in (loss_S, weight_S))
+    return (total_B / torch.where(norm_B > 0, norm_B, 1)).sum()
+
+
+def balanced(weight_S: Tensor, group_S: Tensor) -> Tensor:
+    """Weights divided by their group's sum."""
+    total = group_sum(weight_S, group_S, int(group_S.max()) + 1)[group_S]
+    return weight_S / torch.where(total > 0, total, 1)
+
+
+# ------------------------------------------------------------------------------------------------ hits
+
+
+class HitLoss(BaseLoss):
+    """Term `hits`: weighted mean of the cross-entropy over an event's hits, mean over the events that have hits.
+
+    A hit is true if it is a target's; it counts as much as its target does (`data.emphasis`). `neighbours` trains the
+    spaces in which a backbone looks for neighbours (losses/pairs.py).
+    """
+
+    class Options(Classes):
+        """How hits count beside each other."""
+
+        hits: float = Field(1.0, ge=0, description="weight of the term")
+        neighbours: SpaceWeight = 0.0
+
+    counted = {"hits": with_hit, "neighbours": with_track}
+
+    def terms(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """The terms for `hit_score` [N], logits, on `batch` (track [N], ptr [B + 1]).
+
+        `neighbours` takes the outputs `space_0`, `space_1`, … [N, D].
+        """
+        sums = {"hits": self.score(needed(outputs, "hit_score", "the model 'hit_filter'"), batch)}
+        return sums | ({"neighbours": neighbours(outputs, batch)} if "neighbours" in self.weights else {})
+
+    def score(self, score_N: Tensor, batch: Batch) -> Tensor:
+        """The term `hits`, summed over events."""
+        if not len(score_N):
+            return score_N.sum()
+        tracks, weight_N = Tracks(batch), torch.ones_like(score_N)
+        if tracks.weight is not None:
+            weight_N[tracks.hits] = tracks.weight[tracks.track].to(score_N.dtype)
+        true_N, event_N = batch.track >= 0, batch.batch
+        return weighted_cross_entropy(score_N, true_N, weight_N, event_N, batch.num_graphs, classes=self.options)
+
+
+# ------------------------------------------------------------------------------------------------ edges
 
 
 def edges_per_event(batch: Batch) -> Tensor:
@@ -41,12 +110,10 @@ class EdgeLoss(BaseLoss):
     `others` says; an event with no other edge contributes 0.
     """
 
-    class Options(Section):
+    class Options(Classes):
         """How edges count beside each other."""
 
         edges: float = Field(1.0, ge=0, description="weight of the term")
-        balance: bool = Field(False, description="true and false edges of an event have the same weight in all")
-        true_weight: float = Field(1.0, gt=0, description="weight of a true edge, of a false one 1; after balance")
         others: Literal["ignore", "true", "false"] = Field(
             "ignore", description="true edges of particles that are no targets: left out, or of one class"
         )
@@ -65,26 +132,15 @@ class EdgeLoss(BaseLoss):
 
         `truth_M`: which are in the truth; `hit_M`: a hit of each, which says the event, and the particle of a true one.
         """
-        event_M = batch.batch[hit_M]
         true_M, weight_M = self.classes(truth_M, truth_M & (batch.track[hit_M] < 0), score_M.dtype)
-        if self.options.balance:
-            weight_M = balanced(weight_M, 2 * event_M + true_M.long())
-        weight_M = torch.where(true_M, self.options.true_weight * weight_M, weight_M)
-        loss_M = weight_M * F.binary_cross_entropy_with_logits(score_M, true_M.to(score_M.dtype), reduction="none")
-        total_B, norm_B = (group_sum(values, event_M, batch.num_graphs) for values in (loss_M, weight_M))
-        return (total_B / torch.where(norm_B > 0, norm_B, 1)).sum()
+        event_M = batch.batch[hit_M]
+        return weighted_cross_entropy(score_M, true_M, weight_M, event_M, batch.num_graphs, classes=self.options)
 
     def classes(self, truth_M: Tensor, other_M: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Which are to be scored high, bool [M], and weights 0 or 1 [M]; `other_M`: true, of particles not sought."""
         true_M = truth_M & ~other_M if self.options.others == "false" else truth_M
         counts_M = ~other_M if self.options.others == "ignore" else torch.ones_like(other_M)
         return true_M, counts_M.to(dtype)
-
-
-def balanced(weight_M: Tensor, group_M: Tensor) -> Tensor:
-    """Weights divided by their group's sum."""
-    total = group_sum(weight_M, group_M, int(group_M.max()) + 1)[group_M]
-    return weight_M / torch.where(total > 0, total, 1)
 
 
 # ------------------------------------------------------------------------------------------------ triplets

@@ -10,6 +10,7 @@ from hpctrack.models.contracts import Model
 from hpctrack.models.convolution import ConvolutionNetwork
 from hpctrack.models.embedding import CondensationModel, EmbeddingModel, InfluencerModel
 from hpctrack.models.filter import FilterNetwork
+from hpctrack.models.hit_filter import HitFilter
 from hpctrack.models.interaction import InteractionNetwork
 from hpctrack.models.triplet_network import TripletNetwork
 from hpctrack.registry import Registry
@@ -23,6 +24,7 @@ MODELS: Registry[type[Model]] = Registry(
         "convolution": ConvolutionNetwork,
         "embedding": EmbeddingModel,
         "filter": FilterNetwork,
+        "hit_filter": HitFilter,
         "influencer": InfluencerModel,
         "interaction": InteractionNetwork,
         "triplets": TripletNetwork,

@@ -26,29 +26,19 @@ BACKBONES: Registry[type[Backbone]] = Registry(
 )
 
 
-class BackboneModel(Model):
-    """A backbone and heads, perceptrons on its hidden state: of `points`, which embed hits, and {output: dimensions}.
-
-    With `azimuth` points have two more dimensions, (cos phi, sin phi) times it: hits of far azimuths are apart without
-    learning, which training on sectors cannot teach.
-    """
+class HeadModel(Model):
+    """A backbone and heads {output: dimensions}, perceptrons on its hidden state."""
 
     class Options(Section):
-        """Embedding and backbone; `backbone` takes a name and that backbone's own options."""
+        """The backbone: a name and that backbone's own options."""
 
-        embedding: int = Field(8, ge=1, description="dimensions of the space in which a track's hits meet")
         backbone: dict[str, Any] = Field(
             {"name": "neighbours"}, description="the network on hits: its name and its own options (backbone, below)"
         )
-        azimuth: float = Field(0.0, ge=0, description="radius of a circle of hits by phi, two more dimensions; 0: none")
 
-    def __init__(
-        self, features: Sequence[str], options: Options, points: Sequence[str], heads: dict[str, int] | None = None
-    ) -> None:
+    def __init__(self, features: Sequence[str], options: Options, heads: dict[str, int]) -> None:
         super().__init__()
-        self.n_features, self.points, self.azimuth = len(features), tuple(points), options.azimuth
-        self.geometry = Geometry(features, "model.azimuth") if options.azimuth else None
-        heads = {name: options.embedding for name in points} | (heads or {})
+        self.n_features = len(features)
         named = parse(Named, options.backbone, "model", "model.backbone")
         kind = lookup(BACKBONES, named.name, "model.backbone")
         self.backbone = kind(features, parse(kind.Options, named.options, "model", "model.backbone"))
@@ -62,11 +52,7 @@ class BackboneModel(Model):
 
     def read(self, h_NH: Tensor, x_NF: Tensor) -> dict[str, Tensor]:
         """Each head's output, of the hidden state of hits with features `x_NF`."""
-        outputs = {name: out(h_NH) for name, out in self.heads.items()}
-        if self.geometry is None:
-            return outputs
-        circle_N2 = on_circle(self.geometry(x_NF), self.azimuth)
-        return outputs | {name: torch.cat([outputs[name], circle_N2], dim=1) for name in self.points}
+        return {name: out(h_NH) for name, out in self.heads.items()}
 
     @property
     def memory_modes(self) -> tuple[str, ...]:
@@ -85,3 +71,32 @@ class BackboneModel(Model):
     def relative_cost(self, hits: np.ndarray, edges: np.ndarray | None = None) -> np.ndarray:
         """Cost of events by their numbers of hits, up to a factor; edges play no part."""
         return self.backbone.relative_cost(hits)
+
+
+class BackboneModel(HeadModel):
+    """With heads for `points`, which embed hits, before those for other outputs.
+
+    With `azimuth` points have two more dimensions, (cos phi, sin phi) times it: hits of far azimuths are apart without
+    learning, which training on sectors cannot teach.
+    """
+
+    class Options(HeadModel.Options):
+        """Embedding and backbone."""
+
+        embedding: int = Field(8, ge=1, description="dimensions of the space in which a track's hits meet")
+        azimuth: float = Field(0.0, ge=0, description="radius of a circle of hits by phi, two more dimensions; 0: none")
+
+    def __init__(
+        self, features: Sequence[str], options: Options, points: Sequence[str], heads: dict[str, int] | None = None
+    ) -> None:
+        super().__init__(features, options, {name: options.embedding for name in points} | (heads or {}))
+        self.points, self.azimuth = tuple(points), options.azimuth
+        self.geometry = Geometry(features, "model.azimuth") if options.azimuth else None
+
+    def read(self, h_NH: Tensor, x_NF: Tensor) -> dict[str, Tensor]:
+        """Each head's output, of the hidden state of hits with features `x_NF`; points with their azimuth."""
+        outputs = super().read(h_NH, x_NF)
+        if self.geometry is None:
+            return outputs
+        circle_N2 = on_circle(self.geometry(x_NF), self.azimuth)
+        return outputs | {name: torch.cat([outputs[name], circle_N2], dim=1) for name in self.points}

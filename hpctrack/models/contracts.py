@@ -16,7 +16,7 @@ from hpctrack.models.memory_modes import MemoryModes
 class Model(nn.Module):
     """Made as `Model(features, options)`: names of the inputs [F], the columns of `batch.x`, and options of `Options`.
 
-    `MemoryModes` gives the memory modes, `BackboneModel` all but a backbone. An event's outputs depend neither on the
+    `MemoryModes` gives the memory modes, `HeadModel` all but a backbone. An event's outputs depend neither on the
     other events of the batch nor on the order of its hits.
     """
 

@@ -88,3 +88,21 @@ def test_equal_weights_change_nothing(data, name):
     loss = build_loss(Named(name=name, **({"compactness": 1.0} if name == "influencer" else {})))
     for plain, same in zip(loss(outputs, batch).values(), loss(outputs, weighted).values(), strict=True):
         assert same.sum.item() == pytest.approx(plain.sum.item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("balance", [False, True])
+def test_hits_of_targets_that_count_more_weigh_more(data, balance):
+    batch = loaded(data, short=1)
+    batch.track_weight = torch.arange(1.0, 11.0)
+    score_N = torch.linspace(-3, 3, batch.num_nodes, dtype=torch.float64)
+    found = build_loss(Named(name="hits", balance=balance, true_weight=2.0))({"hit_score": score_N}, batch)["hits"]
+    expected, first = 0.0, 0
+    for event in (0, 1):
+        track, score = batch.track[batch.batch == event].numpy(), score_N[batch.batch == event].numpy()
+        weight = np.where(track >= 0, batch.track_weight.double().numpy()[first + track.clip(0)], 1.0)
+        first += int(batch.n_tracks[event])
+        if balance:
+            weight = weight / np.where(track >= 0, weight[track >= 0].sum(), weight[track < 0].sum())
+        weight = weight * np.where(track >= 0, 2.0, 1.0)
+        expected += np.average(np.log1p(np.exp(np.where(track >= 0, -score, score))), weights=weight)
+    assert found.count == 2 and found.sum.item() == pytest.approx(expected, rel=1e-12)

@@ -13,6 +13,7 @@ VARIANTS = {
     "condensation": [{}, {"q_min": 0.1, "neighbours": 0.5}],
     "contrastive": [{}, {"per": "hit", "squared_hinge": True, "margin": 0.6, "neighbours": 0.5}],
     "edges": [{}, {"balance": True, "others": "true"}, {"true_weight": 3.0, "others": "false"}],
+    "hits": [{}, {"balance": True, "true_weight": 3.0}, {"neighbours": 0.5}],
     "influencer": [
         {"compactness": 1.0},
         {"compactness": 1.0, "per": "hit", "squared_hinge_ui": True, "influencer_pairs": "other_tracks"},
@@ -28,6 +29,7 @@ OUTPUTS = {  # of a model for this loss: dimensions
     "condensation": {"embedding": 3, "beta": 1},
     "contrastive": {"embedding": 3},
     "edges": {"edge_score": None},  # one a row, of the rows that are edges
+    "hits": {"hit_score": None},
     "hybrid": {"edge_score": None, "edge_embedding": 3, "embedding": 3},
     "influencer": {"user": 3, "influencer": 3},
     "metric": {"embedding": 3},

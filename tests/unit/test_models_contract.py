@@ -23,6 +23,8 @@ CONFIGS = {  # the model's name, and what sets this configuration of it apart
     "embedding mlp": {"embedding": 3, "backbone": {"name": "mlp", "width": 8, "layers": 2}, "azimuth": 0.5},
     "filter": {"width": 8, "layers": 3, "chunk": 7},
     "filter pairs": {"width": 8, "layers": 3, "chunk": 7, "embed_edges": 3, "pairs": True},
+    "hit_filter": {"backbone": NEIGHBOURS},
+    "hit_filter mlp": {"backbone": {"name": "mlp", "width": 8, "layers": 2}},
     "influencer azimuth": {"embedding": 3, "backbone": NEIGHBOURS | {"azimuth": 0.5}, "azimuth": 0.5},
     "influencer neighbours": {"embedding": 3, "backbone": NEIGHBOURS},
     "influencer parameters": {"embedding": 3, "backbone": NEIGHBOURS, "parameters": True},
@@ -37,6 +39,7 @@ CONFIGS = {  # the model's name, and what sets this configuration of it apart
 LOSS_OF = {  # what a model is trained by, without the sums over all pairs: test_losses_contract.py has these
     "condensation": {"name": "condensation", "repulsion": 0.0},
     "embedding": {"name": "contrastive", "repulsion": 0.0},
+    "hit_filter": {"name": "hits"},
     "influencer": {"name": "influencer", "repulsion_ui": 0.0, "repulsion_ii": 0.0, "compactness": 1.0},
     "triplets": {"name": "triplets", "edges": 1.0},
 }
