@@ -27,8 +27,8 @@ from hpctrack.recipes import apply_overrides
 from hpctrack.storage.edges import Edges
 from hpctrack.storage.schema import Candidates
 from hpctrack.storage.store import Dataset
-from hpctrack.tracking.builder import to_numpy, with_parameters
-from hpctrack.tracking.builders import OF_EDGES, build_builder
+from hpctrack.tracking.builder import Built, to_numpy, with_parameters
+from hpctrack.tracking.builders import build_builder
 from hpctrack.tracking.methods import MethodConfig, Timing
 from hpctrack.training import checkpoint, checkpoint_metadata, run_settings
 
@@ -98,7 +98,7 @@ class Reconstruction(Protocol):
     draw: Draw
     recipe: dict[str, Any]
 
-    def __call__(self, row: int) -> tuple[Candidates | Edges, Timing]:
+    def __call__(self, row: int) -> tuple[Built, Timing]:
         """Candidates of event `row`, or its edges, and what they took."""
 
 
@@ -132,14 +132,14 @@ class ByModel:
         )
         self.draw = self._load.draw
         self._builder = build_builder(config.builder)
-        self.product = "edges" if config.builder.name in OF_EDGES else "candidates"
+        self.product = self._builder.product
         self._precision = Precision(config.precision, device)
         self.recipe = {"model_digest": checkpoint.digest(self._model), **config.model_dump(mode="json")}
         self.recipe["selection"] = config.selection.recorded()
         if used := run_settings.package_versions(config):
             self.recipe["versions"] = used
 
-    def __call__(self, row: int) -> tuple[Candidates | Edges, Timing]:
+    def __call__(self, row: int) -> tuple[Built, Timing]:
         """Read the event, predict, build."""
         times = [time.perf_counter()]
         batch = Batch.from_data_list([self._load(row, 0)]).to(self._device)
@@ -150,7 +150,7 @@ class ByModel:
         times.append(time.perf_counter())
         n_hits = int(self._data.n_hits[row])
         hit_rows = batch.hit_row.cpu().numpy()
-        found: Candidates | Edges = self._builder.build(outputs, hit_rows, n_hits, int(batch.event_id))
+        found: Built = self._builder.build(outputs, hit_rows, n_hits, int(batch.event_id))
         if isinstance(found, Candidates):
             found = with_parameters(found, outputs, hit_rows)
         times.append(time.perf_counter())
@@ -187,7 +187,7 @@ class Chain:
         before = [stage.recipe for stage in self._stages[:-1]]
         self.recipe = last.recipe | ({"stages": before} if before else {})  # whose edges take the place of stored ones
 
-    def __call__(self, row: int) -> tuple[Candidates | Edges, Timing]:
+    def __call__(self, row: int) -> tuple[Built, Timing]:
         """What the last stage finds; seconds are sums over the stages, with those of each besides."""
         found, took = self._stages[0](row)
         total, stage_s = dict(took.seconds), [took.total_s]

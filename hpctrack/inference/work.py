@@ -25,6 +25,7 @@ from hpctrack.planning.partition import longest_first
 from hpctrack.storage import journals
 from hpctrack.storage.candidates import CANDIDATES
 from hpctrack.storage.edges import EDGES
+from hpctrack.storage.hits import HITS
 from hpctrack.storage.products import Product
 from hpctrack.storage.store import Dataset
 from hpctrack.training.size_table import SizeTable
@@ -60,7 +61,7 @@ class Part:
         return len(list((out / journals.PARTS).glob(f"part-*-of-{self.of:05d}.done")))
 
 
-PRODUCTS: dict[str, Product] = {product.name: product for product in (CANDIDATES, EDGES)}
+PRODUCTS: dict[str, Product] = {product.name: product for product in (CANDIDATES, EDGES, HITS)}
 
 
 class Task:
@@ -107,6 +108,7 @@ class Task:
     def build(self) -> int:
         """Reconstruct and commit this rank's events; an exit code if the ranks were told to end before the last."""
         rows, done, places, faults = self.rows(), 0, {}, []
+        form = PRODUCTS[self.how.product]
         journal = journals.Journal(self.out, self.writer)
         path = self.out / journals.PARTS / f"{self.writer}.timings"
         with Preemption("infer") as preemption, contextlib.closing(Lines(path)) as timings:
@@ -120,9 +122,9 @@ class Task:
                     done += 1
                     continue
                 sizes.check(self.data, [found.event_id], [took.n_hits], [self.hits[rows[done]]])
-                entry = {"event_id": found.event_id, f"n_{self.how.product}": len(found), "rank": self.env.rank}
+                entry = {"event_id": found.event_id, form.count_name: len(found), "rank": self.env.rank}
                 timings.append(entry | took.entry())
-                payload = PRODUCTS[self.how.product].encode(found)
+                payload = form.encode(found)
                 places[found.event_id] = journal.append(found.event_id, payload)
                 done += 1
                 if done % max(1, len(rows) // 10) == 0:

@@ -1,4 +1,4 @@
-"""Candidates as lists of hits and their exclusive reading, one track a hit; and what all builders of candidates share.
+"""Candidates as lists of hits and their exclusive reading, one track a hit; and what all builders share.
 
 Legend: C candidates, P (candidate, hit) pairs in all, H hits of the event, N of them that the model saw.
 """
@@ -16,9 +16,12 @@ from torch_geometric.data import Batch
 
 from hpctrack.config import Section
 from hpctrack.errors import MachineError
+from hpctrack.evaluation.matching import match
+from hpctrack.evaluation.metrics import METRICS
 from hpctrack.events.perigee import PHI, SCALES, wrapped
 from hpctrack.models.embedding import representatives
 from hpctrack.storage.edges import Edges
+from hpctrack.storage.hits import Hits
 from hpctrack.storage.schema import Candidates
 
 if TYPE_CHECKING:
@@ -117,13 +120,19 @@ def check_pairs(pairs: int, n_hits: int, option: str, radius: float) -> None:
         )
 
 
-class Builder:
-    """Makes track candidates, or edges for a next stage, of a model's outputs on one event.
+Built = Candidates | Edges | Hits  # of one event
 
-    Those of candidates have the base class `BaseBuilder`.
+
+class Builder:
+    """Makes track candidates, or what a next stage sees, of a model's outputs on one event.
+
+    Those of candidates have the base class `BaseBuilder`. An option that the recipe leaves open is tuned on validation
+    events: `grid` lists the settings to try, `count` counts how each does, `choose` picks one.
     """
 
     Options: ClassVar[type[Section]]  # the keys of the section `builder` besides `name`
+    product: ClassVar[str] = "candidates"  # what it makes: the name of a kind of product (storage/products.py)
+    n_counts: ClassVar[int] = 5  # numbers that `count` has of each setting
     options: Any
 
     def __init__(self, options: Any) -> None:
@@ -140,7 +149,7 @@ class Builder:
         """Whether an option of the grid is open, so that training has to choose it on validation events."""
         return any(getattr(self.options, name) is None for setting in self.grid() for name in setting)
 
-    def build(self, outputs: Outputs, hit_rows: np.ndarray, n_hits: int, event_id: int) -> Candidates | Edges:
+    def build(self, outputs: Outputs, hit_rows: np.ndarray, n_hits: int, event_id: int) -> Built:
         """Candidates of an event with `n_hits` hits from `outputs` on those that it saw, `hit_rows` [N], ascending.
 
         `outputs` has also `edge_index` [2, M], if the event has a graph. Candidates are of rows of the whole event.
@@ -151,6 +160,34 @@ class Builder:
     def sweep(cls, builders: Sequence[Self], outputs: Outputs) -> Iterator[Lists | None]:
         """Each builder's candidates of the same event; None where its setting cannot be."""
         raise NotImplementedError
+
+    @classmethod
+    def count(cls, builders: Sequence[Self], outputs: Outputs, particle: np.ndarray, target: np.ndarray) -> np.ndarray:
+        """How each builder, of one setting, does on an event: int64 [builders, n_counts], to be added over events.
+
+        `particle` [N]: each hit's particle 0..P-1, or -1; `target` [P]: which of these are wanted. A candidate of
+        another particle is no fake. Numbers: double-majority numerator and denominator, fake-rate numerator and
+        denominator, 1 if the setting cannot be at this event (too many pairs within a radius).
+        """
+        counts = np.zeros((len(builders), cls.n_counts), dtype=np.int64)
+        for k, found in enumerate(cls.sweep(builders, outputs)):
+            if found is None:
+                counts[k, 4] = 1
+                continue
+            matched = match(found.offsets, found.rows, particle, len(target))
+            counts[k, :2] = METRICS["double_majority_efficiency"].count(matched, target)
+            counts[k, 2:4] = METRICS["fake_rate"].count(matched, target)
+        return counts
+
+    @classmethod
+    def choose(cls, builders: Sequence[Self], counts: np.ndarray) -> int:
+        """Which builder is best by the sums of `count`: largest double-majority efficiency minus fake rate.
+
+        Of equals the first. Not one that cannot be at some event, unless there is no other.
+        """
+        efficiency = counts[:, 0] / np.maximum(counts[:, 1], 1)
+        fake_rate = np.where(counts[:, 3] > 0, counts[:, 2] / np.maximum(counts[:, 3], 1), 1.0)
+        return int(np.argmax(efficiency - fake_rate - 4.0 * (counts[:, 4] > 0)))
 
 
 class BaseBuilder(Builder):

@@ -20,7 +20,13 @@ from hpctrack.tracking.builder import Builder, Outputs, TooManyPairs, check_pair
 from hpctrack.tracking.edge_clustering import sigmoid
 
 
-class EdgesBuilder(Builder):
+class OfEdges(Builder):
+    """Makes edges."""
+
+    product = "edges"
+
+
+class EdgesBuilder(OfEdges):
     """The edges that a filter or a classifier scores highly enough, with their probability as score."""
 
     class Options(Section):
@@ -36,7 +42,7 @@ class EdgesBuilder(Builder):
         return Edges(event_id, sender, receiver, score[kept].astype(np.float32))
 
 
-class RadiusGraphBuilder(Builder):
+class RadiusGraphBuilder(OfEdges):
     """An edge between any two hits that are near in a learned embedding, scored 1 - distance / radius."""
 
     class Options(Section):
@@ -63,7 +69,7 @@ class RadiusGraphBuilder(Builder):
         return Edges(event_id, sender, receiver, score.clamp(min=0).numpy())
 
 
-class RadiusEdgesBuilder(Builder):
+class RadiusEdgesBuilder(OfEdges):
     """The edges that go on in another one, or from it, that is near in an embedding: scored 1 - distance / radius."""
 
     class Options(Section):

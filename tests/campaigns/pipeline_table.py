@@ -39,7 +39,7 @@ from hpctrack.files.atomic import write_text
 from hpctrack.inference.stages import Chain, stages
 from hpctrack.process.ends import verb
 from hpctrack.storage.store import Dataset
-from hpctrack.tracking.builders import OF_EDGES
+from hpctrack.tracking.builders import BUILDERS
 from hpctrack.training import checkpoint
 from tests.campaigns.points import Points
 from tests.campaigns.tracks import text
@@ -52,10 +52,11 @@ HEADS = ("efficiency", "kept of its graph", "purity", "purity, others count as t
 
 def builder_of(run: Named, wanted: str) -> Named:
     """The builder that writes a system's edges: the `wanted` one, or the run's if it makes edges from an embedding."""
-    if wanted and wanted not in OF_EDGES:
-        raise InputError(f"--checkpoints: builder '{wanted}' makes no edges; one of: {', '.join(OF_EDGES)}")
+    of_edges = [name for name in BUILDERS.own if BUILDERS[name].product == "edges"]
+    if wanted and wanted not in of_edges:
+        raise InputError(f"--checkpoints: builder '{wanted}' makes no edges; one of: {', '.join(of_edges)}")
     name = wanted or run.name
-    if name not in OF_EDGES or name == "edges":
+    if name not in of_edges or name == "edges":
         return Named(**ALL_EDGES)
     return run if name == run.name else Named(name=name)
 

@@ -32,6 +32,7 @@ MODELS_FOR = {  # losses of other outputs than the influencer model's
     "condensation": {"name": "condensation", "embedding": 3, "backbone": TRANSFORMER},
     "contrastive": {"name": "embedding", "embedding": 3, "backbone": TRANSFORMER},
     "edges": {"name": "attention", "width": 8, "iterations": 2},
+    "hits": {"name": "hit_filter", "backbone": TRANSFORMER},
     "hybrid": {"name": "interaction", "width": 8, "iterations": 2, "embed_hits": 2, "embed_edges": 3},
     "metric": {"name": "embedding", "embedding": 3, "backbone": {"name": "mlp", "width": 8, "layers": 2}},
     "triplets": {"name": "triplets", "network": {"name": "attention", "width": 8, "iterations": 2}},

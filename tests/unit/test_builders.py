@@ -28,6 +28,7 @@ ON_EDGES = {
     "radius_graph",
     "walk",
 }  # in test_edge_builders.py
+OF_HITS = {"hits"}  # in test_hit_filter.py
 OUTPUTS = {  # of a model for these: dimensions
     "condensation": {"embedding": 3, "beta": 1},
     "greedy": {"embedding": 3},
@@ -57,7 +58,9 @@ def lists_of(found):
 
 
 def test_every_builder_is_here():
-    assert set(CONFIGS) | ON_EDGES == set(BUILDERS.own)
+    assert set(CONFIGS) | ON_EDGES | OF_HITS == set(BUILDERS.own)
+    made = {name: BUILDERS[name].product for name in BUILDERS.own if BUILDERS[name].product != "candidates"}
+    assert made == {"edges": "edges", "radius_edges": "edges", "radius_graph": "edges", "hits": "hits"}
 
 
 @pytest.mark.parametrize("name", sorted(CONFIGS))
