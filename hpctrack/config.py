@@ -154,6 +154,13 @@ class EmphasisConfig(Section):
         return max(self.short, self.displaced, self.hard) > 0
 
 
+class KeptConfig(Section):
+    """Only the hits that a hit filter has kept: others do not exist. Without this section (null) there are all."""
+
+    stored: str = Field(description="name of a folder in the dataset's folder `hits`, or a path")
+    score_min: float = Field(0.0, ge=0, le=1, description="leave out hits with a lower score")
+
+
 class DataConfig(Section):
     """Datasets (folders made by `hpctrack convert`) and what is read from them."""
 
@@ -161,6 +168,7 @@ class DataConfig(Section):
         description="the dataset that training reads; a resumed run may find it elsewhere, its content is compared"
     )
     valid: str | None = free_field(None, description="the dataset that validation and tuning read; null: none")
+    hits: KeptConfig | None = None
     selection: SelectionConfig = SelectionConfig()
     curriculum: list[CurriculumStage] = Field([], description="training on fewer tracks first; then as selection says")
     emphasis: EmphasisConfig = EmphasisConfig()

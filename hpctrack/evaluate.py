@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from hpctrack import __version__
 from hpctrack.errors import InputError
-from hpctrack.evaluation import edge_metrics, kinds, resolutions, rules
+from hpctrack.evaluation import edge_metrics, hit_metrics, kinds, resolutions, rules
 from hpctrack.evaluation.tally import COLUMNS as TALLY_COLUMNS
 from hpctrack.evaluation.tally import SCORE, Cuts, EventTally, add_up, event_row, tally_event
 from hpctrack.files.jsonlines import TIMINGS, is_truncated, read_lines
@@ -26,14 +26,20 @@ from hpctrack.results import comparison
 from hpctrack.results.content import RESULTS_FORMAT, RESULTS_VERSION, rules_table, table
 from hpctrack.storage.candidates import CandidateStore
 from hpctrack.storage.edges import EDGES
+from hpctrack.storage.hits import HITS
+from hpctrack.storage.products import Product
 from hpctrack.storage.store import Dataset
 
 TIMED = {"event_id": int, "n_hits": int, "rank": int} | dict.fromkeys(("read_s", "model_s", "build_s"), (int, float))
+OF_STAGES: Sequence[tuple[Product, Callable[..., dict], Callable[[dict], str]]] = (
+    (EDGES, edge_metrics.evaluate_edges, edge_metrics.table),
+    (HITS, hit_metrics.evaluate_hits, hit_metrics.table),
+)
 
 
 @verb("evaluate")
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Evaluate a folder of candidates, or of a stage's edges; prints the table of all metrics."""
+    """Evaluate a folder of candidates, or of a stage's edges or kept hits; prints the table of all metrics."""
     args = parser().parse_args(argv)
     if args.candidates is None and args.compare:
         compare(args)
@@ -45,13 +51,15 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     by = rules.chosen(args.rules)
     cuts = Cuts(args.pt_min_gev, args.min_hits, args.eta_max)
     command = ["hpctrack", "evaluate", *(sys.argv[1:] if argv is None else argv)]
-    if EDGES.is_in(args.candidates):
-        if others or args.kinds or by:
-            raise InputError(f"{args.candidates}: holds edges; --compare, --kinds and --rules are for track candidates")
-        results = edge_metrics.evaluate_edges(args.candidates, args.data, cuts, command)
-        write_json_output(args.out, results)
-        print(f"{edge_metrics.table(results)}\n\nwritten: {args.out}")
-        return None
+    for product, evaluate, table_of in OF_STAGES:
+        if product.is_in(args.candidates):
+            if others or args.kinds or by:
+                what = f"{args.candidates}: holds {product.name}"
+                raise InputError(f"{what}; --compare, --kinds and --rules are for track candidates")
+            results = evaluate(args.candidates, args.data, cuts, command)
+            write_json_output(args.out, results)
+            print(f"{table_of(results)}\n\nwritten: {args.out}")
+            return None
     evaluation = Evaluation(args.candidates, args.data, cuts, by)
     for line in evaluation.left_out:
         print(line, file=sys.stderr)

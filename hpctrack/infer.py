@@ -3,8 +3,8 @@
 Each event goes to exactly one rank, by cost, and is committed when it is done. The same command again finishes what a
 kill left; the result does not depend on the number of ranks. With `--part 3/16`, sixteen jobs each do a share, in any
 order and side by side; the last one to end joins them. Several `--checkpoint`s are the stages of a pipeline: each sees
-the edges that the one before has found. `--method ckf` and `--method dbscan` need no checkpoint: they are what models
-are compared with (tracking/methods.py).
+the edges that the one before has found, and all behind a hit filter see the hits that it has kept. `--method ckf` and
+`--method dbscan` need no checkpoint: they are what models are compared with (tracking/methods.py).
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ def parser() -> arguments.Parser:
         "overrides",
         nargs="*",
         metavar="key=value",
-        help="selection.* (default: every hit); graph.*, builder.* of the last --checkpoint; method.* with --method",
+        help="selection.* (default: every hit), hits.* (default: as trained); graph.*, builder.* of the last "
+        "--checkpoint; method.* with --method",
     )
     launcher_argument(p)
     return p
@@ -106,6 +107,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             for path in paths:
                 run_on_main(functools.partial(checkpoint.check_state, path), env)
             how = Chain(configs, paths, data, env.device, checked=True)
+        if args.submission and how.product != "candidates":
+            raise InputError(f"--submission: is written from candidates, but {paths[-1]} makes {how.product}")
         with Heartbeat(env, meeting_s, "--timeout-s", lambda: watchdog.at):
             code = infer(how, data, args.out, env, part=args.part, watchdog=watchdog)
         if args.submission and env.is_main and code == 0:

@@ -13,6 +13,8 @@ from documented import ROOT, environment
 from hypothesis import HealthCheck, settings
 from preloaded import preloaded
 
+from hpctrack import convert, simulate
+
 settings.register_profile("hpctrack", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("hpctrack")
 
@@ -56,3 +58,12 @@ def quick_commands() -> Iterator[Path]:
         commands = Path(folder) / "bin"
         with preloaded(commands, environment(ROOT)):
             yield commands
+
+
+@pytest.fixture(scope="session")
+def helix(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of four small events in two shards; tests put edges and kept hits beside them, each under own names."""
+    folder = tmp_path_factory.mktemp("helix")
+    assert not simulate.main([str(folder / "csv"), "--source", "helix", "--events", "4", "--particles", "30"])
+    assert not convert.main([str(folder / "csv"), str(folder / "data"), "--events-per-shard", "2"])
+    return folder / "data"

@@ -2,10 +2,10 @@
 
 Truth is graph truth (events/truth.py) among the hits that the stage saw. An edge is `target` if it is true and of a
 target particle, `other` if true and of another particle, `false` if not true; other edges are neither asked for nor
-held against a graph, unless a number says so. Scores are counted in bins of their logit, so that every cut, and the
-area under the ROC curve, can be read off the counts.
+held against a graph, unless a number says so. Scores are counted in bins, so that every cut, and the area under the
+ROC curve, can be read off the counts.
 
-Legend: N hits, M edges, B bins.
+Legend: N hits, M edges, B bins of scores (evaluation/stage_scores.py).
 """
 
 from __future__ import annotations
@@ -16,12 +16,23 @@ from typing import Any
 
 import numpy as np
 
-from hpctrack import __version__
-from hpctrack.config import SelectionConfig
+from hpctrack.config import KeptConfig, SelectionConfig
 from hpctrack.errors import InputError
+from hpctrack.evaluation.stage_scores import (
+    BINS,
+    EDGE,
+    Added,
+    at_cuts,
+    frame,
+    opened,
+    score_bin,
+    table_of,
+    tallied,
+)
 from hpctrack.evaluation.tally import COLUMNS as TALLY_COLUMNS
 from hpctrack.evaluation.tally import Cuts
 from hpctrack.events import selection as selecting
+from hpctrack.events.kept_hits import HITS_DIGEST, PASSED_ON, KeptHits, StoredHits
 from hpctrack.events.truth import COLUMNS as TRUTH_COLUMNS
 from hpctrack.events.truth import graph_truth, is_true
 from hpctrack.requirements.needs import Need, check
@@ -30,14 +41,12 @@ from hpctrack.storage.schema import Event
 from hpctrack.storage.store import Dataset
 
 CLASSES = ("target", "other", "false")
-EDGE = 16.0  # largest logit that is told from larger ones
-BINS = 6400  # 0.005 each
 CUTS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 0.95, 0.99)
 
 
 @dataclass
-class EdgeTally:
-    """Integer counts of some events; `+` adds them up."""
+class EdgeTally(Added):
+    """Integer counts of some events."""
 
     events: int
     hits: int
@@ -45,9 +54,6 @@ class EdgeTally:
     true_other: int
     same_particle: int  # edges between any two hits of one particle
     scores: np.ndarray  # int64 [3, B + 2]: CLASSES by bin of the logit; the first and last bin are open
-
-    def __add__(self, more: EdgeTally) -> EdgeTally:
-        return EdgeTally(**{name: value + getattr(more, name) for name, value in vars(self).items()})
 
 
 def tally_edges(
@@ -68,13 +74,6 @@ def tally_edges(
         same_particle=int(((particle == particle_N[edge_2M[1]]) & (particle >= 0)).sum()),
         scores=flat.reshape(3, BINS + 2),
     )
-
-
-def score_bin(score: np.ndarray) -> np.ndarray:
-    """Number of the bin of each score, 0..B + 1; a score on a bin's lower edge belongs to it."""
-    with np.errstate(divide="ignore"):
-        logit = np.log(score.astype(np.float64)) - np.log1p(-score.astype(np.float64))
-    return np.clip(np.floor((logit + EDGE) * BINS / (2 * EDGE) + 1e-6) + 1, 0, BINS + 1).astype(np.int64)
 
 
 def at_cut(tally: EdgeTally, cut: float) -> dict[str, tuple[int, int]]:
@@ -121,46 +120,50 @@ FORMAT = "hpctrack-edge-results"
 def evaluate_edges(folder: Path, data: Path, cuts: Cuts, command: list[str]) -> dict[str, Any]:
     """Results of the edges in `folder` against the truth of their dataset, among the hits that the stage saw.
 
-    InputError if they were made from another dataset, or from hits that were drawn at random.
+    InputError if they were made from another dataset, or from hits that were drawn at random, or are not known.
     """
     store, dataset = EdgeStore(folder), Dataset(data, verify=True)
     check(dataset, [*cuts.needs(), Need("evaluation of edges", COLUMNS)])
-    if store.attributes["dataset_fingerprint"] != dataset.fingerprint:
-        raise InputError(f"{folder}: made from another dataset than {data}; give the one that `hpctrack infer` read")
-    selection = SelectionConfig(**store.attributes.get("selection", {}))
-    if selection.tracks is not None:
-        raise InputError(f"{folder}: made from a random draw of tracks (selection.tracks); infer on all of them")
-    tallies = [tally(store, dataset, i, selection, cuts) for i in range(len(store))]
-    if not tallies:
-        raise InputError(f"{folder}: has no event")
-    total = sum(tallies[1:], tallies[0])
+    selection = opened(store, dataset)
+    kept = hits_of(store, dataset)
+
+    def tally(event: Event, found: Edges) -> EdgeTally:
+        return tally_event(event, found, selection, cuts, kept)
+
+    tallies, total = tallied(store, dataset, COLUMNS, tally)
     cuts.check(total.true_target, dataset)
-    return {
-        "format": FORMAT,
-        "version": 1,
-        "hpctrack": __version__,
-        "command": command,
-        "selection": {**vars(cuts), "text": cuts.text()},
-        "source": {"edges": str(folder), "attributes": store.attributes, "dataset": str(data)},
+    return frame(FORMAT, store, dataset, cuts, command) | {
         "events": total.events,
         "hits": total.hits,
         "true_edges": {"target": total.true_target, "other": total.true_other},
         "same_particle": total.same_particle,
         "auc": auc(total),
-        "cuts": {str(cut): {name: with_error(*n) for name, n in at_cut(total, cut).items()} for cut in CUTS},
+        "cuts": at_cuts({cut: at_cut(total, cut) for cut in CUTS}),
         "per_event": [{"hits": t.hits, "edges": int(t.scores.sum())} for t in tallies],
     }
 
 
-def tally(store: EdgeStore, dataset: Dataset, i: int, selection: SelectionConfig, cuts: Cuts) -> EdgeTally:
-    """Counts of the i-th event that has edges."""
-    event = dataset.read(int(np.searchsorted(dataset.event_ids, store.event_ids[i])), COLUMNS)
-    return tally_event(event, store.read(i), selection, cuts)
+def hits_of(store: EdgeStore, dataset: Dataset) -> KeptHits | None:
+    """The kept hits that edges were made among, None for all; InputError if they are no longer there."""
+    digest = store.attributes.get(HITS_DIGEST)
+    if digest is None:
+        return None
+    if digest == PASSED_ON:
+        raise InputError(
+            f"{store.folder}: made among the hits that a filter passed on, which are not stored; let the filter write "
+            "them, and this stage read them, by a call each"
+        )
+    kept = StoredHits(KeptConfig(**store.attributes["hits"]), dataset.folder, dataset)
+    if kept.store.digest != digest:
+        raise InputError(f"{store.folder}: made among other hits than {kept.store.folder} holds now; make them again")
+    return kept
 
 
-def tally_event(event: Event, found: Edges, selection: SelectionConfig, cuts: Cuts) -> EdgeTally:
-    """Counts of an event with `COLUMNS`: its edges, among the hits that `selection` leaves, which draws none."""
-    rows = selecting.select(event, selection, np.random.default_rng(0)).rows
+def tally_event(
+    event: Event, found: Edges, selection: SelectionConfig, cuts: Cuts, kept: KeptHits | None = None
+) -> EdgeTally:
+    """Counts of an event with `COLUMNS`: its edges, among the `kept` hits that `selection` leaves, which draws none."""
+    rows = selecting.select(event, selection, np.random.default_rng(0), None, kept).rows
     number = np.zeros(event.n_hits, dtype=np.int64)
     number[rows] = np.arange(len(rows))
     edge_2M = number[np.stack([found.sender, found.receiver])]
@@ -168,29 +171,12 @@ def tally_event(event: Event, found: Edges, selection: SelectionConfig, cuts: Cu
     return tally_edges(edge_2M, found.score, graph_truth(event, rows), particle_N, cuts.targets(event))
 
 
-def with_error(numerator: int, denominator: int) -> dict[str, Any]:
-    """A fraction with its binomial error, and what it is made of; None where nothing was counted."""
-    if not denominator:
-        return {"value": None, "error": None, "numerator": numerator, "denominator": denominator}
-    value = numerator / denominator
-    error = (max(value * (1 - value), 0.0) / denominator) ** 0.5
-    return {"value": value, "error": error, "numerator": numerator, "denominator": denominator}
-
-
 def table(results: dict[str, Any]) -> str:
     """The results as text: a line for each cut on the score."""
-    names = list(next(iter(results["cuts"].values())))
     area = "none" if results["auc"] is None else f"{results['auc']:.5f}"
     true = results["true_edges"]
-    lines = [
+    head = (
         f"{results['events']:,} events, {results['hits']:,} hits, true edges: {true['target']:,} of targets "
-        f"({results['selection']['text']}), {true['other']:,} others; AUC {area}",
-        "",
-        f"{'score >=':>8s}" + "".join(f"{name:>17s}" for name in names),
-    ]
-    for cut, numbers in results["cuts"].items():
-        values = [numbers[name]["value"] for name in names]
-        forms = [",.0f" if name == "edges_per_event" else ".4f" for name in names]
-        shown = ["-" if value is None else format(value, form) for value, form in zip(values, forms, strict=True)]
-        lines.append(f"{cut:>8s}" + "".join(f"{text:>17s}" for text in shown))
-    return "\n".join(lines)
+        f"({results['selection']['text']}), {true['other']:,} others; AUC {area}"
+    )
+    return table_of(head, results["cuts"])

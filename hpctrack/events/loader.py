@@ -17,6 +17,7 @@ from hpctrack.events import emphasis as emphasising
 from hpctrack.events import perigee, truth
 from hpctrack.events import selection as selecting
 from hpctrack.events.features import compute_features, feature_columns
+from hpctrack.events.kept_hits import KeptHits
 from hpctrack.events.symmetries import augment, check_symmetries, check_volumes
 from hpctrack.storage.schema import Event
 from hpctrack.storage.staging import stage
@@ -78,7 +79,7 @@ def columns_of(
 
 
 class EventLoader:
-    """`loader(row, epoch)` -> PyG Data of one event.
+    """`loader(row, epoch)` -> PyG Data of one event, of its `kept` hits.
 
     Data: `x` [N, F] features; `track` [N] target number 0..n_tracks-1, or -1; `n_tracks` [1]; `hit_row` [N] rows in the
     event; `event_id` [1]; if wanted, `parameters` [n_tracks, 5] at the perigee (events/perigee.py) and `track_weight`
@@ -96,6 +97,7 @@ class EventLoader:
         *,
         dtype: torch.dtype = torch.float32,
         curriculum: Sequence[CurriculumStage] = (),
+        kept: KeptHits | None = None,
         parameters: bool = False,
         emphasis: EmphasisConfig | None = None,
         graph: EventGraph | None = None,
@@ -103,7 +105,7 @@ class EventLoader:
     ) -> None:
         self.dataset = dataset
         self.features = features
-        self.draw = selecting.Draw(selection, stream, augmentation, curriculum)
+        self.draw = selecting.Draw(selection, stream, augmentation, curriculum, kept)
         self.augmentation = augmentation
         self.stream = stream
         self.dtype = dtype

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hpctrack.config import AugmentConfig, CurriculumStage, SelectionConfig
+from hpctrack.events.kept_hits import KeptHits
 from hpctrack.storage.schema import Event
 from hpctrack.storage.store import Dataset
 
@@ -41,17 +42,21 @@ class Selected:
 
 @dataclass(frozen=True)
 class Draw:
-    """What is seen of each event in each epoch: a pure function of (stream, epoch, event id)."""
+    """What is seen of each event in each epoch: a pure function of (stream, epoch, event id).
+
+    `kept`: which hits there are, None for all.
+    """
 
     selection: SelectionConfig
     stream: tuple[int, ...] = ()
     part: AugmentConfig | None = None
     curriculum: Sequence[CurriculumStage] = ()
+    kept: KeptHits | None = None
 
     def __call__(self, event: Event, epoch: int) -> tuple[Selected, np.random.Generator]:
         """What is seen of `event`, and the generator from which further choices of that epoch are drawn."""
         rng = np.random.default_rng([*self.stream, epoch, event.event_id])
-        return select(event, self.in_epoch(epoch), rng, self.part), rng
+        return select(event, self.in_epoch(epoch), rng, self.part, self.kept), rng
 
     def in_epoch(self, epoch: int) -> SelectionConfig:
         """The tracks of the epoch's stage of the curriculum; after the last, `selection`."""
@@ -66,14 +71,15 @@ class Draw:
     @property
     def whole(self) -> Draw:
         """The same, but all tracks of whole events: how many hits that leaves is no matter of chance."""
-        return Draw(self.selection.model_copy(update={"tracks": None}))
+        return Draw(self.selection.model_copy(update={"tracks": None}), kept=self.kept)
 
     @property
     def keeps_all(self) -> bool:
         """Whether every hit of every event is seen."""
         chosen = self.selection
         cuts = (chosen.tracks, chosen.volumes, chosen.noise_share)
-        return not self.by_chance(0) and chosen.noise and chosen.other_hits and cuts == (None, None, None)
+        all_of_them = chosen.noise and chosen.other_hits and cuts == (None, None, None) and self.kept is None
+        return all_of_them and not self.by_chance(0)
 
     @property
     def columns(self) -> list[str]:
@@ -125,9 +131,13 @@ def thin_noise(rows: np.ndarray, noise: np.ndarray, share: float, rng: np.random
     return np.delete(rows, rng.choice(np.flatnonzero(noise), surplus, replace=False)) if surplus > 0 else rows
 
 
-def in_volumes(event: Event, selection: SelectionConfig) -> np.ndarray | None:
-    """Hits in the chosen volumes, bool [N]; None for all."""
-    return None if selection.volumes is None else np.isin(event.column("hits.volume_id"), selection.volumes)
+def existing(event: Event, selection: SelectionConfig, kept: KeptHits | None) -> np.ndarray | None:
+    """Hits that are kept and in the chosen volumes, bool [N]; None for all."""
+    seen = None if kept is None else kept(event)
+    if selection.volumes is None:
+        return seen
+    inside = np.isin(event.column("hits.volume_id"), selection.volumes)
+    return inside if seen is None else inside & seen
 
 
 def in_sector(event: Event, sector_rad: float, rng: np.random.Generator) -> np.ndarray:
@@ -136,16 +146,21 @@ def in_sector(event: Event, sector_rad: float, rng: np.random.Generator) -> np.n
 
 
 def select(
-    event: Event, selection: SelectionConfig, rng: np.random.Generator, part: AugmentConfig | None = None
+    event: Event,
+    selection: SelectionConfig,
+    rng: np.random.Generator,
+    part: AugmentConfig | None = None,
+    kept: KeptHits | None = None,
 ) -> Selected:
-    """Apply `selection` to one event, or to a random sector of it and some hits outside, as `part` says.
+    """Apply `selection` to the `kept` hits of one event, or to a random sector and some hits outside, as `part` says.
 
-    Hits outside of the chosen volumes and of the sector do not exist: a particle's track is what is left of it. Drawing
-    fewer tracks than there are thins the background (noise, and hits of other particles where these are kept) by the
-    same fraction, so that the densities keep their ratio. Then noise is thinned to `noise_share`. Hits that stay
-    `outside` of the sector are of no track: without them, a model never learns that hits at other azimuths are others.
+    Hits that are not kept, or outside of the chosen volumes or of the sector, do not exist: a particle's track is what
+    is left of it. Drawing fewer tracks than there are thins the background (noise, and hits of other particles where
+    these are kept) by the same fraction, so that the densities keep their ratio. Then noise is thinned to
+    `noise_share`. Hits that stay `outside` of the sector are of no track: without them, a model never learns that hits
+    at other azimuths are others.
     """
-    seen = in_volumes(event, selection)
+    seen = existing(event, selection, kept)
     if part is None or part.sector_rad is None:
         return select_in(event, selection, rng, seen)
     inside = in_sector(event, part.sector_rad, rng)

@@ -16,7 +16,7 @@ import numpy as np
 import xxhash
 
 from hpctrack.errors import InputError
-from hpctrack.events.selection import Draw, in_volumes, readable
+from hpctrack.events.selection import Draw, existing, readable
 from hpctrack.files.atomic import write_text
 from hpctrack.storage.hdf5 import INDEX
 from hpctrack.storage.store import Dataset
@@ -95,7 +95,8 @@ def keep(path: Path, sizes: Sizes, data: Dataset, draw: Draw) -> None:
 
 def _about(data: Dataset, draw: Draw) -> dict[str, object]:
     chosen = draw.whole.selection.recorded()
-    return {"format": FORMAT, "version": VERSION, "dataset": data.fingerprint, "selection": chosen}
+    kept = {} if draw.kept is None else {"kept": draw.kept.identity}
+    return {"format": FORMAT, "version": VERSION, "dataset": data.fingerprint, "selection": chosen, **kept}
 
 
 def _digest(value: object) -> str:
@@ -118,20 +119,23 @@ def nothing_left(data: Dataset, draw: Draw, name: Callable[[str], str], other: s
     chosen, where = draw.selection, str(data.folder)
     if chosen.volumes is not None:
         where += f", volumes {chosen.volumes}"
+    if draw.kept is not None:
+        where += ", after the hit filter"
     largest_pt, most_hits, any_hit = 0.0, 0, False
     for row in range(len(data)):
         event = data.read(row, readable(data, draw.whole.columns))
         has_momenta = "px" in event.tables["particles"]
         momenta = (event.column(f"particles.p{axis}").astype(np.float64) for axis in "xy" if has_momenta)
         pt = np.hypot(*momenta) if has_momenta else np.zeros(event.n_particles)
-        seen, of = in_volumes(event, chosen), event.column("truth.particle_row")
+        seen, of = existing(event, chosen, draw.kept), event.column("truth.particle_row")
         of = of if seen is None else of[seen]
         any_hit = any_hit or len(of) > 0
         hits = np.bincount(of[of >= 0], minlength=len(pt))
         largest_pt = max(largest_pt, pt[hits >= chosen.min_hits].max(initial=0.0))
         most_hits = max(most_hits, int(hits.max(initial=0)))
     if not any_hit:
-        return InputError(f"{name('volumes')}: no hit is left of {where}")
+        cut = f"{name('volumes')}: " if chosen.volumes is not None else ""
+        return InputError(f"{cut}no hit is left of {where}")
     if not data.n_particles.sum():
         return InputError(f"{where}: has no particles, so there is no track to find; convert it with its truth")
     if most_hits < chosen.min_hits:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,8 +16,9 @@ import numpy as np
 import torch
 from torch_geometric.data import Batch
 
-from hpctrack.config import AugmentConfig, Named, Section, Seed, SelectionConfig, parse
+from hpctrack.config import AugmentConfig, KeptConfig, Named, Section, Seed, SelectionConfig, parse
 from hpctrack.errors import InputError, MachineError
+from hpctrack.events.kept_hits import HITS_DIGEST, PASSED_ON, PassedHits, stored_hits
 from hpctrack.events.loader import EventLoader
 from hpctrack.events.selection import Draw
 from hpctrack.graphs import build_graph
@@ -25,6 +27,7 @@ from hpctrack.models import build_model
 from hpctrack.parallel.precision import WEIGHTS, Precision
 from hpctrack.recipes import apply_overrides
 from hpctrack.storage.edges import Edges
+from hpctrack.storage.hits import Hits
 from hpctrack.storage.schema import Candidates
 from hpctrack.storage.store import Dataset
 from hpctrack.tracking.builder import Built, to_numpy, with_parameters
@@ -40,6 +43,7 @@ class InferConfig(Section):
 
     seed: Seed
     features: list[str]
+    hits: KeptConfig | None = None
     selection: SelectionConfig = SelectionConfig()
     graph: Named | None = None
     model: Named
@@ -48,9 +52,9 @@ class InferConfig(Section):
 
 
 def stages(runs: Sequence[Path], overrides: Sequence[str]) -> tuple[list[Path], list[InferConfig]]:
-    """Checkpoints and settings of a pipeline's stages: the selection of hits is for all, the rest for the last one."""
+    """Checkpoints and settings of a pipeline's stages: which hits there are is for all, the rest for the last one."""
     paths = [checkpoint.find(run) for run in runs]
-    of_all = [override for override in overrides if override.startswith("selection.")]
+    of_all = [override for override in overrides if override.startswith(("selection.", "hits.", "hits="))]
     each = [of_all] * (len(paths) - 1) + [overrides]
     return paths, [infer_config(checkpoint.read_meta(path), own, path) for path, own in zip(paths, each, strict=True)]
 
@@ -59,14 +63,16 @@ def infer_config(meta: dict[str, Any], overrides: Sequence[str], path: Path) -> 
     """Settings of this inference: the run's model and (tuned) builder, then the overrides."""
     run = run_settings.run_config(meta, path / checkpoint_metadata.META)
     for override in overrides:
-        if not override.startswith(("selection.", "graph.", "builder.", "builder=")):
+        if not override.startswith(("selection.", "hits.", "hits=", "graph.", "builder.", "builder=")):
             raise InputError(
-                f"override '{override}': inference takes selection.key=value, graph.key=…, builder.key=… and builder=…"
+                f"override '{override}': inference takes selection.key=value, hits.key=…, hits=…, graph.key=…, "
+                "builder.key=… and builder=…"
             )
-    graph = run.data.graph
+    graph, hits = run.data.graph, run.data.hits
     values = {
         "seed": run.seed,
         "features": run.data.features,
+        "hits": hits.model_dump() if hits else None,
         "selection": {},
         "graph": graph.model_dump() if graph and graph.name != "truth" else None,
         "model": run.model.model_dump(),
@@ -91,7 +97,8 @@ def method_config(name: str, overrides: Sequence[str]) -> MethodConfig:
 class Reconstruction(Protocol):
     """From an event to its candidates; `recipe` is all that these depend on beside the dataset.
 
-    `product` names what is made, in PRODUCTS: a stage of a pipeline makes edges for the next one.
+    `product` names what is made, in PRODUCTS: a stage of a pipeline makes hits or edges for those behind it. `draw`:
+    which hits of an event are seen, where several stages do, by the first.
     """
 
     product: str
@@ -99,13 +106,48 @@ class Reconstruction(Protocol):
     recipe: dict[str, Any]
 
     def __call__(self, row: int) -> tuple[Built, Timing]:
-        """Candidates of event `row`, or its edges, and what they took."""
+        """What is made of event `row`, and what it took."""
+
+
+INSTEAD = ", or give it as the first --checkpoint"  # of a stage whose kept hits are not there
+
+
+@dataclass(frozen=True)
+class Passed:
+    """What stages before one hand on to it, for one event after the other; None: it sees what is stored, or all."""
+
+    hits: PassedHits | None = None
+    edges: PassedEdges | None = None
+
+    def take(self, found: Built) -> None:
+        """Take what an earlier stage has found of the next event."""
+        if isinstance(found, Hits) and self.hits:
+            self.hits.found = found
+        if isinstance(found, Edges) and self.edges:
+            self.edges.found = found
+
+    @classmethod
+    def to(cls, config: InferConfig, path: Path, before: Sequence[str]) -> Passed:
+        """What a stage takes of those `before` it, which make these products.
+
+        Hits, whether or not it was trained on some, and edges. InputError if the stage right before it makes edges, but
+        it sees none of another stage.
+        """
+        hits = PassedHits(config.hits.score_min if config.hits else 0.0) if "hits" in before else None
+        graph = config.graph
+        if graph is not None and graph.name == "stored" and "edges" in before:
+            return cls(hits, PassedEdges(parse(StoredEdges.Options, graph.options, "graph", "graph")))
+        if before[-1:] == ["edges"]:
+            name = graph.name if graph else "none"
+            raise InputError(f"{path}: its graph is {name}, so it cannot follow a stage; its recipe needs 'stored'")
+        return cls(hits)
 
 
 class ByModel:
-    """A checkpoint's model, and a builder on what it puts out; its graph is that of `config`, unless one is given.
+    """A checkpoint's model, and a builder on what it puts out.
 
-    `checked`: the checksum of the checkpoint's state has been compared.
+    Its hits and its graph are those of `config`, unless they are `passed` on by stages before it. `checked`: the
+    checksum of the checkpoint's state has been compared.
     """
 
     def __init__(
@@ -114,12 +156,13 @@ class ByModel:
         path: Path,
         data: Dataset,
         device: torch.device,
+        passed: Passed,
         *,
-        graph: PassedEdges | None = None,
         checked: bool = False,
     ) -> None:
-        self._data, self._device = data, device
+        self._data, self._device, self.passed = data, device, passed
         self._model = load_model(config, path, device, checked)
+        stored = None if passed.hits else stored_hits(config.hits, data.folder, data, INSTEAD)
         self._load = EventLoader(
             data,
             config.features,
@@ -127,15 +170,19 @@ class ByModel:
             AugmentConfig(),
             (config.seed, INFER),
             dtype=WEIGHTS[config.precision],
-            graph=graph or build_graph(config.graph, data.folder, data),
+            kept=passed.hits or stored,
+            graph=passed.edges or build_graph(config.graph, data.folder, data),
             labels=False,
         )
         self.draw = self._load.draw
         self._builder = build_builder(config.builder)
         self.product = self._builder.product
         self._precision = Precision(config.precision, device)
-        self.recipe = {"model_digest": checkpoint.digest(self._model), **config.model_dump(mode="json")}
+        settings = config.model_dump(mode="json", exclude=None if config.hits else {"hits"})
+        self.recipe = {"model_digest": checkpoint.digest(self._model), **settings}
         self.recipe["selection"] = config.selection.recorded()
+        if passed.hits or stored:
+            self.recipe[HITS_DIGEST] = stored.store.digest if stored else PASSED_ON
         if used := run_settings.package_versions(config):
             self.recipe["versions"] = used
 
@@ -150,7 +197,7 @@ class ByModel:
         times.append(time.perf_counter())
         n_hits = int(self._data.n_hits[row])
         hit_rows = batch.hit_row.cpu().numpy()
-        found: Built = self._builder.build(outputs, hit_rows, n_hits, int(batch.event_id))
+        found = self._builder.build(outputs, hit_rows, n_hits, int(batch.event_id))
         if isinstance(found, Candidates):
             found = with_parameters(found, outputs, hit_rows)
         times.append(time.perf_counter())
@@ -159,9 +206,10 @@ class ByModel:
 
 
 class Chain:
-    """Stages of a pipeline one after another: each sees the edges that the one before has found, nothing is stored.
+    """Stages of a pipeline one after another: each sees what those before it have found, nothing is stored.
 
-    Raises InputError if a stage before the last makes no edges, or one after the first sees no edges of another.
+    All stages behind a hit filter see the hits that it has kept, and a stage behind one that makes edges sees these.
+    Raises InputError if a stage before the last makes neither, or one behind edges sees no edges of another stage.
     `checked`: as of ByModel.
     """
 
@@ -173,39 +221,31 @@ class Chain:
         device: torch.device,
         checked: bool = False,
     ) -> None:
-        later = zip(configs[1:], paths[1:], strict=True)
-        self._graphs = [passed_edges(config, path) for config, path in later]  # of all but the first
-        stages = zip(configs, paths, [None, *self._graphs], strict=True)
-        self._stages = [
-            ByModel(config, path, data, device, graph=graph, checked=checked) for config, path, graph in stages
+        products = [build_builder(config.builder).product for config in configs]
+        for product, path in zip(products[:-1], paths, strict=False):
+            if product not in ("hits", "edges"):
+                raise InputError(f"{path}: its builder makes {product}, but the next stage needs hits or edges")
+        passed = [
+            Passed.to(config, path, products[:k]) for k, (config, path) in enumerate(zip(configs, paths, strict=True))
         ]
-        for stage, path in zip(self._stages[:-1], paths, strict=False):
-            if stage.product != "edges":
-                raise InputError(f"{path}: its builder makes {stage.product}, but the next stage needs edges")
-        last = self._stages[-1]
-        self.product, self.draw = last.product, last.draw
-        before = [stage.recipe for stage in self._stages[:-1]]
-        self.recipe = last.recipe | ({"stages": before} if before else {})  # whose edges take the place of stored ones
+        stages = zip(configs, paths, passed, strict=True)
+        self._stages = [ByModel(config, path, data, device, own, checked=checked) for config, path, own in stages]
+        first, last = self._stages[0], self._stages[-1]
+        self.product, self.draw = last.product, first.draw
+        before = [stage.recipe for stage in self._stages[:-1]]  # what they find takes the place of what is stored
+        self.recipe = last.recipe | ({"stages": before} if before else {})
 
     def __call__(self, row: int) -> tuple[Built, Timing]:
-        """What the last stage finds; seconds are sums over the stages, with those of each besides."""
+        """What the last stage finds, and the hits of the first; seconds are sums, with those of each stage besides."""
         found, took = self._stages[0](row)
-        total, stage_s = dict(took.seconds), [took.total_s]
-        for stage, graph in zip(self._stages[1:], self._graphs, strict=True):
-            if isinstance(found, Edges):  # as all stages before the last make them
-                graph.found = found
+        n_hits, total, stage_s = took.n_hits, dict(took.seconds), [took.total_s]
+        for k, stage in enumerate(self._stages[1:], 1):
+            for later in self._stages[k:]:
+                later.passed.take(found)
             found, took = stage(row)
             stage_s.append(took.total_s)
             total = {name: total[name] + seconds for name, seconds in took.seconds.items()}
-        return found, Timing(took.n_hits, total, stage_s) if len(stage_s) > 1 else took
-
-
-def passed_edges(config: InferConfig, path: Path) -> PassedEdges:
-    """The graph of a stage that sees stored edges, for edges that are passed on instead."""
-    if config.graph is None or config.graph.name != "stored":
-        name = config.graph.name if config.graph else "none"
-        raise InputError(f"{path}: its graph is {name}, so it cannot follow a stage; its recipe needs 'stored'")
-    return PassedEdges(parse(StoredEdges.Options, config.graph.options, "graph", "graph"))
+        return found, Timing(n_hits, total, stage_s) if len(stage_s) > 1 else took
 
 
 class NotFinite(MachineError):

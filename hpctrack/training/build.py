@@ -10,6 +10,7 @@ import torch
 
 from hpctrack.config import AugmentConfig, CurriculumStage, RunConfig
 from hpctrack.errors import InputError
+from hpctrack.events.kept_hits import stored_hits
 from hpctrack.events.loader import EventLoader, open_events
 from hpctrack.files.lock import Owner
 from hpctrack.graphs import build_graph, graph_columns
@@ -124,6 +125,7 @@ def build_events(
             (config.seed, stream),
             dtype=dtype,
             curriculum=curriculum,
+            kept=stored_hits(data.hits, folder, dataset),
             parameters=with_parameters,
             emphasis=data.emphasis,
             graph=graph,

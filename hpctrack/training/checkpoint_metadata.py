@@ -100,6 +100,7 @@ class Meta(Part):
     neutral: list[str] = []
     packages: dict[str, dict[str, str]] = {}  # other than this one, by the key that names an entry of theirs
     data: str
+    hits: str | None = None  # which of the events' hits a filter has kept; None: all
     field_t: float | None = None  # magnetic field of the events, Tesla; None: of before it was recorded
     tuned: dict[str, bool | int | float | str | None]
     window: dict[str, float]

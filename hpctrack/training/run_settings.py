@@ -112,14 +112,22 @@ def give(values: Settings, key: str, value: Any) -> None:
 
 
 def drop_unknown(values: Settings, kind: type[Section] | None, neutral: frozenset[str], prefix: str = "") -> None:
-    """Remove keys that section `kind` does not have and that are `neutral`."""
+    """Remove keys that section `kind` does not have and that are `neutral`; a section if all that it has is."""
     fields = fields_of(kind, prefix, values)
     for name in list(values):
         key = f"{prefix}{name}"
-        if name not in fields and any(each == key or each.startswith(f"{key}.") for each in neutral):
+        if name not in fields and neutral.issuperset(keys_in(values[name], key)):
             del values[name]
         elif name in fields and isinstance(values[name], dict):
             drop_unknown(values[name], section_kind(fields[name]), neutral, f"{key}.")
+
+
+def keys_in(value: Any, key: str) -> Iterator[str]:
+    """The dotted keys of a value, and of the sections in it."""
+    if not isinstance(value, dict):
+        yield key
+    for name, inner in value.items() if isinstance(value, dict) else ():
+        yield from keys_in(inner, f"{key}.{name}")
 
 
 def fields_of(kind: type[Section] | None, prefix: str, values: Settings) -> dict[str, FieldInfo]:

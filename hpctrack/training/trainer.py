@@ -73,6 +73,8 @@ class Trainer:
         self.reading = parts.batches
         valid = parts.batches.valid
         self.data, self.valid = parts.batches.train.dataset, valid.dataset if valid is not None else None
+        kept = parts.batches.train.loader.draw.kept
+        self.kept = None if kept is None else kept.identity  # which hits there are, None for all
         self.step, self.window = 0, Window()
         self.tuned: dict[str, bool | int | float | str | None] = {}  # options of the builder
         self.pending = False  # whether what is due after the newest step (validation, tuning) is still to be done
@@ -181,6 +183,11 @@ class Trainer:
         then = run_settings.check_same_run(meta, self.config, path)
         if meta["data"] != self.data.fingerprint:
             raise InputError(f"{path}: was trained on other events than {self.config.data.train}; give that dataset")
+        if meta.get("hits") != self.kept:
+            raise InputError(
+                f"{path}: was trained on other hits than those that data.hits names in {self.config.data.train}: a "
+                "filter has written them anew; begin another run, or let the same filter write them"
+            )
         if fields.trained_field(meta) not in (None, (now := self.data.field_t)):
             raise InputError(f"{path}: was trained in {meta['field_t']:g} T, but {self.data.folder} is of {now:g} T")
         if then.train.steps != self.options.steps:
@@ -226,6 +233,7 @@ class Trainer:
             "config": self.config.model_dump(mode="json"),
             "neutral": run_settings.neutral(self.config),
             "data": self.data.fingerprint,
+            "hits": self.kept,
             "field_t": self.data.field_t,
             "packages": run_settings.packages(self.config),
             "tuned": self.tuned,

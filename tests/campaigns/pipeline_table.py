@@ -24,16 +24,8 @@ import torch
 
 from hpctrack.config import Named, RunConfig, parse
 from hpctrack.errors import InputError
-from hpctrack.evaluation.edge_metrics import (
-    BINS,
-    COLUMNS,
-    EdgeTally,
-    at_cut,
-    auc,
-    cut_that_keeps,
-    tally_event,
-    with_error,
-)
+from hpctrack.evaluation.edge_metrics import COLUMNS, EdgeTally, at_cut, auc, cut_that_keeps, tally_event
+from hpctrack.evaluation.stage_scores import BINS, with_error
 from hpctrack.evaluation.tally import Cuts
 from hpctrack.files.atomic import write_text
 from hpctrack.inference.stages import Chain, stages

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hpctrack import convert, evaluate, infer, inspect, simulate
+from hpctrack import evaluate, infer, inspect
 from hpctrack.config import load_config
 from hpctrack.errors import InputError
 from hpctrack.events import truth
 from hpctrack.graphs import GRAPHS, build_graph
 from hpctrack.inspection import kinds
 from hpctrack.parallel.env import distributed
-from hpctrack.storage import candidates, edges, journals
+from hpctrack.storage import candidates, edges, hits, journals
 from hpctrack.storage.candidates import CandidateStore
 from hpctrack.storage.store import Dataset
 from hpctrack.testing.ranks import run_ranks
@@ -24,6 +24,7 @@ from tests.campaigns import pipeline_table
 
 ROOT = Path(__file__).parents[2]
 SMALL = {
+    "../hit-filter": ["model.backbone={name: mlp, width: 16, layers: 2}", "loss.neighbours=0", "builder.cut=0.4"],
     "embedding": ["model.backbone={name: mlp, width: 16, layers: 2}", "model.embedding=4", "loss.mined=10"],
     "filter": ["model.width=16", "builder.cut=0.0"],
     "gnn": ["model.width=8", "model.iterations=2"],
@@ -34,12 +35,9 @@ SMALL = {
 }
 
 
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("helix")
-    assert not simulate.main([str(folder / "csv"), "--source", "helix", "--events", "4", "--particles", "30"])
-    assert not convert.main([str(folder / "csv"), str(folder / "data"), "--events-per-shard", "2"])
-    return folder / "data"
+@pytest.fixture
+def dataset(helix: Path) -> Path:
+    return helix
 
 
 def train_stage(stage: str, run: Path, data: Path, *more: str) -> None:
@@ -79,6 +77,7 @@ def test_the_chain_on_two_ranks(dataset, tmp_path):
     assert all(len(store.read(i).track_ids) == data.n_hits[i] for i in range(4))
 
     in_one_call(tmp_path, dataset, store)
+    behind_a_hit_filter(tmp_path, dataset)
 
 
 def in_one_call(runs: Path, dataset: Path, expected: CandidateStore) -> None:
@@ -97,6 +96,23 @@ def in_one_call(runs: Path, dataset: Path, expected: CandidateStore) -> None:
     assert len(timings["stage_s"]) == 3
     spent = timings["read_s"] + timings["model_s"] + timings["build_s"]
     assert sum(timings["stage_s"]) == pytest.approx(spent)
+
+
+def behind_a_hit_filter(runs: Path, dataset: Path) -> None:
+    """The same stages, which know nothing of it, see its hits alone, and each the edges of the one before."""
+    run_ranks(1, train_stage, "../hit-filter", runs / "hit-filter", dataset)
+    run_ranks(1, run_stage, runs / "hit-filter", dataset, runs / "hits")
+    stages = [str(runs / name) for name in ("hit-filter", "embedding", "filter", "gnn")]
+    for n in (1, 2):
+        more = [x for run in stages[1:] for x in ("--checkpoint", run)]
+        run_ranks(n, run_stage, stages[0], dataset, runs / f"filtered-{n}", *more)
+    one, two = (CandidateStore(runs / f"filtered-{n}") for n in (1, 2))
+    kept = hits.HitStore(runs / "hits")
+    assert one.digest == two.digest and sum(len(one.read(i)) for i in range(4))
+    assert [stage["builder"]["name"] for stage in one.attributes["stages"]] == ["hits", "radius_graph", "edges"]
+    for i in range(4):
+        assert set(one.read(i).hit_rows) <= set(kept.read(i).row.tolist())
+    assert (kept.n_kept < Dataset(dataset).n_hits).any()
 
 
 def test_stages_that_do_not_fit_together_are_refused(dataset, tmp_path, capsys):

@@ -1,12 +1,15 @@
-"""The hit filter's builder: what it keeps, and the cut that tuning finds."""
+"""The hit filter: what it keeps, the cut that tuning finds, and how good it is said to be."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hpctrack.config import Named
 from hpctrack.errors import InputError
+from hpctrack.evaluation.hit_metrics import at_cut, tally_hits
 from hpctrack.tracking.builders import build_builder, choose, settings, tuning_counts
 
 OPEN = Named(name="hits")
@@ -59,3 +62,37 @@ def test_without_targets_all_hits_are_kept():
     assert choose(OPEN, tuning_counts(OPEN, [(outputs, particle, ~target & target)])) == {"cut": 0.0}
     assert choose(OPEN, tuning_counts(OPEN, [])) == {"cut": 0.0}
     assert settings(Named(name="hits", cut=0.25)) == [{}]
+
+
+# ------------------------------------------------------------------------------------------------ evaluation
+
+
+def kept(seed: int):
+    """Kept rows and scores of an event, which hits the selection leaves, each hit's particle, and targets."""
+    rng = np.random.default_rng(seed)
+    particle, target = rng.integers(-1, 6, 40), rng.random(6) < 0.6
+    seen = rng.random(40) < 0.9
+    row = np.flatnonzero(seen & (rng.random(40) < 0.8)).astype(np.int32)
+    return row, rng.choice([0.03, 0.2, 0.5, 0.77, 0.99, 1.0], len(row)).astype(np.float32), seen, particle, target
+
+
+@given(st.integers(0, 10**6), st.sampled_from([0.0, 0.1, 0.5, 0.9]))
+def test_counts_are_their_definitions(seed, cut):
+    row, score, seen, particle, target = kept(seed)
+    wanted = np.array([p >= 0 and bool(target[p]) for p in particle])
+    passed = [int(hit) for hit, value in zip(row, score, strict=True) if value >= cut]
+    left = [sum(particle[hit] == p for hit in passed) for p in np.flatnonzero(target)]
+    good = sum(bool(wanted[hit]) for hit in passed)
+    assert at_cut(tally_hits(row, score, seen, particle, target), cut) == {
+        "hit_efficiency": (good, (wanted & seen).sum()),
+        "hits_kept": (len(passed), seen.sum()),
+        "purity": (good, len(passed)),
+        "targets_left": (sum(n >= 3 for n in left), target.sum()),
+        "kept_per_event": (len(passed), 1),
+    }
+
+
+def test_events_are_added():
+    one, two = (tally_hits(*kept(seed)) for seed in (1, 2))
+    for name, sums in at_cut(one + two, 0.5).items():
+        assert sums == tuple(np.add(at_cut(one, 0.5)[name], at_cut(two, 0.5)[name]))

@@ -53,7 +53,10 @@ def test_the_verb_lists_recipes_and_prints_one(capsys):
     assert show_recipes.main(["pipeline/filter"]) == 0
     assert capsys.readouterr().out == named_recipes.path_of("pipeline/filter").read_text()
     assert show_recipes.main(["none"]) == 2
-    assert "none: no recipe of that name; there are: condensation, greedy, influencer, " in capsys.readouterr().err
+    assert (
+        "none: no recipe of that name; there are: condensation, greedy, hit-filter, influencer, "
+        in capsys.readouterr().err
+    )
 
 
 def test_the_package_is_the_command(tmp_path):

@@ -164,7 +164,8 @@ def test_keys_of_a_later_version_matter_only_if_they_changed_the_result(run, cap
     config["train"]["later"], config["data"]["later"], config["loss"]["later"] = 5, {"a": 1}, 0.0
     change_meta(run, config=config, schema=run_settings.SCHEMA, neutral=["train.later", "data.later.a", "loss.later"])
     assert train.main(["influencer.yaml"]) == 0, capsys.readouterr().err
-    change_meta(run, config=config, schema=run_settings.SCHEMA, neutral=["train.later", "loss.later"])
+    config["data"]["later"]["b"] = 2  # which changed it
+    change_meta(run, config=config, schema=run_settings.SCHEMA, neutral=["train.later", "data.later.a", "loss.later"])
     assert train.main(["influencer.yaml"]) == 2
     assert "unknown key 'data.later'" in capsys.readouterr().err
     change_meta(run, schema=run_settings.SCHEMA + 1)
