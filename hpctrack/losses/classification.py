@@ -24,8 +24,8 @@ from hpctrack.numerics import group_sum
 class Classes(Section):
     """How the two classes count beside each other."""
 
-    balance: bool = Field(False, description="true and false ones of an event have the same weight in all")
-    true_weight: float = Field(1.0, gt=0, description="weight of a true one, of a false one 1; after balance")
+    balance: bool = Field(False, description="both classes of an event, true and false, have the same weight in all")
+    true_weight: float = Field(1.0, gt=0, description="weight of one of the class true, of the others 1; after balance")
 
 
 def weighted_cross_entropy(
@@ -53,10 +53,10 @@ def balanced(weight_S: Tensor, group_S: Tensor) -> Tensor:
 
 
 class HitLoss(BaseLoss):
-    """Term `hits`: weighted mean of the cross-entropy over an event's hits, mean over the events that have hits.
+    """Term `hits`: cross-entropy of whether a hit is a target's, weighted mean over an event's hits, mean over events.
 
-    A hit is true if it is a target's; it counts as much as its target does (`data.emphasis`). `neighbours` trains the
-    spaces in which a backbone looks for neighbours (losses/pairs.py).
+    A hit of a target counts as much as its target does (`data.emphasis`). Events without a hit have no such term. The
+    term `neighbours` trains the spaces in which a backbone looks for neighbours (losses/pairs.py).
     """
 
     class Options(Classes):
