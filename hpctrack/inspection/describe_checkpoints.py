@@ -54,7 +54,8 @@ def _needs(config: RunConfig) -> str:
     columns = {
         name for need in data_needs.of_inference(config) for name in need.columns if not name.startswith("hits.")
     }
-    return ", ".join(parts_of(columns)) or "hits alone"
+    kept = [f"hits that a filter has kept ({config.data.hits.stored})"] if config.data.hits else []
+    return ", ".join([*parts_of(columns), *kept]) or "hits alone"
 
 
 def _weights(state: dict[str, Any], folder: Path) -> dict[str, torch.Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -10,13 +11,16 @@ import synthetic_run as make
 import torch
 
 from hpctrack import evaluate
-from hpctrack.config import AugmentConfig, CurriculumStage, ParallelConfig, SelectionConfig
+from hpctrack.config import AugmentConfig, CurriculumStage, KeptConfig, ParallelConfig, SelectionConfig
 from hpctrack.errors import InputError
 from hpctrack.events import sizes
+from hpctrack.events.kept_hits import StoredHits, stored_hits
 from hpctrack.events.loader import EventLoader
 from hpctrack.events.selection import Draw
 from hpctrack.parallel.env import distributed
+from hpctrack.storage import hits
 from hpctrack.storage.hdf5 import INDEX
+from hpctrack.storage.journals import Journal
 from hpctrack.storage.store import Dataset
 from hpctrack.testing.toys import toy_config, toy_dataset
 from hpctrack.training.batches import Batches
@@ -64,6 +68,61 @@ def test_sizes_are_those_of_the_events_that_are_read(dataset, tmp_path, selectio
         assert table.draw.by_chance(0) and table.draw.by_chance(1) is ("tracks" in selection or part != PARTS[0])
         if part == PARTS[0] and "noise_share" not in selection:
             assert table.expected == pytest.approx(mean, rel=0.25)
+
+
+@pytest.fixture(scope="module")
+def kept(dataset) -> StoredHits:
+    """Half of each event's hits, as a filter writes them."""
+    folder, rng = dataset.folder / "hits/half", np.random.default_rng(0)
+    journal, sources = Journal(folder, "w"), {}
+    for event, n_hits in zip(dataset.event_ids.tolist(), dataset.n_hits, strict=True):
+        row = np.flatnonzero(rng.random(n_hits) < 0.5).astype(np.int32)
+        one = hits.Hits(event, row, rng.uniform(0.2, 1.0, len(row)).astype(np.float32))
+        sources[event] = journal.append(event, hits.encode(one))
+    journal.close()
+    ids = dataset.event_ids.tolist()
+    digest = hits.HITS.write_shard(folder, "hits-00000.h5", ids, sources)
+    hits.HITS.write_index(folder, [("hits-00000.h5", ids, digest)], {"dataset_fingerprint": dataset.fingerprint})
+    return stored_hits(KeptConfig(stored="half"), dataset.folder, dataset)
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("selection", SELECTIONS)
+def test_hits_that_are_not_kept_do_not_exist(dataset, kept, tmp_path, selection, part):
+    chosen = SelectionConfig(**selection)
+    load = EventLoader(dataset, ["r"], chosen, part, (5, 0), kept=pickle.loads(pickle.dumps(kept)))
+    with rank() as env:
+        table = SizeTable(dataset, load.draw, env, [tmp_path])
+        for epoch in range(2):
+            found, read = table.in_epoch(epoch), [load(row, epoch) for row in range(len(dataset))]
+            assert found.hits.tolist() == [event.num_nodes for event in read]
+            assert found.targets.tolist() == [int(event.n_tracks) for event in read]
+    for row, event in enumerate(read):
+        assert set(event.hit_row.tolist()) <= set(kept.store.read(row).row.tolist())
+        sizes_of_tracks = np.bincount(event.track[event.track >= 0], minlength=int(event.n_tracks))
+        assert (sizes_of_tracks >= chosen.min_hits).all()
+    assert not load.draw.keeps_all and (table.whole.hits < dataset.n_hits).all()
+
+
+def test_sizes_of_one_filter_are_not_those_of_another(dataset, kept, tmp_path):
+    draws = [Draw(SelectionConfig(), kept=one) for one in (None, kept)]
+    draws.append(
+        Draw(SelectionConfig(), kept=stored_hits(KeptConfig(stored="half", score_min=0.5), dataset.folder, dataset))
+    )
+    with rank() as env:
+        tables = [SizeTable(dataset, draw, env, [tmp_path]) for draw in draws * 2]
+    assert len({table.kept for table in tables}) == 3
+    every, half, fewer = (table.whole.hits.sum() for table in tables[:3])
+    assert every > half > fewer > 0 and [table.whole.hits.sum() for table in tables[3:]] == [every, half, fewer]
+
+
+def test_kept_hits_that_leave_no_target_are_said(dataset, kept):
+    alone = Draw(SelectionConfig(min_hits=11), kept=kept)
+    error = sizes.nothing_left(dataset, alone, sizes.key_of("selection"))
+    assert ", after the hit filter has 11 hits; the most are " in str(error)
+    none = stored_hits(KeptConfig(stored="half", score_min=1.0), dataset.folder, dataset)
+    error = sizes.nothing_left(dataset, Draw(SelectionConfig(), kept=none), sizes.key_of("selection"))
+    assert str(error) == f"no hit is left of {dataset.folder}, after the hit filter"
 
 
 def test_what_is_not_drawn_is_counted_once(dataset, tmp_path, monkeypatch):
