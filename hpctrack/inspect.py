@@ -11,7 +11,7 @@ import functools
 import importlib
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -97,9 +97,13 @@ def _checkpoints() -> Any:
     return importlib.import_module("hpctrack.inspection.describe_checkpoints")  # imports torch
 
 
-def _of_stages(function: Callable[[Product, Path], T]) -> dict[str, Callable[[Path], T]]:
-    """Of each kind that a pipeline's stages make, what `function` says."""
-    return {kind: functools.partial(function, product) for kind, product in kinds.OF_STAGES.items()}
+def _of_stages(
+    whole: Callable[[Product, Path], T], begun: Callable[[Product, Path], T]
+) -> Mapping[str, Callable[[Path], T]]:
+    """Of each kind that a pipeline's stages make, what `whole` says, and of unfinished ones, what `begun` says."""
+    return {kind: functools.partial(whole, product) for kind, product in kinds.OF_STAGES.items()} | {
+        kind: functools.partial(begun, product) for kind, product in kinds.UNFINISHED.items()
+    }
 
 
 def describe(path: Path, kind: str) -> dict[str, Any]:
@@ -113,8 +117,8 @@ def describe(path: Path, kind: str) -> dict[str, Any]:
         kinds.CANDIDATES_INDEX: lambda path: describe_candidates.describe_candidates(path.parent),
         kinds.CANDIDATES_FILE: describe_candidates.describe_file,
         kinds.UNFINISHED_CANDIDATES: describe_candidates.describe_unfinished,
-        **_of_stages(describe_candidates.describe_product),
-        kinds.JOURNAL: lambda path: describe_candidates.describe_journals([path]),
+        **_of_stages(describe_candidates.describe_product, describe_candidates.describe_begun),
+        kinds.JOURNAL: lambda path: describe_candidates.describe_journal(kinds.of_journal(path), path),
         kinds.RUN: describe_runs.describe_run,
         kinds.RESULTS: describe_runs.describe_results,
         kinds.CHECKPOINT: lambda path: _checkpoints().describe_checkpoint(path if path.is_dir() else path.parent),
@@ -134,8 +138,8 @@ def verify(path: Path, kind: str, data: Path | None = None, jobs: int = 1) -> li
         kinds.CANDIDATES_INDEX: lambda path: check_candidates(path.parent, data, jobs, progress_lines()),
         kinds.CANDIDATES_FILE: lambda path: check_candidates_file(path)[0],
         kinds.UNFINISHED_CANDIDATES: lambda path: check_candidates(path, data, jobs, progress_lines()),
-        **_of_stages(describe_candidates.check_product),
-        kinds.JOURNAL: check_journal,
+        **_of_stages(describe_candidates.check_product, describe_candidates.check_begun),
+        kinds.JOURNAL: lambda path: check_journal(path, product=kinds.of_journal(path)),
         kinds.RUN: lambda path: describe_runs.check_run(path) + _checkpoints().check_checkpoints(path / "checkpoints"),
         kinds.RESULTS: describe_runs.check_results,
         kinds.CHECKPOINT: lambda path: _checkpoints().check_checkpoint(path if path.is_dir() else path.parent),

@@ -117,7 +117,7 @@ def prepare(out: Path, attributes: dict[str, Any], product: str = "candidates") 
     if settings.exists():
         check_same_settings(json.loads(settings.read_text()), attributes, out)
         return False
-    settings.parent.mkdir(parents=True, exist_ok=True)
+    journals.begin(out, product)
     write_json(settings, attributes)
     return False
 

@@ -15,6 +15,9 @@ from hpctrack.storage.candidates import CANDIDATES, COLUMNS, CandidateStore, dec
 from hpctrack.storage.hdf5 import INDEX
 from hpctrack.storage.products import VERSION, Product
 from hpctrack.storage.verify import Problem, reason
+from hpctrack.storage.verify_candidates import check_journal
+
+NEXT = {"next": "run the same `hpctrack infer` again: it does what is left and joins the files"}  # of unfinished ones
 
 
 def describe_candidates(folder: Path) -> dict[str, Any]:
@@ -63,8 +66,7 @@ def describe_journals(paths: list[Path], settings: Path | None = None) -> dict[s
             per_event.append(len(event))
             sizes.append(np.diff(event.hit_offsets))
             n_hits += len(event.track_ids)
-        left = path.stat().st_size - end
-        states[path.name] = {"state": f"{count} events" + (f", then {left} bytes of no whole record" if left else "")}
+        states[path.name] = _state(count, path.stat().st_size - end)
     all_sizes, counts = np.concatenate([np.zeros(0, np.int64), *sizes]), np.array(per_event, dtype=np.int64)
     out = {"events": len(counts), **_totals(counts, all_sizes, n_hits)}
     if settings and settings.is_file():
@@ -73,11 +75,14 @@ def describe_journals(paths: list[Path], settings: Path | None = None) -> dict[s
     return out | {"journals": states, "histograms": _histograms(counts, all_sizes)}
 
 
+def _state(events: int, left: int) -> dict[str, str]:
+    return {"state": f"{events} events" + (f", then {left} bytes of no whole record" if left else "")}
+
+
 def describe_unfinished(folder: Path) -> dict[str, Any]:
     """A candidates folder without an index."""
     parts = folder / journals.PARTS
-    facts = {"next": "run the same `hpctrack infer` again: it does what is left and joins the files"}
-    return facts | describe_journals(sorted(parts.glob("*.journal")), parts / journals.SETTINGS)
+    return NEXT | describe_journals(sorted(parts.glob("*.journal")), parts / journals.SETTINGS)
 
 
 def _sizes(paths: list[Path]) -> tuple[np.ndarray, np.ndarray, int, dict[str, dict[str, Any]]]:
@@ -137,4 +142,38 @@ def check_product(product: Product, folder: Path) -> list[Problem]:
         except InputError as error:
             path = folder / found.shards[found.shard[i]]
             problems.append(Problem(str(path), reason(error, path), event=int(event_id)))
+    return problems
+
+
+def describe_begun(product: Product, folder: Path) -> dict[str, Any]:
+    """The journals of an inference of them that has not finished."""
+    settings = folder / journals.PARTS / journals.SETTINGS
+    with hdf5.damage(settings, product.advice):
+        made_with = json.loads(settings.read_text())
+    return NEXT | {"made_with": made_with} | _begun(product, sorted((folder / journals.PARTS).glob("*.journal")))
+
+
+def describe_journal(product: Product, path: Path) -> dict[str, Any]:
+    """One journal of any kind."""
+    return describe_journals([path]) if product is CANDIDATES else _begun(product, [path])
+
+
+def _begun(product: Product, paths: list[Path]) -> dict[str, Any]:
+    states, events, rows = {}, 0, 0
+    for path in paths:
+        end = count = 0
+        for event_id, offset, payload in journals.records(path):
+            with hdf5.damage(path, product.advice):
+                rows += len(product.decode(event_id, payload))
+            end, count = offset + len(payload), count + 1
+        states[path.name] = _state(count, path.stat().st_size - end)
+        events += count
+    return {"events": events, product.name: rows, "journals": states}
+
+
+def check_begun(product: Product, folder: Path) -> list[Problem]:
+    """Problems of such journals, the first that they are not all."""
+    problems = [Problem(str(folder / INDEX), "missing; inference has not finished, run it again")]
+    for journal in sorted((folder / journals.PARTS).glob("*.journal")):
+        problems += check_journal(journal, product=product)
     return problems

@@ -17,6 +17,7 @@ DATASET, SHARD, DATASET_INDEX = "dataset", "shard", "dataset index"
 CANDIDATES, CANDIDATES_FILE, CANDIDATES_INDEX = "candidates", "candidates file", "candidates index"
 EDGES, HITS = "edges", "hits"
 OF_STAGES: dict[str, Product] = {EDGES: edges.EDGES, HITS: hits.HITS}  # what a stage makes for those behind it
+UNFINISHED = {f"unfinished {name}": product for name, product in OF_STAGES.items()}
 UNFINISHED_DATASET, UNFINISHED_CANDIDATES, JOURNAL = "unfinished dataset", "unfinished candidates", "journal"
 RUN, CHECKPOINT, CHECKPOINTS, RESULTS = "run", "checkpoint", "checkpoints folder", "results"
 EXPECTED = (
@@ -45,6 +46,11 @@ def kind_of(path: Path) -> str:
     raise InputError(f"{path}: not known to hpctrack; expected {EXPECTED}")
 
 
+def of_journal(path: Path) -> Product:
+    """What the records of a journal are of."""
+    return OF_STAGES.get(journals.product_of(path.parent.parent), candidates.CANDIDATES)
+
+
 def _kind_of_folder(path: Path) -> str:
     if (path / CONFIG).is_file():
         return RUN
@@ -61,7 +67,8 @@ def _kind_of_folder(path: Path) -> str:
             return DATASET if shards else CANDIDATES
         return {DATASET_INDEX: DATASET, CANDIDATES_INDEX: CANDIDATES}.get(_kind_of_h5(path / INDEX), DATASET)
     if candidate_files or (path / journals.PARTS).is_dir():
-        return UNFINISHED_CANDIDATES
+        kind = f"unfinished {journals.product_of(path)}"
+        return kind if kind in UNFINISHED else UNFINISHED_CANDIDATES
     if shards:
         return UNFINISHED_DATASET
     raise InputError(f"{path}: holds nothing known to hpctrack; expected {EXPECTED}")

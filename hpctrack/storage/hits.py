@@ -40,7 +40,7 @@ def encode(hits: Hits) -> bytes:
 
 def decode(event_id: int, payload: bytes) -> Hits:
     """Inverse of `encode`."""
-    return Hits(event_id, **unpack(payload, COLUMNS)[0])
+    return hits_of(event_id, unpack(payload, COLUMNS)[0])
 
 
 def hits_of(event_id: int, columns: Mapping[str, np.ndarray]) -> Hits:

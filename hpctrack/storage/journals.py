@@ -16,10 +16,11 @@ import numpy as np
 import xxhash
 
 from hpctrack.errors import InputError
-from hpctrack.files.atomic import os_errors_with, sync
+from hpctrack.files.atomic import os_errors_with, sync, write_text
 
 PARTS = ".parts"
 SETTINGS = "settings.json"  # in PARTS: what the candidates are made with
+PRODUCT = "product"  # in PARTS: the name of what is made, unless it is candidates
 HEADER = struct.Struct("<8sqqQ")  # magic, event id, payload bytes, checksum
 LENGTHS = struct.Struct("<4q")  # of the columns, at the payload's beginning
 MAGIC = b"hpctrkc2"
@@ -54,6 +55,19 @@ class Journal:
     def close(self) -> None:
         """Close the file; the records stay."""
         self.file.close()
+
+
+def begin(folder: Path, product: str) -> None:
+    """Say what the journals of `folder` will hold."""
+    (folder / PARTS).mkdir(parents=True, exist_ok=True)
+    if product != "candidates":
+        write_text(folder / PARTS / PRODUCT, product)
+
+
+def product_of(folder: Path) -> str:
+    """The name of what the journals of `folder` hold."""
+    path = folder / PARTS / PRODUCT
+    return path.read_text() if path.is_file() else "candidates"
 
 
 def committed(

@@ -10,9 +10,9 @@ import numpy as np
 
 from hpctrack.errors import InputError
 from hpctrack.storage import hdf5, journals, store
-from hpctrack.storage.candidates import CANDIDATES, COLUMNS, PARAMETERS, CandidateStore, decode
+from hpctrack.storage.candidates import CANDIDATES, COLUMNS, PARAMETERS, CandidateStore
 from hpctrack.storage.hdf5 import INDEX
-from hpctrack.storage.products import content_digest
+from hpctrack.storage.products import Product, content_digest
 from hpctrack.storage.schema import ESTIMATE, Candidates
 from hpctrack.storage.verify import Notes, Problem, Progress, check_offsets, complete, reason, run_checks
 
@@ -177,18 +177,19 @@ def check_event(event: Candidates, notes: Notes, hits: dict[int, int] | None) ->
         notes.add(f"holds {event.track_ids.min()}, must not be negative", event.event_id, "track_ids")
 
 
-def check_journal(path: Path, hits: dict[int, int] | None = None) -> list[Problem]:
+def check_journal(path: Path, hits: dict[int, int] | None = None, product: Product = CANDIDATES) -> list[Problem]:
     """Problems of an unfinished inference's journal: what follows the last whole record, and what the records hold."""
     notes, end = Notes(path), 0
     for event_id, offset, payload in journals.records(path):
         end = offset + len(payload)
         try:
             with hdf5.damage(path):
-                event = decode(event_id, payload)
+                event = product.decode(event_id, payload)
         except InputError as error:
             notes.add(reason(error, path), event_id)
             continue
-        check_event(event, notes, hits)
+        if isinstance(event, Candidates):
+            check_event(event, notes, hits)
     if (left := path.stat().st_size - end) > 0:
         notes.add(f"no whole record in the last {left} bytes, from byte {end}; run the inference again to redo them")
     return notes.problems

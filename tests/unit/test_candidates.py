@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from hpctrack import inspect
 from hpctrack.errors import InputError
+from hpctrack.inference import run
 from hpctrack.inspection import kinds
 from hpctrack.storage import candidates, edges, hits, journals, products
 from hpctrack.storage.candidates import CANDIDATES, CandidateStore
@@ -208,6 +209,27 @@ def test_lies_of_kept_hits_are_named(tmp_path, name, change, message):
         for i in range(3):
             hits.HitStore(tmp_path).read(i)
     assert inspect.verify(tmp_path, kinds.HITS)
+
+
+@pytest.mark.parametrize("product", [edges.EDGES, hits.HITS], ids=lambda product: product.name)
+def test_what_a_stage_has_begun_is_said_and_checked(tmp_path, product):
+    assert not run.prepare(tmp_path, {"dataset_fingerprint": "abc"}, product.name)
+    columns = {name: np.arange(2).astype(dtype) for name, dtype in product.columns.items()}
+    journal = Journal(tmp_path, "w")
+    for event in (3, 4):
+        journal.append(event, product.encode(product.record(event, columns)))
+    journal.close()
+    kind = kinds.kind_of(tmp_path)
+    facts = inspect.describe(tmp_path, kind)
+    assert kind == f"unfinished {product.name}" and (facts["events"], facts[product.name]) == (2, 4)
+    assert [problem.what for problem in inspect.verify(tmp_path, kind)] == [
+        "missing; inference has not finished, run it again"
+    ]
+    assert kinds.kind_of(journal.path) == kinds.JOURNAL and not inspect.verify(journal.path, kinds.JOURNAL)
+    assert inspect.describe(journal.path, kinds.JOURNAL)[product.name] == 4
+    with open(journal.path, "ab") as file:
+        file.write(b"cut")
+    assert "no whole record in the last 3 bytes" in inspect.verify(tmp_path, kind)[1].what
 
 
 def test_kept_hits_know_their_dataset_and_events(tmp_path):
