@@ -25,7 +25,6 @@ from hpctrack.storage.schema import Event
 from hpctrack.storage.store import Dataset
 
 FORMAT = "hpctrack-hit-results"
-COLUMNS = [*selecting.COLUMNS, "particles.pz"]
 CUTS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)  # above the one by which hits were kept
 
 
@@ -89,7 +88,7 @@ def evaluate_hits(folder: Path, data: Path, cuts: Cuts, command: list[str]) -> d
         seen_N[selecting.select(event, selection, np.random.default_rng(0)).rows] = True
         return tally_hits(found.row, found.score, seen_N, particle_N, cuts.targets(event))
 
-    tallies, total = tallied(store, dataset, selecting.readable(dataset, COLUMNS), tally)
+    tallies, total = tallied(store, dataset, selecting.readable(dataset, selecting.COLUMNS), tally)
     cuts.check(total.targets, dataset)
     stored = float(store.attributes.get("builder", {}).get("cut", 0.0))
     counts = {stored: at_cut(total, 0.0)} | {cut: at_cut(total, cut) for cut in CUTS if cut > stored}
