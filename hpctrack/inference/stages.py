@@ -156,10 +156,11 @@ class ByModel:
         path: Path,
         data: Dataset,
         device: torch.device,
-        passed: Passed,
+        passed: Passed | None = None,
         *,
         checked: bool = False,
     ) -> None:
+        passed = passed or Passed()
         self._data, self._device, self.passed = data, device, passed
         self._model = load_model(config, path, device, checked)
         stored = None if passed.hits else stored_hits(config.hits, data.folder, data, INSTEAD)
