@@ -28,7 +28,7 @@ ON_EDGES = {
     "radius_graph",
     "walk",
 }  # in test_edge_builders.py
-OF_HITS = {"hits"}  # in test_hit_filter.py
+OF_HITS = {"hits"}  # in tests/unit/test_kept_hits.py
 OUTPUTS = {  # of a model for these: dimensions
     "condensation": {"embedding": 3, "beta": 1},
     "greedy": {"embedding": 3},

@@ -62,6 +62,12 @@ def test_files_are_readable():
     assert len(with_code) / len(set(with_code)) <= FILES_A_ROOM
 
 
+def test_files_of_tests_have_names_of_their_own():
+    """pytest imports them by their names alone."""
+    names = [path.name for path in Path(__file__).parents[1].rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
+
+
 # ------------------------------------------------------------------------------------------------ where names stand
 
 
