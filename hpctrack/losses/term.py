@@ -174,10 +174,10 @@ def hit_weights(batch: Batch) -> Tensor | None:
     A pair counts as the product of both, which is the geometric mean of their tracks' weights over the mean weight of
     the event's hits on tracks; a hit of no track counts 1.
     """
-    tracks = Tracks(batch)
-    if tracks.weight is None:
+    if "track_weight" not in batch:
         return None
-    weight_M, event_M = tracks.weight[tracks.track], tracks.event[tracks.track]
+    tracks = Tracks(batch)
+    weight_M, event_M = batch.track_weight[tracks.track], tracks.event[tracks.track]
     mean_B = group_mean(weight_M, event_M, torch.bincount(event_M, minlength=len(tracks.n_tracks)))
     weight_N = weight_M.new_ones(batch.num_nodes)
     weight_N[tracks.hits] = (weight_M / mean_B[event_M]).sqrt()
