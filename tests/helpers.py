@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import io
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -129,3 +132,13 @@ def assert_same_event(a: schema.Event, b: schema.Event) -> None:
 def commit(journal: Journal, candidates: schema.Candidates) -> Place:
     """Commit the candidates of an event; where their record stands."""
     return journal.append(candidates.event_id, encode(candidates))
+
+
+def quietly(verb: Callable[[list[str]], int], argv: Sequence[object]) -> tuple[int, str]:
+    """Exit code and standard error of a verb in this process, on this rank."""
+    with contextlib.redirect_stderr(io.StringIO()) as error:
+        try:
+            code = verb([str(word) for word in argv])
+        except SystemExit as end:  # of a rank that ends because another one has said why
+            code = end.code
+    return code, error.getvalue()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import multiprocessing
 import os
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from campaigns.ranks_killed import children
+from helpers import quietly
 
 from hpctrack import infer
 from hpctrack.config import RunConfig, dump_yaml
@@ -38,12 +38,6 @@ SIZES = (4, 6, 5, 7, 3)
 def run(config: RunConfig) -> int:
     with distributed(config.parallel, 1) as env:
         return train(config, env)
-
-
-def quietly(verb, argv: list[str]) -> tuple[int, str]:
-    """Exit code and standard error of the verb."""
-    with contextlib.redirect_stderr(io.StringIO()) as error:
-        return verb(argv), error.getvalue()
 
 
 def logged(config: RunConfig) -> list[dict]:
@@ -189,7 +183,9 @@ def test_a_disk_that_fills_up_is_one_line_and_the_run_goes_on_once_there_is_room
     results = []
     for process, pipe in zip(processes, pipes, strict=True):
         assert pipe.poll(60)
-        results.append(pipe.recv()[1])
+        ok, result = pipe.recv()
+        assert ok, result
+        results.append(result)
         process.join()
     assert [code for code, _ in results] == [1, 1]
     assert results[0][1].count("\n") == 1 and ("space" in results[0][1] or "disk" in results[0][1]), results
@@ -205,7 +201,7 @@ def test_a_lost_node_leaves_the_other_to_go_on(tmp_path):
     config = toy_config(tmp_path / "run", data, train={"steps": 150, "checkpoint_every": 10, "valid_every": 500})
     (tmp_path / "config.yaml").write_text(dump_yaml(config))
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    meeting = "keep_alive_interval=1,keep_alive_max_attempt=2,last_call_timeout=2,join_timeout=60"
+    meeting = "keep_alive_interval=1,keep_alive_max_attempt=2,last_call_timeout=5,join_timeout=60"
     command = [sys.executable, "launch/node.py", "--nnodes", "1:2", "--nproc-per-node", "1"]
     command += ["--max-restarts", "3", "--rdzv-backend", "c10d", "--rdzv-id", "faults"]
     command += ["-m", "hpctrack.train", str(tmp_path / "config.yaml")]

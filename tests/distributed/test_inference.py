@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
 import random
@@ -13,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import quietly
 
 from hpctrack import infer
 from hpctrack.files.atomic import with_checksum
@@ -75,7 +74,9 @@ def test_killed_at_random_moments_it_still_ends_with_the_same_bytes(trained, tmp
 def test_a_full_disk_is_one_line_and_the_rest_can_be_done_elsewhere(trained, small_disk):
     checkpoint, data = trained
     out = small_disk(8) / "out"
-    [(code, error)] = run_ranks(1, quietly, ["--checkpoint", str(checkpoint), "--data", str(data), "--out", str(out)])
+    [(code, error)] = run_ranks(
+        1, quietly, infer.main, ["--checkpoint", str(checkpoint), "--data", str(data), "--out", str(out)]
+    )
     assert code == 1 and error.count("\n") == 1 and "space" in error and str(out) in error, error
     assert not (out / "index.h5").exists() and not list(out.glob("candidates-*"))
 
@@ -84,20 +85,11 @@ def test_two_at_once_are_refused_on_every_rank(trained, tmp_path):
     checkpoint, data = trained
     argv = ["--checkpoint", str(checkpoint), "--data", str(data), "--out", str(tmp_path / "out")]
     with only_writer(tmp_path / "out"):
-        [(code, error)] = run_ranks(1, quietly, argv)
+        [(code, error)] = run_ranks(1, quietly, infer.main, argv)
         assert code == 2 and error.count("\n") == 1 and f"{tmp_path}/out: process {os.getpid()} on " in error
-        results = run_ranks(2, quietly, argv)
+        results = run_ranks(2, quietly, infer.main, argv)
     assert [code for code, _ in results] == [2, 2] and results[1][1] == ""
     assert "writes here" in results[0][1]
-
-
-def quietly(argv: list[str]) -> tuple[int, str]:
-    """Exit code and standard error of the verb."""
-    with contextlib.redirect_stderr(io.StringIO()) as error:
-        try:
-            return infer.main(argv), error.getvalue()
-        except SystemExit as end:
-            return end.code, error.getvalue()
 
 
 def progress(out: Path) -> int:

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from campaigns.ranks_killed import children
-from test_faults import quietly, run, saved_step, wait_for_steps
+from helpers import quietly
+from test_faults import run, saved_step, wait_for_steps
 
 from hpctrack.config import dump_yaml
 from hpctrack.testing.ranks import run_ranks, start_ranks

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch.distributed as dist
-from test_faults import SIZES, quietly, saved_step, slow_infer, wait_for_steps, words
+from helpers import quietly
+from test_faults import SIZES, saved_step, slow_infer, wait_for_steps, words
 from test_faults import trained as trained
 
 from hpctrack import infer

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from faults import KILL, Fault, operations, strike
+from helpers import quietly
 from toys import losses
 
 from hpctrack import export, infer, inspect
@@ -36,18 +37,15 @@ def run(config) -> None:
         train(config, env)
 
 
-def quietly(verb, argv) -> tuple[int, str]:
+def said_by(verb, argv) -> tuple[int, str]:
     """Exit code, standard error and what else was said, of a verb in this process."""
-    with contextlib.redirect_stderr(io.StringIO()) as error, contextlib.redirect_stdout(io.StringIO()) as said:
-        try:
-            code = verb([str(word) for word in argv])
-        except SystemExit as end:
-            code = end.code
-    return code, error.getvalue() + said.getvalue()
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        code, error = quietly(verb, argv)
+    return code, error + said.getvalue()
 
 
 def by_verb(config_file) -> tuple[int, str]:
-    return quietly(train_verb, [config_file])
+    return said_by(train_verb, [config_file])
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +205,7 @@ def test_what_a_run_cannot_go_on_with_is_no_verified_one(again, what):
     folder, recipe = again
     name, damage = REFUSED[what]
     damage(folder / name)
-    for code, said in (quietly(inspect.main, [folder, "--verify", "--jobs", "1"]), by_verb(recipe)):
+    for code, said in (said_by(inspect.main, [folder, "--verify", "--jobs", "1"]), by_verb(recipe)):
         assert code == 2 and "Traceback" not in said and str(folder / name) in said, said
     error = [line for line in said.splitlines() if "error:" in line]
     assert len(error) == 1
@@ -225,7 +223,7 @@ def without_optimizer(folder: Path) -> None:
 def test_a_checkpoint_without_its_optimizer_is_no_whole_one(again):
     folder, recipe = again
     without_optimizer(folder)
-    for code, said in (quietly(inspect.main, [folder, "--verify"]), by_verb(recipe)):
+    for code, said in (said_by(inspect.main, [folder, "--verify"]), by_verb(recipe)):
         assert code == 2 and "lacks the optimizer's state; no run can go on from here" in said
 
 
@@ -238,25 +236,25 @@ def test_changed_files_of_a_run_are_found(again, name, how):
         flip(path, b"torch") if name == "versions.json" else flip(path, b"lr: ")
     else:
         path.write_text(path.read_text().replace("1", "2", 1))
-    code, said = quietly(inspect.main, [folder, "--verify"])
+    code, said = said_by(inspect.main, [folder, "--verify"])
     assert code == 2 and "Traceback" not in said and f"{path}: " in said, said
 
 
 def test_what_is_whole_is_verified_and_says_what_it_is_good_for(again, tmp_path):
     folder, _ = again
-    code, said = quietly(inspect.main, [folder, "--verify"])
+    code, said = said_by(inspect.main, [folder, "--verify"])
     assert code == 0 and "verified: ok" in said and "of all files" in said, said
-    assert quietly(export.main, [folder, tmp_path / "given"])[0] == 0
-    code, said = quietly(inspect.main, [tmp_path / "given", "--verify"])
+    assert said_by(export.main, [folder, tmp_path / "given"])[0] == 0
+    code, said = said_by(inspect.main, [tmp_path / "given", "--verify"])
     assert code == 0 and "exported: for inference and train.start_from" in said, said
     with open(folder / "metrics.jsonl", "a") as file:  # a kill while the next line is written
         file.write('{"kind": "tr')
-    assert quietly(inspect.main, [folder, "--verify"])[0] == 0
+    assert said_by(inspect.main, [folder, "--verify"])[0] == 0
 
 
 def test_no_run_goes_on_from_an_exported_checkpoint(again, tmp_path):
     folder, recipe = again
-    assert quietly(export.main, [folder, tmp_path / "given"])[0] == 0
+    assert said_by(export.main, [folder, tmp_path / "given"])[0] == 0
     shutil.rmtree(folder / NEWEST)
     shutil.copytree(tmp_path / "given", folder / NEWEST)
     code, said = by_verb(recipe)
@@ -270,19 +268,19 @@ def test_back_to_an_older_checkpoint_and_on_from_there(again):
     assert by_verb(recipe)[0] == 0
     assert losses(folder) == before and ledger.problems(folder) == []
     assert (folder / "checkpoints/latest").read_text() == "step-00000006"
-    assert quietly(inspect.main, [folder, "--verify"])[0] == 0
+    assert said_by(inspect.main, [folder, "--verify"])[0] == 0
 
 
 def test_a_cut_timing_does_not_end_inference(trained, tmp_path):
     words = ["--checkpoint", trained / "run", "--data", trained / "data"]
-    assert quietly(infer.main, [*words, "--out", tmp_path / "whole"])[0] == 0
+    assert said_by(infer.main, [*words, "--out", tmp_path / "whole"])[0] == 0
     argv = [*words, "--out", tmp_path / "out"]
     made = operations(lambda: infer.main([str(word) for word in argv]), [tmp_path / "out"])
     shutil.rmtree(tmp_path / "out")
     writes = [at for at, what in enumerate(made) if what == "write rank-00000.timings"]
     strike(lambda: infer.main([str(word) for word in argv]), [tmp_path / "out"], Fault(writes[2], KILL, "half"))
     assert not (tmp_path / "out" / PARTS / "rank-00000.timings").read_text().endswith("\n")
-    code, said = quietly(infer.main, argv)
+    code, said = said_by(infer.main, argv)
     assert code == 0, said
     assert CandidateStore(tmp_path / "out").digest == CandidateStore(tmp_path / "whole").digest
     rows = [json.loads(line) for line in (tmp_path / "out/timings.jsonl").read_text().splitlines()]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
 import random
@@ -14,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from campaigns.resume import campaign
+from helpers import quietly
 
 from hpctrack import export
 from hpctrack.config import dump_yaml
@@ -270,19 +269,13 @@ def test_readers_in_worker_processes_give_the_same(tmp_path):
     assert curve(tmp_path / "run0") == curve(tmp_path / "run2")
 
 
-def quietly(argv: list[str]) -> tuple[int, str]:
-    """Exit code and standard error of the verb."""
-    with contextlib.redirect_stderr(io.StringIO()) as error:
-        return train_verb(argv), error.getvalue()
-
-
 @pytest.mark.parametrize("kib", [8, 64, 150])
 def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(tmp_path, small_disk, kib):
     data = toy_dataset(tmp_path / "data")
     folder = small_disk(kib)
     config = toy_config(folder / "run", data, model={"embedding": 3, "backbone": {"name": "transformer", "width": 64}})
     (tmp_path / "config.yaml").write_text(dump_yaml(config))
-    [(code, error)] = run_ranks(1, quietly, [str(tmp_path / "config.yaml")])
+    [(code, error)] = run_ranks(1, quietly, train_verb, [str(tmp_path / "config.yaml")])
     assert code == 1
     assert error.count("\n") == 1 and "error:" in error and ("space" in error or "disk" in error), error
     assert not list(folder.rglob("step-*")) and not list(folder.rglob("*.tmp"))
