@@ -1,1 +1,1 @@
-"""ColliderML's parquet files: one row an event, list columns. arXiv 2512.15230; written by ACTS' Arrow plugin as well."""
+"""Parquet files of ColliderML (arXiv 2512.15230), which ACTS writes as well: one row an event, lists in columns."""
