@@ -62,6 +62,8 @@ setup(
         "deepspeed": ["deepspeed>=0.19.8", "ninja"],
         "optim": ["pytorch-optimizer>=4"],
         "scatter": ["torch-scatter>=2.1.2"],
+        "parquet": ["pyarrow>=18"],
+        "onnx": ["onnx>=1.17", "onnxruntime>=1.20"],
         "dev": [
             "pytest>=8",
             "pytest-xdist>=3.7",

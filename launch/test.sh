@@ -4,7 +4,7 @@
 #   HPCTRACK_TEST_PROCESSES  how many processes run test files side by side [2]; 0: none, as a debugger needs
 set -euo pipefail
 cd "$(dirname "$0")/.."
-source launch/env.sh sim,reference,mpi,deepspeed,optim,dev
+source launch/env.sh sim,reference,mpi,deepspeed,optim,parquet,onnx,dev
 # an mpirun that fits mpi4py, whatever the machine has: a wheel of 13 MB; without it the MPI tests are skipped and say so
 python -c 'import importlib.metadata as m; m.version("mpich")' 2>/dev/null || python -m pip install --quiet --disable-pip-version-check --only-binary mpich \
   -c launch/constraints.txt mpich || echo "launch: no mpich wheel for this machine: tests under mpirun will be skipped"

@@ -41,7 +41,7 @@ ORDER = [  # each may import what stands before it
         "resources",
         "training",
     ),
-    *("testing", "inference", "inspection", "reporting", "benchmarks", "reference", "verbs"),
+    *("testing", "inference", "deployment", "inspection", "reporting", "benchmarks", "reference", "verbs"),
 ]
 FILES = sorted((ROOT / "hpctrack").rglob("*.py"))
 HEAD = """# Architecture

@@ -66,6 +66,6 @@ def wrapped(angle: Tensor) -> Tensor:
 
 
 def inverse_sinh(x: Tensor) -> Tensor:
-    """asinh(x), with operations that are vectorised on CPUs."""
+    """asinh(x), with operations that are vectorised on CPUs and that ONNX has."""
     size = x.abs()
-    return (size + (size.square() + 1).sqrt()).log().copysign(x)
+    return (size + (size.square() + 1).sqrt()).log() * x.sign()
