@@ -1,4 +1,6 @@
-"""`hpctrack convert SOURCE OUT`: TrackML CSV -> sharded HDF5, or a dataset -> a dataset of sub-events.
+"""`hpctrack convert SOURCE OUT`: files of TrackML or ColliderML -> sharded HDF5, or a dataset -> sub-events of it.
+
+What SOURCE is, is found out by looking at its files; --format says it where that is not enough.
 
 A shard is the unit of work, given by size to processes of one machine or, under `mpirun` or `srun`, to the MPI
 ranks. Shards get their names when they are whole, the index is written last, and a rerun keeps the shards that the same
@@ -21,16 +23,16 @@ from hpctrack.formats import FORMATS
 from hpctrack.formats.building import Conversion, convert, convert_on_ranks, ending
 from hpctrack.formats.conversion import SKIPPED, Reader
 from hpctrack.formats.known_formats import PARTS
+from hpctrack.formats.recognise import format_of
 from hpctrack.parallel.mpi import launched, mpi_world
 from hpctrack.process import arguments
 from hpctrack.recipes import apply_overrides
-from hpctrack.storage.hdf5 import INDEX
 
 
 def parser() -> arguments.Parser:
     """The verb's options."""
     p = arguments.Parser(prog="hpctrack convert", description=__doc__.split("\n\n")[0])
-    p.add_argument("source", help="folder or zip of TrackML files, or a dataset folder")
+    p.add_argument("source", help="folder or zip of TrackML files, ColliderML's parquet, or a dataset folder")
     p.add_argument("out", type=Path, help="dataset folder to write")
     p.add_argument(
         "--events-per-shard", type=arguments.positive, default=16, metavar="N", help="of the source; default 16"
@@ -50,7 +52,7 @@ def parser() -> arguments.Parser:
         metavar="KEY=VALUE",
         help="an option of the format; again for each",
     )
-    csv = p.add_argument_group("TrackML files")
+    csv = p.add_argument_group("files of events")
     csv.add_argument("--detectors", metavar="FILE", help="detectors.csv[.gz]; default: in SOURCE or beside it")
     csv.add_argument("--no-truth", action="store_true", default=None, help="events without truth: hits of no particle")
     csv.add_argument(
@@ -93,11 +95,12 @@ def make_reader(args: argparse.Namespace) -> tuple[Reader, dict[str, str]]:
     source = Path(args.source)
     if source.resolve() == args.out.resolve():
         raise InputError(f"{args.out}: OUT is SOURCE; choose another folder")
-    name = args.format or ("sub-events" if (source / INDEX).is_file() else "trackml")
+    name = args.format or format_of(source)
     if name not in FORMATS:
         raise InputError(f"--format {name}: must be one of {', '.join(FORMATS)}")
-    flags = {known: FORMATS[known].Options.model_fields for known in FORMATS.own}  # each has a flag of the verb
-    given = {flag: value for fields in flags.values() for flag in fields if (value := getattr(args, flag)) is not None}
+    flags = {known: FORMATS[known].Options.model_fields for known in FORMATS.own}  # most have a flag of the verb
+    known = {flag: getattr(args, flag, None) for fields in flags.values() for flag in fields}
+    given = {flag: value for flag, value in known.items() if value is not None}
     own = {flag: value for flag, value in given.items() if flag in flags.get(name, ())}
     values = apply_overrides({"format": own}, [f"format.{option}" for option in args.option], "--option")["format"]
     kind = FORMATS[name]
@@ -114,6 +117,8 @@ def misplaced(flag: str, name: str, source: Path) -> InputError:
         return InputError(f"{source}: is a dataset already; {flags} for TrackML files")
     if name == "trackml":
         return InputError(f"{source}: holds TrackML files; {flag} is for a dataset, so convert these first")
+    if name in FORMATS.own:
+        return InputError(f"{source}: holds {name} files; {flag} is not for these")
     return InputError(f"--format {name}: {flag} is for datasets or TrackML files; options are --option KEY=VALUE")
 
 

@@ -1,4 +1,4 @@
-"""Foreign files <-> events: TrackML's CSV, archives, detectors, and their conversion into a dataset."""
+"""Foreign files <-> events: TrackML's CSV, ColliderML's parquet, detectors, and their conversion into a dataset."""
 
 from __future__ import annotations
 
@@ -34,5 +34,6 @@ FORMATS: Registry[type[Format]] = Registry(
     {
         "sub-events": Lazy("hpctrack.formats.known_formats:SubEventsFormat"),
         "trackml": Lazy("hpctrack.formats.known_formats:TrackmlFormat"),
+        "colliderml": Lazy("hpctrack.formats.known_formats:ColliderMLFormat"),
     },
 )

@@ -1,7 +1,8 @@
-"""The formats that `hpctrack convert` reads by itself: TrackML's files, and datasets, of which it makes sub-events."""
+"""The formats that `hpctrack convert` reads by itself: what it is told of each, and the reader that comes of it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -10,7 +11,9 @@ from pydantic import Field
 from hpctrack.config import FieldT, Section, Seed
 from hpctrack.errors import InputError
 from hpctrack.events.subevents import MAX_DRAWS, SubEventReader
-from hpctrack.formats.conversion import TrackmlReader
+from hpctrack.formats.colliderml.parquet_files import find_tables
+from hpctrack.formats.colliderml.reader import ColliderMLReader
+from hpctrack.formats.conversion import Reader, TrackmlReader
 from hpctrack.formats.trackml_files import check_files, find_events
 from hpctrack.requirements.needs import DIRECTIONS, MOMENTA, TRACKS, Need, check
 from hpctrack.storage import store
@@ -40,10 +43,39 @@ class TrackmlFormat:
         """The reader; InputError if files of an event are missing."""
         found, with_truth, without = find_events(str(source)), not self.options.no_truth, self.options.without
         check_files(found, with_truth=with_truth, with_cells="cells" not in without)
-        faults = [found.faults[event_id] for event_id in list(found.events)[:limit] if event_id in found.faults]
-        if faults and not skip_bad:
-            raise InputError(faults[0])
-        return TrackmlReader(found, self.options.detectors, with_truth, without, self.options.field_t)
+        reader = TrackmlReader(found, self.options.detectors, with_truth, without, self.options.field_t)
+        _refuse(found.faults, reader, None if skip_bad else limit or len(found.events))
+        return reader
+
+
+class ColliderMLFormat:
+    """ColliderML's parquet files: a file of hits, or a folder of files."""
+
+    class Options(Section):
+        """Truth, what the files have not, and what they do not say."""
+
+        no_truth: bool = Field(False, description="events without truth: hits of no particle")
+        without: list[Part] = Field([], description="what the files have not, or is left out")
+        field_t: FieldT | None = Field(None, description="magnetic field along z, Tesla; null: 2 T is assumed")
+        unlisted: Literal["error", "noise"] = Field("error", description="hits of a particle that is in no table")
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+
+    def open(self, source: Path, limit: int | None = None, skip_bad: bool = False) -> ColliderMLReader:
+        """The reader; InputError for files that are not ColliderML's, and for events without particles."""
+        o, with_truth = self.options, not self.options.no_truth
+        found = find_tables(source, with_truth)
+        reader = ColliderMLReader(found, with_truth, o.without, o.field_t, unlisted_is_noise=o.unlisted == "noise")
+        _refuse(found.faults, reader, None if skip_bad else limit or len(found.rows["tracker_hits"]))
+        return reader
+
+
+def _refuse(faults: Mapping[int, str], reader: Reader, first: int | None) -> None:
+    """InputError if one of the `first` events is bad by its files alone; None: whatever they are."""
+    for event_id in reader.event_ids()[: first or 0]:
+        if event_id in faults:
+            raise InputError(faults[event_id])
 
 
 class SubEventsFormat:

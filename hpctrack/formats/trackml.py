@@ -15,7 +15,8 @@ import numpy as np
 from hpctrack.errors import InputError
 from hpctrack.files.outputs import output
 from hpctrack.formats.csvtable import Column, read_table
-from hpctrack.formats.detectors import MODULE, Detectors, cell_features, direction_angles, module_key, module_name
+from hpctrack.formats.detectors import MODULE, Detectors, cell_features, module_key, module_name
+from hpctrack.formats.tables import event_of, first_twice, no_truth, rows_of
 from hpctrack.formats.trackml_files import Source
 from hpctrack.storage import schema
 from hpctrack.storage.schema import faults_of_column
@@ -85,7 +86,7 @@ def read_event(
                 "are its; it may be more (of an event that was cut down), or there may be no such column"
             )
     else:
-        particles, truth = _no_truth(len(hits["hit_id"]))
+        particles, truth = no_truth(len(hits["hit_id"]))
     cells: dict[str, np.ndarray] = {}
     if "cells.cell_count" not in lacks and "cells" in files:
         where, raw = table("cells", _CELLS)
@@ -93,13 +94,7 @@ def read_event(
             raise InputError(f"{where}: needs the modules' geometry: no detectors.csv found, name it with --detectors")
         cells = _cell_features(where, raw, hits["hit_id"], detectors, modules)
     particles.setdefault("particle_type", np.zeros(len(particles["particle_id"]), np.int32))
-    tables = {"hits": hits | _derived(hits), "truth": truth, "cells": cells, "particles": particles}
-    ordered: dict[str, dict[str, np.ndarray]] = {table: {} for table in schema.TABLES}
-    for table_name, columns in schema.TABLES.items():
-        for column, dtype in columns.items():
-            if column in tables[table_name]:
-                ordered[table_name][column] = tables[table_name][column].astype(dtype, copy=False)
-    return schema.Event(event_id, ordered, lacks=lacks)
+    return event_of(event_id, {"hits": hits, "truth": truth, "cells": cells, "particles": particles}, lacks)
 
 
 def _check_hits(where: str, hits: dict[str, np.ndarray]) -> None:
@@ -124,10 +119,8 @@ def _check_modules(where: str, hits: dict[str, np.ndarray], detectors: Detectors
 
 
 def _check_unique(where: str, name: str, values: np.ndarray) -> None:
-    order = np.argsort(values, kind="stable")
-    twice = np.flatnonzero(np.diff(values[order]) == 0)
-    if len(twice):
-        first, second = order[twice[0]], order[twice[0] + 1]
+    if twice := first_twice(values):
+        first, second = twice
         raise InputError(f"{where}: row {second + 1}: {name} {values[second]} stands twice, first in row {first + 1}")
 
 
@@ -150,24 +143,13 @@ def _align_truth(where: str, truth: dict[str, np.ndarray], hit_id: np.ndarray) -
 
 def _particle_rows(where: str, particle_id: np.ndarray, where_particles: str, particles: dict) -> np.ndarray:
     """Row of each hit's particle, -1 for noise."""
-    known = particles["particle_id"]
-    order = np.argsort(known)
-    position = np.minimum(np.searchsorted(known, particle_id, sorter=order), max(len(known) - 1, 0))
-    row = order[position] if len(known) else np.zeros(len(particle_id), np.int64)
-    noise = particle_id == 0
-    fits = noise | (known[row] == particle_id) if len(known) else noise
-    if not fits.all():
-        bad = int(np.flatnonzero(~fits)[0])
+    row, noise = rows_of(particle_id, particles["particle_id"]), particle_id == 0
+    unknown = np.flatnonzero((row < 0) & ~noise)
+    if len(unknown):
+        bad = int(unknown[0])
         what = f"particle_id {particle_id[bad]} (hit row {bad + 1}) is not in {where_particles.split(': event')[0]}"
         raise InputError(f"{where}: {what}; noise is 0")
     return np.where(noise, -1, row)
-
-
-def _no_truth(n_hits: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Hits of no particle, and no particles."""
-    particles = {name: np.zeros(0, dtype) for name, dtype in schema.PARTICLES.items()}
-    row = np.full(n_hits, -1, schema.TRUTH["particle_row"])
-    return particles, {"particle_id": np.zeros(n_hits, schema.TRUTH["particle_id"]), "particle_row": row}
 
 
 def _cell_features(
@@ -182,12 +164,6 @@ def _cell_features(
     names = ("pitch_u", "pitch_v", "thickness", "rotation")
     module = {name: getattr(detectors, name)[modules] for name in names}
     return cell_features(len(hit_id), row, cells["ch0"], cells["ch1"], cells["value"], module=module)
-
-
-def _derived(hits: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    xyz_N3 = np.stack([hits["x"], hits["y"], hits["z"]], axis=1).astype(np.float64)
-    eta, phi = direction_angles(xyz_N3)
-    return {"r": np.hypot(xyz_N3[:, 0], xyz_N3[:, 1]), "phi": phi, "eta": eta}
 
 
 def write_submission(path: str | Path, blocks: Iterable[tuple[int, np.ndarray, np.ndarray]]) -> None:
