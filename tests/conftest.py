@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from acts_files import write_acts_files
 from documented import ROOT, environment
 from hypothesis import HealthCheck, settings
 from preloaded import preloaded
@@ -26,6 +27,13 @@ def trackml_dir() -> Path:
     if not folder:
         pytest.skip("HPCTRACK_TRACKML_DIR is unset; it names the folder of a real TrackML event")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def acts_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of events that ACTS has written: `csv` and, by ColliderML's schema, `parquet`."""
+    pytest.importorskip("acts", reason="pyacts is not installed")
+    return write_acts_files(tmp_path_factory.mktemp("acts") / "files")
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ SUFFIX = ".parquet"
 HITS, PARTICLES, OTHER = "tracker_hits", "particles", "other"
 _MARKS = {HITS: {"x", "y", "z", "volume_id"}, PARTICLES: {"px", "py", "pdg_id"}}  # columns that tell a table
 _OTHERS = ("qop", "total_energy")  # of tracks and of calorimeter hits, which are of no use here
-_STREAM = 1 << 20  # bytes of each column that are unpacked ahead
+STREAM = 1 << 20  # bytes of each column that are unpacked ahead
 Arrow = Any  # pyarrow, its modules and objects: without types
 
 
@@ -201,7 +201,7 @@ class Rows:
         _, parquet = import_arrow()
         self.file, self._columns = file, list(columns)
         with _damage(str(file.path)):
-            self._parquet = parquet.ParquetFile(file.path, buffer_size=_STREAM, pre_buffer=False)
+            self._parquet = parquet.ParquetFile(file.path, buffer_size=STREAM, pre_buffer=False)
             groups = range(self._parquet.metadata.num_row_groups)
             sizes = [self._parquet.metadata.row_group(group).num_rows for group in groups]
         self._starts = np.append(0, np.cumsum(sizes)).astype(np.int64)

@@ -189,8 +189,8 @@ class Lists:
         return values
 
     def whole(self, name: str, dtype: type[np.generic]) -> np.ndarray:
-        """Whole numbers that fit `dtype`."""
-        values, limits = self._numbers(name), np.iinfo(dtype)
+        """Whole numbers that fit `dtype`, a type of such."""
+        values, limits = self._numbers(name), np.iinfo(np.dtype(dtype))
         odd = np.flatnonzero((values < limits.min) | (values > limits.max))
         if len(odd):
             what = f"entry {odd[0]} of {name} is {values[odd[0]]}, must be from {limits.min} to {limits.max}"

@@ -1,0 +1,210 @@
+"""Damaged and odd foreign files: one line that names the file and what is wrong, exit code 2, nothing written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import make_trackml, quietly
+
+from hpctrack import convert
+from hpctrack.formats.colliderml.schema import source_ids
+from hpctrack.storage.store import open_dataset
+
+arrow = pytest.importorskip("pyarrow")
+parquet = pytest.importorskip("pyarrow.parquet")
+
+
+def refused(source: Path, out: Path, *options: object) -> str:
+    """The one line with which a conversion ends; nothing is left in OUT."""
+    code, text = quietly(convert.main, [source, out, "--jobs", 1, *options])
+    lines = [line for line in text.splitlines() if "error" in line]
+    assert code == 2 and len(lines) == 1 and "Traceback" not in text, text
+    assert not out.exists() or not [path for path in out.iterdir() if not path.name.startswith(".")]
+    return lines[0]
+
+
+# ------------------------------------------------------------------------------------------------ ColliderML's parquet
+
+Tables = dict[str, dict[str, Any]]
+
+
+def tables() -> Tables:
+    """Two events, of three and two hits, as columns; types as ColliderML's."""
+    number, short = arrow.list_(arrow.float32()), arrow.list_(arrow.uint8())
+    place, ids = [[30.0, 70.0, 110.0], [30.0, 70.0]], arrow.list_(arrow.uint64())
+    events = arrow.array([4, 5], arrow.uint32())
+    hits = {"event_id": events} | {name: arrow.array(place, number) for name in ("x", "y", "z")}
+    hits |= {f"true_{axis}": hits[axis] for axis in "xyz"} | {"particle_id": arrow.array([[0, 7, 7], [0, 0]], ids)}
+    hits["volume_id"] = hits["detector"] = arrow.array([[8, 8, 8], [8, 8]], short)
+    hits["layer_id"] = arrow.array([[2, 4, 6], [2, 4]], arrow.list_(arrow.uint16()))
+    hits["surface_id"] = arrow.array([[1, 1, 1], [1, 1]], arrow.list_(arrow.uint32()))
+    particles = {"event_id": events, "particle_id": arrow.array([[0, 7], [0]], ids)}
+    particles["pdg_id"] = arrow.array([[13, -13], [211]], arrow.list_(arrow.int64()))
+    for name in ("charge", "vx", "vy", "vz", "px", "py", "pz"):
+        particles[name] = arrow.array([[1.0, -1.0], [1.0]], number)
+    return {"tracker_hits": hits, "particles": particles}
+
+
+def write(folder: Path, found: Tables, name: str = "train-00000-of-00001.parquet") -> Path:
+    for table, columns in found.items():
+        (folder / f"ttbar_pu200_{table}").mkdir(parents=True, exist_ok=True)
+        parquet.write_table(arrow.table(columns), folder / f"ttbar_pu200_{table}" / name)
+    return folder
+
+
+def without(table: str, column: str) -> Callable[[Tables], None]:
+    return lambda found: found[table].pop(column)
+
+
+def with_column(table: str, column: str, values: list[Any], dtype: Any = None) -> Callable[[Tables], None]:
+    """Other values in a column, of the type that it has if no other is named."""
+
+    def change(found: Tables) -> None:
+        found[table][column] = arrow.array(values, dtype or found[table][column].type)
+
+    return change
+
+
+NAN, INFINITE = float("nan"), float("inf")
+hit, particle = "tracker_hits", "particles"
+PARQUET = {
+    "hits without x": (without(hit, "x"), "no column 'x'"),
+    "hits without surfaces": (without(hit, "surface_id"), "no column 'surface_id'"),
+    "hits without owners": (without(hit, "particle_id"), "no column 'particle_id'"),
+    "hits without crossings": (without(hit, "true_y"), "--without crossings"),
+    "no event ids": (without(hit, "event_id"), "no column 'event_id'"),
+    "particles without momenta": (without(particle, "pz"), "--without momenta"),
+    "particles without charges": (without(particle, "charge"), "--without charges"),
+    "text for numbers": (with_column(hit, "x", [["a"] * 3, ["b"] * 2], arrow.list_(arrow.string())), "x is list"),
+    "fractions for ids": (
+        with_column(hit, "particle_id", [[0.0, 7.0, 7.0], [0.0, 0.0]], arrow.list_(arrow.float64())),
+        "particle_id is list",
+    ),
+    "one number a row": (with_column(hit, "z", [1.0, 2.0], arrow.float32()), "z is float, must be a list"),
+    "event ids with fractions": (with_column(hit, "event_id", [4.0, 5.0], arrow.float32()), "event_id is float"),
+    "negative event ids": (with_column(hit, "event_id", [-4, 5], arrow.int64()), "event_id is -4"),
+    "an event id missing": (with_column(hit, "event_id", [4, None]), "event_id is missing in 1"),
+    "an event twice": (with_column(hit, "event_id", [4, 4]), "event 4: its tracker_hits stand twice"),
+    "particles of an event twice": (with_column(particle, "event_id", [4, 4]), "event 4: its particles stand twice"),
+    "an event without particles": (with_column(particle, "event_id", [4, 6]), "event 5: no table of particles"),
+    "unequal lists": (
+        with_column(hit, "y", [[1.0, 2.0], [1.0, 2.0]]),
+        "event 4: y has 2 entries, but x has 3",
+    ),
+    "a list missing": (with_column(hit, "y", [[1.0, 2.0, 3.0], None]), "event 5: y is missing"),
+    "an entry missing": (with_column(hit, "y", [[1.0, None, 3.0], [1.0, 2.0]]), "event 4: entry 1 of y is missing"),
+    "NaN": (with_column(hit, "y", [[1.0, 2.0, NAN], [1.0, 2.0]]), "event 4: entry 2 of y is nan"),
+    "infinite": (with_column(hit, "z", [[1.0, 2.0, 3.0], [INFINITE, 2.0]]), "event 5: entry 0 of z is inf"),
+    "out of this world": (with_column(hit, "x", [[1.0, 2.0, 3.0], [1.0, 1e12]]), "event 5: entry 1 of x is 1e+12"),
+    "a float64 beyond float32": (
+        with_column(hit, "x", [[1.0, 2.0, 1e60], [1.0, 2.0]], arrow.list_(arrow.float64())),
+        "event 4: entry 2 of x is inf",
+    ),
+    "a layer beyond 255": (with_column(hit, "layer_id", [[2, 256, 6], [2, 4]]), "entry 1 of layer_id is 256"),
+    "a surface beyond 65535": (with_column(hit, "surface_id", [[1, 1, 70000], [1, 1]]), "entry 2 of surface_id is"),
+    "a particle twice": (with_column(particle, "particle_id", [[7, 7], [0]]), "event 4: particle_id 7 stands twice"),
+    "a particle of nobody": (with_column(particle, "particle_id", [[0, 2**64 - 1], [0]]), "which is none's"),
+    "a hit of an unknown particle": (
+        with_column(hit, "particle_id", [[0, 7, 2**63 + 1], [0, 0]]),
+        "event 4: entry 2 of particle_id is 9223372036854775809",
+    ),
+    "a negative particle": (
+        with_column(hit, "particle_id", [[0, 7, -2], [0, 0]], arrow.list_(arrow.int64())),
+        "event 4: entry 2 of particle_id is -2",
+    ),
+    "a third of a charge": (with_column(particle, "charge", [[1.0, 1 / 3], [1.0]]), "event 4: entry 1 of charge is"),
+    "a momentum of NaN": (with_column(particle, "px", [[1.0, 1.0], [NAN]]), "event 5: entry 0 of px is nan"),
+}
+
+
+@pytest.mark.parametrize("name", PARQUET)
+def test_odd_parquet(tmp_path, name):
+    change, expected = PARQUET[name]
+    found = tables()
+    change(found)
+    line = refused(write(tmp_path / "in", found), tmp_path / "out")
+    assert expected in line and str(tmp_path / "in") in line, line
+
+
+def cut(folder: Path) -> None:
+    path = next(folder.glob("*hits/*"))
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def damage(folder: Path) -> None:
+    path = next(folder.glob("*hits/*"))
+    data = bytearray(path.read_bytes())
+    data[4:400] = b"\xff" * 396
+    path.write_bytes(bytes(data))
+
+
+def text(folder: Path) -> None:
+    next(folder.glob("*hits/*")).write_text("event_id,x,y\n")
+
+
+def empty(folder: Path) -> None:
+    next(folder.glob("*hits/*")).write_bytes(b"")
+
+
+def again(folder: Path) -> None:
+    write(folder, tables(), "train-00001-of-00002.parquet")
+
+
+def no_particles(folder: Path) -> None:
+    next(folder.glob("*particles/*")).unlink()
+
+
+def no_hits(folder: Path) -> None:
+    next(folder.glob("*hits/*")).unlink()
+
+
+def a_submission(folder: Path) -> None:
+    parquet.write_table(arrow.table({"event_id": [4], "hit_id": [0], "track_id": [1]}), folder / "mine.parquet")
+
+
+def of_two_formats(folder: Path) -> None:
+    make_trackml(folder, [1])
+
+
+FILES = {
+    cut: "truncated, damaged or no parquet",
+    damage: "truncated, damaged or no parquet",
+    text: "truncated, damaged or no parquet",
+    empty: "truncated, damaged or no parquet",
+    again: "event 4: its tracker_hits stand also in",
+    no_particles: "no table of particles",
+    no_hits: "no table of hits",
+    a_submission: "mine.parquet: none of ColliderML's tables",
+    of_two_formats: "say which with --format",
+}
+
+
+@pytest.mark.parametrize("change", FILES, ids=lambda change: change.__name__)
+def test_odd_parquet_files(tmp_path, change):
+    change(write(tmp_path / "in", tables()))
+    line = refused(tmp_path / "in", tmp_path / "out")
+    assert FILES[change] in line and str(tmp_path / "in") in line, line
+
+
+def test_what_is_no_fault(tmp_path):
+    """Crossings that nobody measured, wider numbers, ids in any order; and particles of no table, if that is said."""
+    found = tables()
+    for axis in "xyz":
+        with_column(hit, axis, [[1.0, NAN, 3.0], [1.0, 2.0]], arrow.list_(arrow.float64()))(found)
+    with_column(hit, "event_id", [5, 4], arrow.int64())(found)
+    with_column(particle, "particle_id", [[7, 2**63 + 9], [0]])(found)
+    with_column(hit, "particle_id", [[0, 0, 2**64 - 1], [2**63 + 9, 11]])(found)
+    source = write(tmp_path / "in", found)
+    assert "entry 1 of particle_id is 11, which is not in" in refused(source, tmp_path / "out")
+    argv = [source, tmp_path / "out", "--jobs", 1, "--option", "unlisted=noise"]
+    assert quietly(convert.main, argv)[0] == 0
+    four, five = (open_dataset(tmp_path / "out").read(i, verify=True) for i in (0, 1))
+    assert five.column("hits.hit_id").tolist() == [0, 2] and five.column("hits.x").tolist() == [1.0, 3.0]
+    assert source_ids(five.column("truth.particle_id")).tolist() == [0, 2**64 - 1]
+    assert five.column("truth.particle_row").tolist() == [0, -1]
+    assert source_ids(four.column("truth.particle_id")).tolist() == [2**63 + 9, 2**64 - 1]
+    assert source_ids(four.column("particles.particle_id")).tolist() == [7, 2**63 + 9]
+    assert four.column("particles.nhits").tolist() == [0, 1]
