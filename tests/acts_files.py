@@ -6,8 +6,16 @@ Muons through the Generic Detector: 8 is made of pixels, whose cells are simulat
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import pandas as pd
+from helpers import quietly
+
+from hpctrack import convert, inspect
+from hpctrack.storage.store import Dataset, open_dataset
 
 VOLUMES = (7, 8, 9, 12, 13, 14, 16, 17, 18)
 
@@ -133,3 +141,44 @@ def _parquet(run: Any, out: Path, quiet: Any, events_a_file: int) -> None:
         "table_of_hits": acts.arrow.simHitSchema(),
     }
     run.addWriter(arrow.ParquetWriter(config, quiet))
+
+
+def trackml_of(csv: Path, out: Path) -> Path:
+    """The same events in TrackML's files, made of ACTS' CSV: a row a simulated hit, particles numbered from 1."""
+    out.mkdir()
+    for file in csv.glob("event*-hits.csv"):
+        stem = file.name.removesuffix("-hits.csv")
+        hits, found, particles, to_hit = (
+            pd.read_csv(csv / f"{stem}-{kind}.csv")
+            for kind in ("hits", "measurements", "particles", "measurement-simhit-map")
+        )
+        found = found.iloc[to_hit.sort_values("hit_id").measurement_id].reset_index(drop=True)
+        code = [f"particle_id_{part}" for part in ("pv", "sv", "part", "gen", "subpart")]
+        particles["particle_id"] = np.arange(1, len(particles) + 1)
+        owner = hits.merge(particles[[*code, "particle_id"]], on=code, how="left").particle_id
+        table = pd.DataFrame({"hit_id": np.arange(len(hits))})
+        for axis in "xyz":
+            table[axis] = found[f"global_{axis}"]
+        geometry = found.geometry_id.to_numpy()
+        table["volume_id"] = geometry >> 56
+        table["layer_id"] = (geometry >> 36) & 0xFFF
+        table["module_id"] = (geometry >> 8) & 0xFFFFF
+        truth = pd.concat([table[["hit_id"]], owner, hits[["tx", "ty", "tz", "tpx", "tpy", "tpz"]]], axis=1)
+        cells = pd.read_csv(csv / f"{stem}-cells.csv").rename(
+            columns={"measurement_id": "hit_id", "channel0": "ch0", "channel1": "ch1"}
+        )
+        cells["hit_id"] = to_hit.sort_values("measurement_id").hit_id.to_numpy()[cells.hit_id]
+        cells.to_csv(out / f"{stem}-cells.csv", index=False)
+        table.to_csv(out / f"{stem}-hits.csv", index=False)
+        truth.to_csv(out / f"{stem}-truth.csv", index=False)
+        particles.to_csv(out / f"{stem}-particles.csv", index=False)
+    shutil.copy(csv / "detectors.csv", out)
+    return out
+
+
+def converted(source: Path, out: Path, *options: object) -> Dataset:
+    """The dataset, checked."""
+    code, text = quietly(convert.main, [source, out, "--jobs", 1, *options])
+    assert code == 0, text
+    assert quietly(inspect.main, [out, "--verify"])[0] == 0
+    return open_dataset(out)

@@ -35,5 +35,6 @@ FORMATS: Registry[type[Format]] = Registry(
         "sub-events": Lazy("hpctrack.formats.known_formats:SubEventsFormat"),
         "trackml": Lazy("hpctrack.formats.known_formats:TrackmlFormat"),
         "colliderml": Lazy("hpctrack.formats.known_formats:ColliderMLFormat"),
+        "acts": Lazy("hpctrack.formats.known_formats:ActsFormat"),
     },
 )

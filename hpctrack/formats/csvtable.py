@@ -94,7 +94,8 @@ def _valid(values: np.ndarray, column: Column) -> bool:
     if not column.is_integer:
         return bool(np.isfinite(values).all())
     low, high = column.limits
-    return values.dtype == np.int64 and bool(values.min() >= low and values.max() <= high)
+    whole = (np.int64, np.uint64) if np.dtype(column.dtype) == np.uint64 else (np.int64,)
+    return values.dtype in whole and bool(values.min() >= low and values.max() <= high)
 
 
 def _first_fault(data: bytes, where: str, header: list[str], columns: Mapping[str, Column], reason: str) -> InputError:

@@ -11,10 +11,12 @@ from pydantic import Field
 from hpctrack.config import FieldT, Section, Seed
 from hpctrack.errors import InputError
 from hpctrack.events.subevents import MAX_DRAWS, SubEventReader
+from hpctrack.formats import acts_csv
+from hpctrack.formats.acts_csv import ActsReader
 from hpctrack.formats.colliderml.parquet_files import find_tables
 from hpctrack.formats.colliderml.reader import ColliderMLReader
 from hpctrack.formats.conversion import Reader, TrackmlReader
-from hpctrack.formats.trackml_files import check_files, find_events
+from hpctrack.formats.trackml_files import check_files, find_events, list_files
 from hpctrack.requirements.needs import DIRECTIONS, MOMENTA, TRACKS, Need, check
 from hpctrack.storage import store
 
@@ -68,6 +70,46 @@ class ColliderMLFormat:
         found = find_tables(source, with_truth)
         reader = ColliderMLReader(found, with_truth, o.without, o.field_t, unlisted_is_noise=o.unlisted == "noise")
         _refuse(found.faults, reader, None if skip_bad else limit or len(found.rows["tracker_hits"]))
+        return reader
+
+
+class ActsFormat:
+    """CSV files that ACTS' examples write, in a folder or an archive."""
+
+    class Options(Section):
+        """What a hit is, the surfaces, truth, and what the files have not or do not say."""
+
+        hits: Literal["measurements", "spacepoints"] | None = Field(
+            None, description="what a hit is; null: measurements where there are any"
+        )
+        detectors: str | None = Field(None, description="surfaces; null: detectors.csv in the source or beside")
+        no_truth: bool = Field(False, description="events without truth: hits of no particle")
+        without: list[Part] = Field([], description="what the files have not, or is left out")
+        field_t: FieldT | None = Field(None, description="magnetic field along z, Tesla; null: 2 T is assumed")
+        unlisted: Literal["error", "noise"] = Field("error", description="hits of a particle that is in no table")
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+
+    def open(self, source: Path, limit: int | None = None, skip_bad: bool = False) -> ActsReader:
+        """The reader; InputError if there are no events, or files of one are missing."""
+        o, found = self.options, list_files(source, acts_csv.FILE)
+        kinds = {kind for files in found.events.values() for kind in files}
+        if not kinds & {"measurements", *acts_csv.POINTS}:
+            raise InputError(f"{source}: no events of ACTS; they are files such as event000000000-measurements.csv")
+        points = o.hits == "spacepoints" if o.hits else "measurements" not in kinds
+        with_cells = not points and "cells" not in o.without
+        acts_csv.check_files(found, points=points, with_truth=not o.no_truth, with_cells=with_cells)
+        reader = ActsReader(
+            found,
+            o.detectors,
+            not o.no_truth,
+            o.without,
+            o.field_t,
+            points=points,
+            unlisted_is_noise=o.unlisted == "noise",
+        )
+        _refuse(found.faults, reader, None if skip_bad else limit or len(found.events))
         return reader
 
 

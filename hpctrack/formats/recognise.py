@@ -13,6 +13,7 @@ from hpctrack.storage.hdf5 import INDEX
 
 _NAMES = {  # a format's files
     "colliderml": re.compile(r".*\.parquet"),
+    "acts": re.compile(r"event\d+-(measurements|spacepoints?)\.csv(\.gz)?"),
     "trackml": re.compile(r"event\d+-hits\.csv(\.gz)?"),
 }
 
@@ -29,6 +30,8 @@ def format_of(source: Path) -> str:
         for known, pattern in _NAMES.items():
             if known not in found and pattern.fullmatch(name.rsplit("/", 1)[-1]):
                 found[known] = name
+    if "acts" in found:
+        found.pop("trackml", None)  # ACTS' simulated hits have the name of TrackML's hits
     if len(found) > 1:
         (one, here), (other, there), *_ = found.items()
         raise InputError(

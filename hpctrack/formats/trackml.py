@@ -71,7 +71,7 @@ def read_event(
 
     where, hits = table("hits", _HITS)
     _check_hits(where, hits)
-    modules = _check_modules(where, hits, detectors)
+    modules = modules_of_hits(where, hits, detectors)
     if with_truth:
         where_particles, particles = table("particles", _PARTICLES)
         _check_unique(where_particles, "particle_id", particles["particle_id"])
@@ -92,7 +92,7 @@ def read_event(
         where, raw = table("cells", _CELLS)
         if detectors is None or modules is None:
             raise InputError(f"{where}: needs the modules' geometry: no detectors.csv found, name it with --detectors")
-        cells = _cell_features(where, raw, hits["hit_id"], detectors, modules)
+        cells = cells_of_hits(where, raw, hits["hit_id"], detectors, modules)
     particles.setdefault("particle_type", np.zeros(len(particles["particle_id"]), np.int32))
     return event_of(event_id, {"hits": hits, "truth": truth, "cells": cells, "particles": particles}, lacks)
 
@@ -106,8 +106,8 @@ def _check_hits(where: str, hits: dict[str, np.ndarray]) -> None:
         raise InputError(f"{where}: row {row + 1}: hit_id {hit_id[row]} {what}; hit_id must increase")
 
 
-def _check_modules(where: str, hits: dict[str, np.ndarray], detectors: Detectors | None) -> np.ndarray | None:
-    """Row in `detectors` of each hit's module."""
+def modules_of_hits(where: str, hits: dict[str, np.ndarray], detectors: Detectors | None) -> np.ndarray | None:
+    """Row in `detectors` of each hit's module, None without detectors; InputError for a module that is not there."""
     if detectors is None:
         return None
     rows = detectors.rows(module_key(hits["volume_id"], hits["layer_id"], hits["module_id"]))
@@ -152,9 +152,10 @@ def _particle_rows(where: str, particle_id: np.ndarray, where_particles: str, pa
     return np.where(noise, -1, row)
 
 
-def _cell_features(
+def cells_of_hits(
     where: str, cells: dict[str, np.ndarray], hit_id: np.ndarray, detectors: Detectors, modules: np.ndarray
 ) -> dict[str, np.ndarray]:
+    """The columns of schema.CELLS from cells (`hit_id`, `ch0`, `ch1`, `value`) on the `modules` [N] of the hits."""
     row = np.minimum(np.searchsorted(hit_id, cells["hit_id"]), max(len(hit_id) - 1, 0))
     unknown = np.flatnonzero(hit_id[row] != cells["hit_id"] if len(hit_id) else np.ones(len(row), dtype=bool))
     if len(unknown):

@@ -136,24 +136,24 @@ def find_events(path: str | Path) -> Source:
     return source
 
 
-def list_files(path: str | Path) -> Source:
-    """The TrackML files of a folder or zip, if any."""
+def list_files(path: str | Path, names: re.Pattern[str] = _FILE) -> Source:
+    """The files of events in a folder or zip, if any: TrackML's, or those that `names` matches (event, kind)."""
     source = Source(Path(path))
     if source.path.is_dir():
-        members = sorted(_files_below(source.path))
+        members = sorted(_files_below(source.path, names))
     elif source.path.exists():
         source._zip = open_zip(source.path)
         members = sorted(source._zip.namelist())
     else:
         raise InputError(f"{path}: does not exist; a source is a folder or zip of TrackML files")
     for member in members:
-        if match := _FILE.fullmatch(member.rsplit("/", 1)[-1]):
+        if match := names.fullmatch(member.rsplit("/", 1)[-1]):
             event_id, kind = int(match[1]), match[2]
             other = source.events.setdefault(event_id, {}).setdefault(kind, member)
             if other != member and (source.is_zip or not _same_file(source.path / other, source.path / member)):
                 source.faults[event_id] = f"{source.display(member)}: event {event_id}: also in {source.display(other)}"
-    names = DETECTORS[:2] if source.is_zip else DETECTORS  # a zip within a zip is not read
-    found = [member for member in members if member.rsplit("/", 1)[-1] in names]
+    geometry = DETECTORS[:2] if source.is_zip else DETECTORS  # a zip within a zip is not read
+    found = [member for member in members if member.rsplit("/", 1)[-1] in geometry]
     source.detectors = min(found, key=lambda member: (member.count("/"), member), default=None)
     source.records = [member for member in members if member.rsplit("/", 1)[-1] == RECORD]
     source.events = dict(sorted(source.events.items()))
@@ -201,7 +201,7 @@ def _same_file(one: Path, other: Path) -> bool:
     return os.path.realpath(one) == os.path.realpath(other)
 
 
-def _files_below(folder: Path) -> Iterator[str]:
+def _files_below(folder: Path, events: re.Pattern[str]) -> Iterator[str]:
     """All files below, relative to `folder`. Linked folders are read, each real folder once, by its own name if it has
     one in `folder`. Raises OSError for a folder that cannot be read, InputError for a link to nothing."""
     seen, waiting = set(), deque([str(folder)])
@@ -217,7 +217,7 @@ def _files_below(folder: Path) -> Iterator[str]:
             linked += [path for name in folders if os.path.islink(path := os.path.join(parent, name))]
             for name in names:
                 path = os.path.join(parent, name)
-                if not name.startswith(".") and not _FILE.fullmatch(name) and not _is_there(path):
+                if not name.startswith(".") and not events.fullmatch(name) and not _is_there(path):
                     raise InputError(f"{path}: {_no_file(Path(path))}")  # it may have been a folder of events
                 yield os.path.relpath(path, folder)
         waiting.extend(sorted(linked))

@@ -2,61 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
-import pandas as pd
 import pytest
-from helpers import quietly
+from acts_files import converted, trackml_of
 
-from hpctrack import convert, inspect
 from hpctrack.formats.colliderml import parquet_files
 from hpctrack.formats.colliderml import schema as tables
-from hpctrack.storage.store import Dataset, open_dataset
 
 arrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
 
 
-def converted(source: Path, out: Path, *options: object) -> Dataset:
-    """The dataset, checked."""
-    code, text = quietly(convert.main, [source, out, "--jobs", 1, *options])
-    assert code == 0, text
-    assert quietly(inspect.main, [out, "--verify"])[0] == 0
-    return open_dataset(out)
-
-
-def trackml_of(csv: Path, out: Path) -> Path:
-    """The same events in TrackML's files, made of ACTS' CSV: a row a simulated hit, particles numbered from 1."""
-    out.mkdir()
-    for file in csv.glob("event*-hits.csv"):
-        stem = file.name.removesuffix("-hits.csv")
-        hits, found, particles, to_hit = (
-            pd.read_csv(csv / f"{stem}-{kind}.csv")
-            for kind in ("hits", "measurements", "particles", "measurement-simhit-map")
-        )
-        found = found.iloc[to_hit.sort_values("hit_id").measurement_id].reset_index(drop=True)
-        code = [f"particle_id_{part}" for part in ("pv", "sv", "part", "gen", "subpart")]
-        particles["particle_id"] = np.arange(1, len(particles) + 1)
-        owner = hits.merge(particles[[*code, "particle_id"]], on=code, how="left").particle_id
-        table = pd.DataFrame({"hit_id": np.arange(len(hits))})
-        for axis in "xyz":
-            table[axis] = found[f"global_{axis}"]
-        geometry = found.geometry_id.to_numpy()
-        table["volume_id"] = geometry >> 56
-        table["layer_id"] = (geometry >> 36) & 0xFFF
-        table["module_id"] = (geometry >> 8) & 0xFFFFF
-        truth = pd.concat([table[["hit_id"]], owner, hits[["tx", "ty", "tz", "tpx", "tpy", "tpz"]]], axis=1)
-        table.to_csv(out / f"{stem}-hits.csv", index=False)
-        truth.to_csv(out / f"{stem}-truth.csv", index=False)
-        particles.to_csv(out / f"{stem}-particles.csv", index=False)
-    return out
-
-
-@pytest.mark.parametrize("source", ["", "tracker_hits"])
-def test_what_acts_writes_is_equal_to_the_csv_route(acts_files, tmp_path, source):
-    dataset = converted(acts_files / "parquet" / source, tmp_path / "out")
-    other = converted(trackml_of(acts_files / "csv", tmp_path / "csv"), tmp_path / "other", "--without", "weights")
+def test_what_acts_writes_is_equal_to_the_csv_route(acts_files, tmp_path):
+    dataset = converted(acts_files / "parquet", tmp_path / "out")
+    without = ("--without", "weights", "--without", "cells")
+    csv = trackml_of(acts_files / "csv", tmp_path / "csv")
+    (csv / "detectors.csv").unlink()
+    other = converted(csv, tmp_path / "other", *without)
     assert dataset.event_ids.tolist() == other.event_ids.tolist() == [0, 1, 2]
     lacking = {"truth.tpx", "truth.tpy", "truth.tpz"}
     assert set(other.columns) - set(dataset.columns) == lacking
@@ -65,6 +27,13 @@ def test_what_acts_writes_is_equal_to_the_csv_route(acts_files, tmp_path, source
         one, two = dataset.read(i, verify=True), other.read(i, verify=True)
         for name in dataset.columns:
             assert np.array_equal(one.column(name), two.column(name)), name
+
+
+def test_particles_are_found_beside_the_hits(acts_files, tmp_path):
+    whole = converted(acts_files / "parquet", tmp_path / "whole", "--limit", 2)
+    hits = acts_files / "parquet/tracker_hits"
+    assert converted(hits, tmp_path / "folder", "--limit", 2).fingerprint == whole.fingerprint
+    assert converted(min(hits.iterdir()), tmp_path / "file").fingerprint == whole.fingerprint
 
 
 def test_ids_up_to_the_largest_are_exact():

@@ -208,3 +208,70 @@ def test_what_is_no_fault(tmp_path):
     assert source_ids(four.column("truth.particle_id")).tolist() == [2**63 + 9, 2**64 - 1]
     assert source_ids(four.column("particles.particle_id")).tolist() == [7, 2**63 + 9]
     assert four.column("particles.nhits").tolist() == [0, 1]
+
+
+# ------------------------------------------------------------------------------------------------ ACTS' CSV
+
+PV = "particle_id_pv,particle_id_sv,particle_id_part,particle_id_gen,particle_id_subpart"
+PIXEL = (8 << 56) | (2 << 36) | (1 << 8)  # volume 8, layer 2, module 1
+ACTS = {
+    "measurements": f"measurement_id,geometry_id,global_x,global_y,global_z\n0,{PIXEL},30,0,1\n1,{PIXEL},31,0,1\n",
+    "measurement-simhit-map": "measurement_id,hit_id\n0,0\n1,1\n",
+    "hits": f"{PV},geometry_id,tx,ty,tz,tpx,tpy,tpz,deltae\n"
+    + "".join(f"1,0,1,0,0,{PIXEL},{x},0,1,1,0,0,-1\n" for x in (30, 31)),
+    "particles": f"{PV},particle_type,vx,vy,vz,px,py,pz,q\n1,0,1,0,0,13,0,0,0,1,0,0,-1\n",
+}
+ACTS_FAULTS = {  # file, what is changed in it, what stands there then, what is said
+    "a part beyond its bits": (
+        "hits",
+        "1,0,1,0,0,",
+        "4096,0,1,0,0,",
+        "row 1: particle_id_pv is 4096, must be below 4096",
+    ),
+    "no fifth part": ("hits", "subpart", "other", "no column 'particle_id_subpart'"),
+    "an unknown particle": ("particles", "1,0,1,0,0,13", "1,0,2,0,0,13", "particle 1|0|1|0|0, of 2 hits, is not in"),
+    "a particle twice": (
+        "particles",
+        "1,0,1,0,0,13,0,0,0,1,0,0,-1\n",
+        "1,0,1,0,0,13,0,0,0,1,0,0,-1\n" * 2,
+        "row 2: particle 1|0|1|0|0 stands twice, first in row 1",
+    ),
+    "a hit beyond the file": ("measurement-simhit-map", "1,1\n", "1,2\n", "row 2: hit_id 2 is beyond the 2 rows"),
+    "measurements not in order": ("measurements", "\n1,", "\n0,", "row 2: measurement_id 0 follows 0"),
+    "no positions": ("measurements", "global_x", "local_x", "--option hits=spacepoints"),
+    "a fraction for an id": ("measurements", f"0,{PIXEL}", "0,5.5", "row 1: geometry_id is '5.5'"),
+    "a layer beyond 255": ("measurements", str(PIXEL), str(PIXEL | (0xFFF << 36)), "row 1: layer_id is 4095"),
+    "NaN": ("measurements", "31,0,1", "nan,0,1", "row 2: global_x is 'nan'"),
+    "out of this world": ("measurements", "31,0,1", "1e30,0,1", "row 2: x is 1e+30"),
+    "a cut row": ("hits", ",1,0,0,-1\n", "\n", "row 1 has 9 values, must have 13"),
+    "half a charge": ("particles", "0,0,-1\n", "0,0,-0.5\n", "row 1: q is -0.5"),
+}
+
+
+def write_acts(folder: Path, files: dict[str, str]) -> Path:
+    folder.mkdir()
+    for kind, text in files.items():
+        (folder / f"event000000003-{kind}.csv").write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize("name", ACTS_FAULTS)
+def test_odd_acts_csv(tmp_path, name):
+    kind, old, new, expected = ACTS_FAULTS[name]
+    assert old in ACTS[kind]
+    source = write_acts(tmp_path / "in", ACTS | {kind: ACTS[kind].replace(old, new)})
+    line = refused(source, tmp_path / "out")
+    assert expected in line and "event 3" in line, line
+
+
+def test_acts_csv_as_it_must_be(tmp_path):
+    source = write_acts(tmp_path / "in", ACTS)
+    assert quietly(convert.main, [source, tmp_path / "out", "--jobs", 1])[0] == 0
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ACTS if kind != "measurements"])
+def test_acts_csv_without_a_file(tmp_path, kind):
+    source = write_acts(tmp_path / "in", {other: text for other, text in ACTS.items() if other != kind})
+    assert "event 3: no file event000000003-" in refused(source, tmp_path / "out")
+    (tmp_path / "in" / f"event000000003-{kind}.csv").mkdir()
+    refused(source, tmp_path / "out")
