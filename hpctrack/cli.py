@@ -33,5 +33,5 @@ def _without_verb(args: list[str]) -> int:
     else:
         print("usage: hpctrack VERB [options]   (hpctrack VERB --help says more)\n", file=out)
         for name, what in VERBS.items():
-            print(f"  {name:10s} {what}", file=out)
+            print(f"  {name:17s} {what}", file=out)
     return 0 if known else EXIT_INPUT

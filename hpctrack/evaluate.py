@@ -131,12 +131,7 @@ class Evaluation:
 
     def __init__(self, candidates: Path, data: Path, cuts: Cuts, by: Sequence[str] = ()) -> None:
         self.store, self.dataset, self.cuts, self.by = CandidateStore(candidates), Dataset(data, verify=True), cuts, by
-        made_from = self.store.attributes.get("dataset_fingerprint")
-        if made_from != self.dataset.fingerprint:
-            raise InputError(
-                f"{candidates}: made from a dataset with fingerprint {made_from}, but {data} has "
-                f"{self.dataset.fingerprint}; give the dataset that `hpctrack infer` read"
-            )
+        self.position = self.store.rows_in(self.dataset)
         check(self.dataset, [*cuts.needs(), *rules.needs(by)])
         with_parameters = len(self.store) > 0 and self.store.read(0).parameters is not None
         wanted = [SCORE, *([resolutions.RESOLUTIONS] if with_parameters else [])]  # left out where they cannot be
@@ -151,12 +146,6 @@ class Evaluation:
                 f"{candidates}: inference saw a random draw of tracks (selection.tracks={tracks}), so what it missed "
                 f"is not known; draw with `hpctrack convert DATASET OUT --tracks {tracks}` and infer on OUT"
             )
-        position = np.searchsorted(self.dataset.event_ids, self.store.event_ids)
-        position = np.minimum(position, max(len(self.dataset) - 1, 0))
-        missing = np.flatnonzero(self.dataset.event_ids[position] != self.store.event_ids) if len(self.dataset) else [0]
-        if len(self.store) and len(missing):
-            raise InputError(f"{candidates}: event {self.store.event_ids[missing[0]]} is not in {data}")
-        self.position = position
 
     def __len__(self) -> int:
         return len(self.store)

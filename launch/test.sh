@@ -8,6 +8,9 @@ source launch/env.sh sim,reference,mpi,deepspeed,optim,parquet,onnx,dev
 # an mpirun that fits mpi4py, whatever the machine has: a wheel of 13 MB; without it the MPI tests are skipped and say so
 python -c 'import importlib.metadata as m; m.version("mpich")' 2>/dev/null || python -m pip install --quiet --disable-pip-version-check --only-binary mpich \
   -c launch/constraints.txt mpich || echo "launch: no mpich wheel for this machine: tests under mpirun will be skipped"
+# ColliderML's scorer, of which its tests need the module of metrics alone, and none of its dependencies
+python -c 'import importlib.metadata as m; m.version("colliderml")' 2>/dev/null || python -m pip install --quiet --disable-pip-version-check --no-deps \
+  -c launch/constraints.txt colliderml || echo "launch: no colliderml: tests with its scorer will be skipped"
 if [ -n "${HPCTRACK_TRACKML_DIR:-}" ]; then
   HPCTRACK_TRACKML_DIR=$(cd "$HPCTRACK_TRACKML_DIR" && pwd) && export HPCTRACK_TRACKML_DIR
 else

@@ -10,12 +10,14 @@ VERBS = {
     "evaluate": "candidates against truth -> results.json",
     "report": "one self-contained HTML page of a run",
     "export": "a run's newest checkpoint without what only training needs, to give away",
+    "export-candidates": "candidates as files of others: TrackML, ColliderML, ACTS, parquet",
     "inspect": "what a dataset, candidates, run or checkpoint holds; --verify checks it",
     "recipes": "the recipes that come with the package, for train",
     "config": "a recipe with every default filled in; --reference: every key there is",
     "bench": "measured performance, as ratios within one run",
 }
 MODULES = {
+    "export-candidates": "export_candidates",
     "recipes": "show_recipes",
     "config": "show_config",
 }  # of verbs whose name a module of the library has; else VERB

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from hpctrack.errors import InputError
 from hpctrack.storage.journals import pack, unpack
 from hpctrack.storage.products import Extra, Product, Store
 from hpctrack.storage.schema import ESTIMATE, Candidates
+from hpctrack.storage.store import Dataset
 
 COLUMNS: dict[str, np.dtype] = {  # of a record and of a file: name -> type
     "hit_offsets": np.dtype("<i8"),
@@ -64,3 +66,18 @@ class CandidateStore(Store[Candidates]):
 
     def __init__(self, folder: str | Path) -> None:
         super().__init__(folder, CANDIDATES)
+
+    def rows_in(self, dataset: Dataset) -> np.ndarray:
+        """Row in `dataset` of each event that has candidates, int64 [n]; InputError if they were made from another."""
+        made_from = self.attributes.get("dataset_fingerprint")
+        if made_from != dataset.fingerprint:
+            raise InputError(
+                f"{self.folder}: made from a dataset with fingerprint {made_from}, but {dataset.folder} has "
+                f"{dataset.fingerprint}; give the dataset that `hpctrack infer` read"
+            )
+        row = np.searchsorted(dataset.event_ids, self.event_ids)
+        row = np.minimum(row, max(len(dataset) - 1, 0))
+        missing = np.flatnonzero(dataset.event_ids[row] != self.event_ids) if len(dataset) else [0]
+        if len(self) and len(missing):
+            raise InputError(f"{self.folder}: event {self.event_ids[missing[0]]} is not in {dataset.folder}")
+        return row
