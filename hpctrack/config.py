@@ -329,6 +329,11 @@ class ParallelConfig(Section):
     strategy: Literal["ddp", "fsdp", "deepspeed"] = free_field(
         "ddp", description="replicas; shards of weights, gradients and optimizer state (torch); or ZeRO (DeepSpeed)"
     )
+    ranks_per_event: Literal[1, 2, 4, 8, "auto"] = free_field(
+        1,
+        description="ddp: consecutive ranks that hold an event together, by sectors of azimuth; auto: the largest "
+        "events alone, where a step would wait for one",
+    )
     compress: Literal["none", "bf16"] = Field("none", description="number format in which gradients are summed")
     bucket_mb: float = free_field(
         25.0,
@@ -357,6 +362,11 @@ class ParallelConfig(Section):
     def _options_of_the_strategy(self) -> ParallelConfig:
         if (self.offload_optimizer or self.offload_param) and self.strategy != "deepspeed":
             raise ValueError(f"offload_optimizer and offload_param are for strategy deepspeed, not {self.strategy}")
+        if self.ranks_per_event != 1 and self.strategy != "ddp":
+            raise ValueError(
+                f"ranks_per_event={self.ranks_per_event} is for strategy ddp: {self.strategy} gathers weights in every "
+                "pass, and ranks would wait for each other there while they divide events; use ddp, or 1"
+            )
         if self.offload_param and self.zero_stage != 3:
             raise ValueError(f"offload_param needs zero_stage 3, not {self.zero_stage}")
         return self

@@ -26,6 +26,7 @@ ORDER = [  # each may import what stands before it
         "storage",
         "planning",
         "simulation",
+        "division",
         "events",
         "requirements",
     ),

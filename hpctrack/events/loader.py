@@ -10,9 +10,11 @@ from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
-from torch_geometric.data import Data
+from torch_geometric.data import Batch, Data
 
 from hpctrack.config import AugmentConfig, CurriculumStage, DataConfig, EmphasisConfig, SelectionConfig
+from hpctrack.division.divided import Place, divide
+from hpctrack.division.sectors import cost_of_hits, sectors
 from hpctrack.events import emphasis as emphasising
 from hpctrack.events import perigee, truth
 from hpctrack.events import selection as selecting
@@ -22,6 +24,8 @@ from hpctrack.events.symmetries import augment, check_symmetries, check_volumes
 from hpctrack.storage.schema import Event
 from hpctrack.storage.staging import stage
 from hpctrack.storage.store import Dataset
+
+PHI = "hits.phi"  # by which events are divided
 
 
 def open_events(
@@ -119,7 +123,20 @@ class EventLoader:
         self.columns = columns_of(dataset, features, targets, list(graph.COLUMNS) if graph else None, labels)
 
     def __call__(self, row: int, epoch: int) -> Data:
-        event = self.dataset.read(row, self.columns)
+        """One event."""
+        return self.load(self.dataset.read(row, self.columns), epoch)
+
+    def part(self, row: int, epoch: int, place: Place) -> Batch:
+        """One rank's part of an event that several hold together: by sectors of azimuth of equal predicted cost."""
+        event = self.dataset.read(row, list(dict.fromkeys([*self.columns, PHI])))
+        data = self.load(event, epoch)
+        edge_2M = data.edge_index.numpy() if self.graph else None
+        cost_N = cost_of_hits(data.num_nodes, edge_2M)
+        owner_N = sectors(event.column(PHI)[data.hit_row.numpy()], cost_N, place.of)
+        return divide(data, torch.from_numpy(owner_N), place)
+
+    def load(self, event: Event, epoch: int) -> Data:
+        """Data of an event that was read."""
         chosen, rng = self.draw(event, epoch)
         columns = {name: event.column(name)[chosen.rows] for name in self.feature_columns}
         if self.parameters:

@@ -17,13 +17,14 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.reduction import ForkingPickler
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, get_worker_info
 from torch_geometric.data import Batch
 
+from hpctrack.division.divided import Place
 from hpctrack.errors import InputError, MachineError
 from hpctrack.events.loader import EventLoader
 from hpctrack.files.reading import aligned
@@ -31,7 +32,14 @@ from hpctrack.process import signals
 from hpctrack.process.ends import out_of
 
 ENDING_S = 0.5  # between the end of a process's connections and its own
-Specification = tuple[int, np.ndarray]  # epoch, rows of the dataset
+
+
+class Specification(NamedTuple):
+    """What a batch is made of: rows of the dataset in an epoch, whole, or one that several ranks hold at this place."""
+
+    epoch: int
+    rows: np.ndarray
+    place: Place | None = None
 
 
 class Message:
@@ -74,10 +82,13 @@ class MicroBatches(torch.utils.data.Dataset):
 
     def __getitem__(self, specification: Specification) -> Message | Batch | Exception:
         """The batch, as a Message if it is to leave this process; a fault of the input or the machine is returned."""
-        epoch, rows = specification
+        epoch, rows, place = specification
         alone = get_worker_info() is None
         try:
-            batch = Batch.from_data_list([self.load(int(row), epoch) for row in rows])
+            if place is None:
+                batch = Batch.from_data_list([self.load(int(row), epoch) for row in rows])
+            else:
+                batch = self.load.part(int(rows[0]), epoch, place)
             return batch if alone else Message.of(batch)
         except (InputError, OSError, MemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and not isinstance(error, MachineError) and not out_of(error):

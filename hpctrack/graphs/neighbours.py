@@ -39,24 +39,39 @@ def nearest(point_ND: Tensor, sizes: Sequence[int], k: int) -> tuple[Tensor, Ten
         rows.append(torch.nn.functional.pad(found + start, (0, missing), value=-1))
         start += len(points)
     row_NK = torch.cat(rows) if rows else torch.zeros(0, k, dtype=torch.long, device=point_ND.device)
+    return _or_itself(row_NK, torch.arange(len(row_NK), device=row_NK.device))
+
+
+@torch.no_grad()
+def nearest_to(own_n: Tensor, point_ND: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """As `nearest`, of the points with the rows `own_n` alone, all points of one event: [n, k] each."""
+    point_ND = point_ND.nan_to_num(0.0, 0.0, 0.0)
+    search = _nearest_torch if point_ND.device.type == "cuda" else _nearest_tree
+    fewer = min(k, len(point_ND))
+    found = search(point_ND, fewer, point_ND[own_n]) if len(own_n) else own_n.new_zeros(0, fewer)
+    return _or_itself(torch.nn.functional.pad(found, (0, k - fewer), value=-1), own_n)
+
+
+def _or_itself(row_NK: Tensor, own_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows without those that are -1, which become the point's own; and which they are not."""
     exists_NK = row_NK >= 0
-    own_N1 = torch.arange(len(row_NK), device=row_NK.device).unsqueeze(1)
-    return torch.where(exists_NK, row_NK, own_N1), exists_NK
+    return torch.where(exists_NK, row_NK, own_N.unsqueeze(1)), exists_NK
 
 
-def _nearest_tree(points: Tensor, k: int) -> Tensor:
+def _nearest_tree(points: Tensor, k: int, queries: Tensor | None = None) -> Tensor:
     """Rows [n, k] by a k-d tree: n log n in the few dimensions that neighbour spaces have."""
     values = points.double().numpy()
-    _, rows = cKDTree(values).query(values, k=np.arange(1, k + 1))
+    _, rows = cKDTree(values).query(values if queries is None else queries.double().numpy(), k=np.arange(1, k + 1))
     return torch.from_numpy(rows.astype(np.int64))
 
 
-def _nearest_torch(points: Tensor, k: int) -> Tensor:
+def _nearest_torch(points: Tensor, k: int, queries: Tensor | None = None) -> Tensor:
     """Rows [n, k] by distances, a chunk of queries at a time."""
     points = points.float()
     chunk = max(1, CHUNK_PAIRS // len(points))
     exact = "donot_use_mm_for_euclid_dist"  # products would be rounded, by TF32 even more
-    distances = (torch.cdist(part, points, compute_mode=exact) for part in points.split(chunk))
+    asked = points if queries is None else queries.float()
+    distances = (torch.cdist(part, points, compute_mode=exact) for part in asked.split(chunk))
     return torch.cat([d.topk(k, dim=1, largest=False).indices for d in distances])
 
 

@@ -14,13 +14,14 @@ from torch.nn import functional as F
 from torch_geometric.data import Batch
 
 from hpctrack.config import Section
-from hpctrack.losses.pairs import Points, SpaceWeight, hinge_sum, neighbours
-from hpctrack.losses.term import BaseLoss, events, hit_weights, with_track
+from hpctrack.losses.pairs import EventHits, Points, SpaceWeight, hits_of_events, neighbours
+from hpctrack.losses.term import BaseLoss, labels, with_track
 
 
 def with_noise(batch: Batch) -> int:
     """Events that have a hit of no track."""
-    return len(torch.unique(batch.batch[batch.track < 0]))
+    whole = labels(batch)
+    return len(torch.unique(whole.batch[whole.track < 0]))
 
 
 class CondensationLoss(BaseLoss):
@@ -45,6 +46,7 @@ class CondensationLoss(BaseLoss):
         neighbours: SpaceWeight = 0.0
         q_min: float = Field(0.5, gt=0, description="charge of a hit with beta 0")
 
+    divisible = True
     counted = {
         "attraction": with_track,
         "repulsion": with_track,
@@ -57,32 +59,32 @@ class CondensationLoss(BaseLoss):
         """The terms for `outputs` embedding [N, E] and beta [N, 1], a logit, on `batch` (track [N], n_tracks, ptr)."""
         x_NE, logit_N = outputs["embedding"], outputs["beta"].squeeze(1)
         sums = dict.fromkeys(("attraction", "repulsion", "beta", "noise"), x_NE.new_zeros(()))
-        weight_N = hit_weights(batch)
-        weight_N = x_NE.new_ones(len(x_NE)) if weight_N is None else weight_N.to(x_NE.dtype)
-        for rows in events(batch):
-            for name, value in self.event(x_NE[rows], logit_N[rows], batch.track[rows], weight_N[rows]).items():
+        for event in hits_of_events(batch):
+            for name, value in self.event(event.every(x_NE), event.every(logit_N), event).items():
                 sums[name] = sums[name] + value
         if "neighbours" in self.weights:
             sums["neighbours"] = neighbours(outputs, batch)
         return sums
 
-    def event(self, x_nE: Tensor, logit_n: Tensor, track_n: Tensor, weight_n: Tensor) -> dict[str, Tensor]:
-        """The terms of one event; those it has. `weight_n`: how much hits count (losses/term.py, hit_weights)."""
-        found = {}
+    def event(self, x_nE: Tensor, logit_n: Tensor, event: EventHits) -> dict[str, Tensor]:
+        """The terms of one event; those it has. Ranks that hold it together share its pairs, one adds up the rest."""
+        found, track_n = {}, event.track
+        weight_n = x_nE.new_ones(len(x_nE)) if event.weight is None else event.weight.to(x_nE.dtype)
         member = track_n >= 0
         if not bool(member.all()):
-            found["noise"] = logit_n[~member].sigmoid().mean()
+            found["noise"] = event.once(logit_n[~member].sigmoid().mean())
         if bool(member.any()):
             q_n = charge(logit_n, self.options.q_min) * weight_n
             alpha_K = condensation_points(logit_n.detach(), track_n)
             at_K, q_K = x_nE[alpha_K], q_n[alpha_K]
             own = track_n[member]
             square = (x_nE[member] - at_K[own]).square().sum(1)
-            found["attraction"] = (q_n[member] * q_K[own] * square).sum() / len(x_nE)
+            found["attraction"] = event.once((q_n[member] * q_K[own] * square).sum() / len(x_nE))
             points, alphas = Points(x_nE, track_n, q_n), Points(at_K, track_n[alpha_K], q_K)
-            found["repulsion"] = hinge_sum(alphas, points, 1.0)[0] / len(x_nE)
+            mine = event.mine(points, torch.ones_like(member))
+            found["repulsion"] = event.between(alphas, mine, 1.0)[0] / len(x_nE)
             weight_K = weight_n[alpha_K].square()
-            found["beta"] = (weight_K * (1 - logit_n[alpha_K].sigmoid())).sum() / weight_K.sum()
+            found["beta"] = event.once((weight_K * (1 - logit_n[alpha_K].sigmoid())).sum() / weight_K.sum())
         return found
 
 

@@ -12,17 +12,8 @@ from torch import Tensor
 from torch_geometric.data import Batch
 
 from hpctrack.config import Section
-from hpctrack.losses.pairs import Points, SpaceWeight, hinge_sum, neighbours
-from hpctrack.losses.term import (
-    BaseLoss,
-    Tracks,
-    events,
-    hit_weights,
-    of_rows,
-    parameter_groups,
-    with_hit,
-    with_track,
-)
+from hpctrack.losses.pairs import Points, SpaceWeight, hits_of_events, neighbours
+from hpctrack.losses.term import BaseLoss, Tracks, parameter_groups, with_hit, with_track
 
 
 class ContrastiveLoss(BaseLoss):
@@ -47,6 +38,7 @@ class ContrastiveLoss(BaseLoss):
         squared_hinge: bool = Field(False, description="square the hinge of the repulsion")
         per: Literal["pair", "hit"] = Field("pair", description="repulsion: mean over pairs, or sum over pairs per hit")
 
+    divisible = True
     counted = {"attraction": with_track, "repulsion": with_hit, "neighbours": with_track}
 
     def terms(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
@@ -61,10 +53,10 @@ class ContrastiveLoss(BaseLoss):
 
     def repulsion(self, x_NE: Tensor, batch: Batch) -> Tensor:
         """Summed over events; an event without a pair in reach contributes 0."""
-        total, weight_N = x_NE.new_zeros(()), hit_weights(batch)
-        for rows in events(batch):
-            points = Points(x_NE[rows], parameter_groups(batch.track[rows]), of_rows(weight_N, rows))
-            pushed, n_pairs = hinge_sum(points, None, self.options.margin, self.options.squared_hinge)
+        total = x_NE.new_zeros(())
+        for event in hits_of_events(batch):
+            points = Points(event.every(x_NE), parameter_groups(event.track), event.weight)
+            pushed, n_pairs = event.within(points, self.options.margin, self.options.squared_hinge)
             total = total + pushed / max(1, len(points.x) if self.options.per == "hit" else n_pairs)
         return total
 

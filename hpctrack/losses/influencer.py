@@ -21,13 +21,10 @@ from hpctrack.config import Section
 from hpctrack.errors import InputError
 from hpctrack.events import perigee
 from hpctrack.events.perigee import PHI, SCALES
-from hpctrack.losses.pairs import Points, SpaceWeight, hinge_sum, neighbours
+from hpctrack.losses.pairs import Points, SpaceWeight, hits_of_events, neighbours
 from hpctrack.losses.term import (
     BaseLoss,
     Tracks,
-    events,
-    hit_weights,
-    of_rows,
     parameter_groups,
     with_hit,
     with_track,
@@ -52,8 +49,12 @@ def parameters(outputs: dict[str, Tensor], batch: Batch) -> Tensor:
     tracks = Tracks(batch)
     user, influencer, estimate = (outputs[name][tracks.hits] for name in ("user", "influencer", "parameters"))
     nll_M = gaussian_nll(estimate, batch.parameters.to(estimate.dtype)[tracks.track])
-    chosen_T = representatives(user.detach(), influencer.detach(), tracks.track, tracks.size)
-    return tracks.per_track((tracks.mean(nll_M) + nll_M[chosen_T]) / 2)
+    division, every = tracks.division, tracks
+    if division is not None:
+        every = Tracks(division.whole)
+        user, influencer = (division.collect(outputs[name].detach())[every.hits] for name in ("user", "influencer"))
+    chosen_T = representatives(user.detach(), influencer.detach(), every.track, every.size)
+    return tracks.per_track((tracks.mean(nll_M) + tracks.pick(nll_M, chosen_T)) / 2)
 
 
 def gaussian_nll(estimate: Tensor, truth: Tensor) -> Tensor:
@@ -175,21 +176,27 @@ class InfluencerLoss(BaseLoss):
             sums["parameters"] = parameters(outputs, batch)
         return sums
 
+    @property
+    def divisible(self) -> bool:  # type: ignore[override]  # by its options
+        """Whether it can take a rank's part of an event: L+ in its closed form, not in those written for comparison."""
+        return self.options.attraction_form not in REFERENCE or "attraction" not in self.weights
+
     def repulsion(self, user: Tensor, influencer: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Both repulsive terms, summed over events; an event without a pair in reach contributes 0."""
         options = self.options
-        ui, ii, weight_N = user.new_zeros(()), user.new_zeros(()), hit_weights(batch)
-        for rows in events(batch):
-            u, v, track, weight = user[rows], influencer[rows], batch.track[rows], of_rows(weight_N, rows)
+        ui, ii = user.new_zeros(()), user.new_zeros(())
+        for event in hits_of_events(batch):
+            v, track, weight = event.every(influencer), event.track, event.weight
             own = parameter_groups(track)
             if options.repulsion_ui:
                 other = torch.where(track < 0, own - len(own), own)  # a hit of no track repels its own influencer, too
-                users, influencers = Points(u, own, weight), Points(v, other, weight)
-                sum_and_pairs = hinge_sum(users, influencers, 1.0, options.squared_hinge_ui)
+                users, influencers = event.own(user, own), Points(v, other, weight)
+                sum_and_pairs = event.between(users, influencers, 1.0, options.squared_hinge_ui)
                 ui = ui + self.average(*sum_and_pairs, len(own))
             if options.repulsion_ii:
                 group = own if options.influencer_pairs == "other_tracks" else torch.arange(len(own), device=own.device)
-                ii = ii + self.average(*hinge_sum(Points(v, group, weight), None, options.influencer_margin), len(own))
+                sum_and_pairs = event.within(Points(v, group, weight), options.influencer_margin)
+                ii = ii + self.average(*sum_and_pairs, len(own))
         return ui, ii
 
     def average(self, total: Tensor, n_pairs: int, n_hits: int) -> Tensor:

@@ -9,6 +9,7 @@ Legend: M and N points, E dimensions (D of a space of neighbours), P pairs.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, NamedTuple
 
 import torch
@@ -17,9 +18,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch_geometric.data import Batch
 
+from hpctrack.division.divided import division_of
 from hpctrack.errors import InputError
 from hpctrack.graphs.neighbours import Block, block_square_distance, near_blocks
-from hpctrack.losses.term import Tracks, events, hit_weights, of_rows
+from hpctrack.losses.term import Tracks, events, hit_weights, labels, of_rows
 
 SpaceWeight = Annotated[  # an option of losses of models that look for neighbours
     float, Field(ge=0, description="weight of the loss on the backbone's `space_0`, `space_1`, …")
@@ -146,6 +148,82 @@ def add_weight_slopes(slopes: list[Tensor], weight_M: Tensor, weight_N: Tensor, 
     slopes[1].index_add_(0, block.cols, value * of_rows if block.listed else value.T @ of_rows)
 
 
+# ------------------------------------------------------------------------------ an event's pairs, over all its ranks
+
+
+class EventHits:
+    """The N hits of an event as pairs are made of them: all on this rank, or own ones and those of other ranks.
+
+    `track` [N] and `weight` [N] or None are of all hits. Sums over pairs are this rank's part of the event's, numbers
+    of pairs are the event's.
+    """
+
+    def __init__(self, batch: Batch, rows: slice, weight_N: Tensor | None) -> None:
+        self.rows, self.division = rows, division_of(batch)
+        self.track, self.weight = labels(batch).track[rows], of_rows(weight_N, rows)
+        if self.division is not None:
+            self.rows = slice(0, batch.num_nodes)
+
+    def __len__(self) -> int:
+        return len(self.track)
+
+    def every(self, x_NE: Tensor) -> Tensor:
+        """A model's output for all hits of the event, [N, E]."""
+        return x_NE[self.rows] if self.division is None else self.division.gather(x_NE)
+
+    def own(self, x_NE: Tensor, group_N: Tensor) -> Points:
+        """A model's output for this rank's hits as points, in these groups of all hits, with the hits' weights."""
+        rows = slice(None) if self.division is None else self.division.rows_n
+        return Points(x_NE[self.rows], group_N[rows], of_rows(self.weight, rows))
+
+    def once(self, value: Tensor) -> Tensor:
+        """What all ranks of the event have alike, as this rank's part of it."""
+        return value if self.division is None else self.division.on_leader(value)
+
+    def between(self, own: Points, every: Points, margin: float, squared: bool = False) -> tuple[Tensor, int]:
+        """`hinge_sum` of points of two kinds, of which one has this rank's hits alone, the other those of all."""
+        found, number = hinge_sum(own, every, margin, squared)
+        return found, number if self.division is None else self.division.total(number)
+
+    def mine(self, points: Points, some_N: Tensor) -> Points:
+        """Of points of `some` of all hits (bool [N]) those of this rank."""
+        if self.division is None:
+            return points
+        return choose(points, self.division.owner_N[some_N] == self.division.place.number)
+
+    def within(
+        self, points: Points, margin: float, squared: bool = False, some_N: Tensor | None = None
+    ) -> tuple[Tensor, int]:
+        """`hinge_sum` of points of all hits, or of `some` of them (bool [N]), with each other.
+
+        Pairs within a rank are its own. Of those of two ranks the first takes its own points with the other's even
+        ones, the second its odd ones with all of the first's: as many, wherever the points are.
+        """
+        if self.division is None:
+            return hinge_sum(points, None, margin, squared)
+        number, owner, odd = self.division.place.number, self.division.owner_N, self.division.number_N % 2 == 1
+        if some_N is not None:
+            owner, odd = owner[some_N], odd[some_N]
+        own = owner == number
+        found, pairs = hinge_sum(choose(points, own), None, margin, squared)
+        for a, b in ((own, (owner > number) & ~odd), (own & odd, owner < number)):
+            more, n = hinge_sum(choose(points, a), choose(points, b), margin, squared)
+            found, pairs = found + 2 * more, pairs + 2 * n
+        return found, self.division.total(pairs)
+
+
+def hits_of_events(batch: Batch) -> Iterator[EventHits]:
+    """The hits of each event."""
+    whole = labels(batch)
+    weight_N = hit_weights(whole)
+    return (EventHits(batch, rows, weight_N) for rows in events(whole))
+
+
+def choose(points: Points, some_M: Tensor) -> Points:
+    """Some of the points, bool [M]."""
+    return Points(points.x[some_M], points.group[some_M], of_rows(points.weight, some_M))
+
+
 # ------------------------------------------------------------------------------ spaces in which neighbours are searched
 
 
@@ -168,26 +246,25 @@ def neighbours(outputs: dict[str, Tensor], batch: Batch) -> Tensor:
             "backbone that looks for neighbours in a space it learns"
         )
     tracks = Tracks(batch)
-    total, weight_N = spaces[0].new_zeros(()), hit_weights(batch)
+    total = spaces[0].new_zeros(())
     for space_ND in spaces:
         x_MD = space_ND[tracks.hits]
         square_M = (x_MD - tracks.mean(x_MD)[tracks.track]).square().sum(1)
         pull = tracks.per_hit((square_M - TRACK_RADIUS**2).clamp(min=0))
-        total = total + pull + repel_others(space_ND, batch, weight_N)
+        total = total + pull + repel_others(space_ND, batch)
     return total
 
 
-def repel_others(space_ND: Tensor, batch: Batch, weight_N: Tensor | None = None) -> Tensor:
+def repel_others(space_ND: Tensor, batch: Batch) -> Tensor:
     """Squared hinge from hits on tracks to all hits of other tracks or none, per hit on a track, summed over events.
 
-    `weight_N`: how much the hits count, all the same by default.
+    Hits count as `hit_weights` says.
     """
     total = space_ND.new_zeros(())
-    for rows in events(batch):
-        x_nD, track, weight_n = space_ND[rows], batch.track[rows], of_rows(weight_N, rows)
-        on_tracks, others = (
-            Points(x_nD[some], track[some], of_rows(weight_n, some)) for some in (track >= 0, track < 0)
-        )
-        push = sum(hinge_sum(on_tracks, points, 1.0, squared=True)[0] for points in (None, others))
+    for event in hits_of_events(batch):
+        every, on_track = Points(event.every(space_ND), event.track, event.weight), event.track >= 0
+        on_tracks, others = choose(every, on_track), choose(every, ~on_track)
+        push = event.within(on_tracks, 1.0, squared=True, some_N=on_track)[0]
+        push = push + event.between(event.mine(on_tracks, on_track), others, 1.0, squared=True)[0]
         total = total + push / max(1, len(on_tracks.x))
     return total

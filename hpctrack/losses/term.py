@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch_geometric.data import Batch
 
 from hpctrack.config import Section
+from hpctrack.division.divided import division_of, leads
 from hpctrack.errors import InputError
-from hpctrack.numerics import at_least_fp32, group_mean
+from hpctrack.numerics import at_least_fp32, group_mean, group_sum
 from hpctrack.requirements.needs import TRACKS
 
 
@@ -50,6 +51,7 @@ class Loss(nn.Module):
     Options: ClassVar[type[Section]]  # the keys of the section `loss` besides `name`
     COLUMNS: ClassVar[Mapping[str, Sequence[str]]] = {}  # of an event, beside its tracks, by the term that needs them
     weights: dict[str, float]  # of the terms that are computed, all above 0
+    divisible: bool = False  # whether it can take a batch that is a rank's part of an event (division/divided.py)
 
     @property
     def columns(self) -> dict[str, list[str]]:
@@ -82,8 +84,9 @@ class BaseLoss(Loss):
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """Events that have each term with a weight, known before the forward pass."""
-        found = {count: count(batch) for count in {self.counted[name] for name in self.weights}}
-        return {name: found[self.counted[name]] for name in self.weights}
+        found = {count: count(batch) for count in dict.fromkeys(self.counted[name] for name in self.weights)}
+        counts = {name: found[self.counted[name]] for name in self.weights}
+        return counts if leads(batch) else dict.fromkeys(counts, 0)
 
     def forward(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, LossTerm]:
         """The terms with a weight, of what `terms` takes, in any floating type; in fp32 at least.
@@ -94,8 +97,10 @@ class BaseLoss(Loss):
         outputs = {name: at_least_fp32(output) for name, output in outputs.items()}
         zeros = [(output * 0).sum() for output in outputs.values()]  # no output goes without a gradient
         zero = sum(zeros[1:], zeros[0])
-        if not zero.isfinite():  # searches among points that are nowhere would take long or fail
-            return {name: LossTerm(zero, count[name]) for name in count}
+        division = division_of(batch)
+        every = zero if division is None else division.others.all_sum(zero)  # ranks of an event go the same way
+        if not every.isfinite():  # searches among points that are nowhere would take long or fail
+            return {name: LossTerm(zero + every.detach(), count[name]) for name in count}
         sums = self.terms(outputs, batch)
         return {name: LossTerm(zero + sums[name], count[name]) for name in count}
 
@@ -110,9 +115,15 @@ def events(batch: Batch) -> Iterator[slice]:
     return map(slice, bounds[:-1], bounds[1:])
 
 
+def labels(batch: Batch) -> Batch:
+    """The batch, or of a divided event its labels on all ranks (`track`, `n_tracks`, `track_weight`, `ptr`)."""
+    division = division_of(batch)
+    return batch if division is None else division.whole
+
+
 def with_hit(batch: Batch) -> int:
     """Events that have a hit."""
-    return int((batch.ptr.diff() > 0).sum())
+    return int((labels(batch).ptr.diff() > 0).sum())
 
 
 def with_track(batch: Batch) -> int:
@@ -133,38 +144,66 @@ def needed(outputs: dict[str, Tensor], name: str, source: str) -> Tensor:
 class Tracks:
     """`hits` [M]: rows of the hits on tracks; `track` [M]: their tracks; `size` [T]: hits; `event` [T]: its event.
 
-    `weight` [T]: how much each counts in means (`data.emphasis`); None: all the same.
+    `weight` [T]: how much each counts in means (`data.emphasis`); None: all the same. Of a divided event, M are a
+    rank's own hits, all else is of the whole event, and sums over events are this rank's part of them.
     """
 
     def __init__(self, batch: Batch) -> None:
+        self.division = division_of(batch)
         self.n_tracks = batch.n_tracks
         first_track = self.n_tracks.cumsum(0) - self.n_tracks
         self.hits = (batch.track >= 0).nonzero().squeeze(1)
         self.track = (batch.track + first_track[batch.batch])[self.hits]
         self.event = torch.repeat_interleave(torch.arange(len(self.n_tracks), device=self.track.device), self.n_tracks)
-        self.size = torch.bincount(self.track, minlength=len(self.event))
+        self.size = self._everywhere(torch.bincount(self.track, minlength=len(self.event)))
         self.weight: Tensor | None = batch.track_weight if "track_weight" in batch else None
 
     def mean(self, values: Tensor) -> Tensor:
         """Mean of values [M, …] over each track, [T, …], added up in fp64."""
-        return group_mean(values, self.track, self.size)
+        if self.division is None:
+            return group_mean(values, self.track, self.size)
+        total = self.division.all_sum(group_sum(values.double(), self.track, len(self.size)))
+        return (total / self.size.view(-1, *[1] * (values.dim() - 1))).to(values.dtype)
+
+    def pick(self, values_M: Tensor, chosen_T: Tensor) -> Tensor:
+        """The values [T] of one hit of each track, given as rows of the hits on tracks, of the whole event."""
+        if self.division is None:
+            return values_M[chosen_T]
+        hits_M = (self.division.whole.track >= 0).nonzero().squeeze(1)
+        hit_T = hits_M[chosen_T]
+        mine_T = self.division.owner_N[hit_T] == self.division.place.number
+        place_n = torch.zeros_like(self.division.rows_n)
+        place_n[self.hits] = torch.arange(len(self.hits), device=place_n.device)
+        rows = place_n[self.division.number_N[hit_T[mine_T]]]
+        found_T = values_M.new_zeros(len(hit_T)).index_put((mine_T.nonzero().squeeze(1),), values_M[rows])
+        return self.division.all_sum(found_T)
 
     def per_track(self, values_T: Tensor) -> Tensor:
         """Values of tracks, averaged over each event's tracks and summed over events."""
         if self.weight is None:
-            return (values_T / self.n_tracks[self.event]).sum()
-        return self._weighted(values_T, self.weight, self.event)
+            share = (values_T / self.n_tracks[self.event]).sum()
+        else:
+            share = self._weighted(values_T, self.weight, self.event, self._weights(self.weight, self.event))
+        return share if self.division is None else self.division.on_leader(share)
 
     def per_hit(self, values_M: Tensor) -> Tensor:
         """Values of hits on tracks, averaged over each event's such hits and summed over events."""
         event = self.event[self.track]
         if self.weight is not None:
-            return self._weighted(values_M, self.weight[self.track], event)
-        return (values_M / torch.bincount(event, minlength=len(self.n_tracks))[event]).sum()
+            weight = self.weight[self.track]
+            return self._weighted(values_M, weight, event, self._everywhere(self._weights(weight, event)))
+        return (values_M / self._everywhere(torch.bincount(event, minlength=len(self.n_tracks)))[event]).sum()
 
-    def _weighted(self, values: Tensor, weight: Tensor, event: Tensor) -> Tensor:
-        """Means of values over each event with these weights, summed over events."""
-        total = weight.new_zeros(len(self.n_tracks), dtype=torch.float64).index_add(0, event, weight.double())
+    def _everywhere(self, own: Tensor) -> Tensor:
+        """Sums over hits of the batch, over those of all ranks that hold its event."""
+        return own if self.division is None else self.division.others.all_sum(own)
+
+    def _weights(self, weight: Tensor, event: Tensor) -> Tensor:
+        """Sum of weights of each event, fp64."""
+        return weight.new_zeros(len(self.n_tracks), dtype=torch.float64).index_add(0, event, weight.double())
+
+    def _weighted(self, values: Tensor, weight: Tensor, event: Tensor, total: Tensor) -> Tensor:
+        """Means of values over each event with these weights, of this `total` in each, summed over events."""
         return (values * (weight.double() / total[event]).to(values.dtype)).sum()
 
 
@@ -174,6 +213,10 @@ def hit_weights(batch: Batch) -> Tensor | None:
     A pair counts as the product of both, which is the geometric mean of their tracks' weights over the mean weight of
     the event's hits on tracks; a hit of no track counts 1.
     """
+    division = division_of(batch)
+    if division is not None:
+        weight_N = hit_weights(division.whole)
+        return None if weight_N is None else weight_N[division.rows_n]
     if "track_weight" not in batch:
         return None
     tracks = Tracks(batch)

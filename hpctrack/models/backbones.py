@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch_geometric.data import Batch
 
 from hpctrack.config import Named, Section, lookup, parse
+from hpctrack.division.divided import division_of
 from hpctrack.models.contracts import Backbone, Model
 from hpctrack.models.hit_geometry import Geometry, on_circle
 from hpctrack.models.neighbour_attention import NeighbourBackbone
@@ -47,7 +48,9 @@ class HeadModel(Model):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Each head's output [N, its dimensions] and the backbone's own, of `batch.x` [N, F] and bounds `batch.ptr`."""
-        h_NH, extra = self.backbone(batch.x, batch.ptr.diff().tolist())
+        division = division_of(batch)
+        parts = () if division is None else (division,)
+        h_NH, extra = self.backbone(batch.x, batch.ptr.diff().tolist(), *parts)
         return self.read(h_NH, batch.x) | extra
 
     def read(self, h_NH: Tensor, x_NF: Tensor) -> dict[str, Tensor]:
@@ -62,6 +65,11 @@ class HeadModel(Model):
     def set_memory(self, mode: str) -> None:
         """Memory mode of the following forward passes."""
         self.backbone.set_memory(mode)
+
+    @property
+    def divisible(self) -> bool:  # type: ignore[override]  # what the backbone says
+        """Whether it can take a rank's part of an event: if its backbone can."""
+        return self.backbone.divisible
 
     @property
     def chunk(self) -> int | None:

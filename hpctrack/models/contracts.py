@@ -23,6 +23,7 @@ class Model(nn.Module):
     Options: ClassVar[type[Section]]  # the keys of the section `model` besides `name`
     COLUMNS: ClassVar[Sequence[str]] = ()  # of an event, that a dataset must have beside those of its features
     n_features: int  # F, the number of inputs of a hit
+    divisible: bool = False  # whether it can take a batch that is a rank's part of an event (division/divided.py)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Outputs by name, of `batch.x` [N, F]: a row a hit, [N, …]; a row an edge, [M, …], in those named `edge_…`."""
@@ -47,9 +48,14 @@ class Backbone(MemoryModes, nn.Module):
 
     Options: ClassVar[type[Section]]  # the keys of the section `model.backbone` besides `name`
     width: int  # H
+    divisible: bool = False  # whether it can take a rank's part of an event
 
     def forward(self, x_NF: Tensor, sizes: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Hidden states [N, H] of events with so many hits each, one behind the other; and more outputs by name."""
+        """Hidden states [N, H] of events with so many hits each, one behind the other; and more outputs by name.
+
+        One that is `divisible` takes a third argument, a Division (division/divided.py), None for whole events: with it
+        the hits are a rank's own ones of one event.
+        """
         raise NotImplementedError
 
     def relative_cost(self, hits: np.ndarray) -> np.ndarray:

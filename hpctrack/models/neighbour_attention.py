@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from hpctrack.config import Section
-from hpctrack.graphs.neighbours import nearest
+from hpctrack.division.divided import Division
+from hpctrack.division.exchange import Halo
+from hpctrack.graphs.neighbours import nearest, nearest_to
 from hpctrack.models.contracts import Backbone
 from hpctrack.models.hit_geometry import PAIR_FEATURES, Geometry, on_circle, pair_features
 from hpctrack.models.layers import Layers
@@ -54,6 +56,7 @@ class NeighbourBackbone(Backbone):
         _width_splits_into_heads = model_validator(mode="after")(width_splits_into_heads)
 
     memory_modes = ("plain", "chunks")
+    divisible = True
 
     def __init__(self, features: Sequence[str], options: Options) -> None:
         super().__init__()
@@ -64,7 +67,9 @@ class NeighbourBackbone(Backbone):
         self.stages = Layers(Stage(options) for _ in range(options.stages))
         self.norm = LayerNorm(options.width)
 
-    def forward(self, x_NF: Tensor, sizes: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, x_NF: Tensor, sizes: list[int], division: Division | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Hidden state [N, H] of hits with features `x_NF`, and spaces {space_k: [N, D]}; `sizes`: the events' hits."""
         place_N4 = self.geometry(x_NF)
         h_NH = self.encode(x_NF)
@@ -72,13 +77,22 @@ class NeighbourBackbone(Backbone):
         spaces = {}
         for number, stage in enumerate(self.stages):
             space_ND = spaces[f"space_{number}"] = torch.cat([stage.embed(h_NH), *circle], dim=1)
-            row_NK, exists_NK = nearest(at_least_fp32(space_ND.detach()), sizes, self.options.neighbours)
-            near = Neighbours(row_NK, exists_NK, place_N4, self.chunk)
+            near = self.search(at_least_fp32(space_ND.detach()), place_N4, sizes, division)
             if self.memory == "plain":
                 near.keep_pairs()
             for step in stage.steps:
                 h_NH = NeighbourAttention.apply(step, near, h_NH, *step.parameters())
         return self.norm(h_NH), spaces
+
+    def search(self, space_ND: Tensor, place_N4: Tensor, sizes: list[int], division: Division | None) -> Neighbours:
+        """Each hit's nearest neighbours in a space, over all ranks that hold the event."""
+        k = self.options.neighbours
+        if division is None:
+            return Neighbours(*nearest(space_ND, sizes, k), place_N4, self.chunk)
+        row_nK, exists_nK = nearest_to(division.rows_n, division.collect(space_ND), k)
+        far_h, row_nK = division.far(row_nK)
+        halo = division.halo_of(far_h)
+        return Neighbours(row_nK, exists_nK, torch.cat([place_N4, halo.pull(place_N4)]), self.chunk, halo=halo)
 
     @property
     def chunk(self) -> int:
@@ -146,7 +160,8 @@ class Step(nn.Module):
 class Neighbours:
     """Who listens to whom: hit i to hits `row_NK[i]`, as far as they exist; `place_N4`: where all are.
 
-    Steps go through `chunk` hits at a time.
+    Steps go through `chunk` hits at a time. With a `halo` the hits are a rank's own ones of an event, and rows beyond
+    them, in `place_N4` too, are those of the halo.
     """
 
     row_NK: Tensor
@@ -154,10 +169,12 @@ class Neighbours:
     place_N4: Tensor
     chunk: int
     kept_NKP: Tensor | None = None
+    halo: Halo | None = None
 
     def keep_pairs(self) -> None:
         """Compute the pair features of all hits once and keep them, instead of for every chunk and step again."""
-        self.kept_NKP = forward_rows(self.pair_features, self.chunk, self.place_N4, self.row_NK)[0]
+        own_N4 = self.place_N4[: len(self.row_NK)]
+        self.kept_NKP = forward_rows(self.pair_features, self.chunk, own_N4, self.row_NK)[0]
 
     def pairs(self, rows: slice, dtype: torch.dtype) -> Tensor:
         """Pair features [n, K, P] of a chunk's hits with their neighbours."""
@@ -168,6 +185,17 @@ class Neighbours:
     def pair_features(self, place_n4: Tensor, row_nK: Tensor) -> Tensor:
         """The same, of hits at `place_n4` with the hits `row_nK`."""
         return pair_features(place_n4.unsqueeze(1), gather(self.place_N4, row_nK))
+
+    def fetch(self, said_NH: Tensor) -> Tensor | None:
+        """What hits of the halo say, [h, H], given what the own ones do; None without a halo."""
+        return None if self.halo is None else self.halo.pull(said_NH)
+
+    def give_back(self, g_NH: Tensor) -> Tensor:
+        """Gradients of what the own hits say, given those of all rows: those of the halo go to their owners."""
+        if self.halo is None:
+            return g_NH
+        n = len(self.row_NK)
+        return g_NH[:n] + self.halo.push(g_NH[n:], n)
 
     def gather(self, x_NH: Tensor, rows: slice) -> Tensor:
         """What belongs to a chunk's neighbours, [n, K, H]."""
@@ -184,9 +212,11 @@ class NeighbourAttention(torch.autograd.Function):
     def forward(ctx: Any, step: Step, near: Neighbours, h_NH: Tensor, *parameters: Tensor) -> Tensor:
         """[N, H] -> [N, H]; `parameters` are the step's, in order."""
         ctx.step, ctx.near, ctx.autocast = step, near, Autocast(h_NH.device)
-        ctx.save_for_backward(h_NH)
         with ctx.autocast.restored():
             said_NH = forward_rows(step.say, near.chunk, h_NH)[0]
+            far_hH = near.fetch(said_NH)
+            ctx.save_for_backward(h_NH, far_hH)  # what others say is not asked for again
+            said_NH = said_NH if far_hH is None else torch.cat([said_NH, far_hH])
             out_NH = torch.empty_like(h_NH)
             for rows in chunks(len(h_NH), near.chunk):
                 out_NH[rows] = NeighbourAttention.update(step, near, rows, h_NH[rows], near.gather(said_NH, rows))
@@ -196,10 +226,11 @@ class NeighbourAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, g_NH: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of hits and parameters."""
-        step, near, [h_NH] = ctx.step, ctx.near, ctx.saved_tensors
+        step, near, [h_NH, far_hH] = ctx.step, ctx.near, ctx.saved_tensors
         tally = GradientSums(step.parameters())
         with ctx.autocast.restored():
             said_NH = forward_rows(step.say, near.chunk, h_NH)[0]
+            said_NH = said_NH if far_hH is None else torch.cat([said_NH, far_hH])
             g_h, g_said = torch.empty_like(h_NH), torch.zeros_like(at_least_fp32(said_NH))
             for rows in chunks(len(h_NH), near.chunk):
                 with torch.enable_grad():
@@ -207,6 +238,7 @@ class NeighbourAttention(torch.autograd.Function):
                     out_nH = NeighbourAttention.update(step, near, rows, *leaves)
                 g_h[rows], g_nKH = tally.pull(step, leaves, [out_nH], [g_NH[rows]])
                 g_said.index_add_(0, near.row_NK[rows].flatten(), g_nKH.flatten(0, 1).to(g_said.dtype))
+            g_said = near.give_back(g_said)
             g_h += backward_rows(step.say, step, near.chunk, [h_NH], [g_said], tally=tally)[0]
         return (None, None, g_h, *tally.gradients())
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hpctrack.config import Section
+from hpctrack.division.divided import Division
 from hpctrack.models.contracts import Backbone
 from hpctrack.models.memory_modes import in_chunks, recompute
 from hpctrack.numerics import at_least_fp32, without_autocast
@@ -131,6 +132,7 @@ class MlpBackbone(Backbone):
     """
 
     memory_modes = ("plain", "recompute", "chunks")
+    divisible = True
 
     class Options(Section):
         """Size."""
@@ -151,8 +153,10 @@ class MlpBackbone(Backbone):
                 self.layers.append(LayerNorm(options.width))
             self.layers.append(ACTIVATIONS[options.activation]())
 
-    def forward(self, x_NF: Tensor, sizes: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Hidden state [N, H] of hits with features `x_NF`, no more outputs; `sizes` play no part."""
+    def forward(
+        self, x_NF: Tensor, sizes: list[int], division: Division | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Hidden state [N, H] of hits with features `x_NF`, no more outputs; `sizes` and `division` play no part."""
         if self.memory == "chunks":
             return in_chunks(self.layers, x_NF), {}
         return self.layers(x_NF) if self.memory == "plain" else recompute(self.layers, x_NF), {}

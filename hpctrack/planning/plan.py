@@ -8,6 +8,8 @@ events. Every event is in exactly one step of an epoch: nothing is dropped, an e
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal, NamedTuple
 
 import numpy as np
 import xxhash
@@ -16,18 +18,31 @@ from scipy.optimize import linear_sum_assignment
 from hpctrack.errors import InputError
 from hpctrack.planning.partition import partition
 
+GROUP_SIZES = (2, 4, 8)  # of ranks that hold an event together
+GIANT = 1.25  # an event of so many times a rank's mean load is one, on which a step would wait
+
+
+class Divided(NamedTuple):
+    """Dataset row of an event that is held by `of` ranks, of which this one is number `number`."""
+
+    row: int
+    number: int
+    of: int
+
 
 @dataclass(frozen=True)
 class EpochPlan:
     """One epoch as arrays: entry i puts dataset row `event[i]` on rank `rank[i]`, micro-batch `micro[i]` of its step.
 
-    `step_offsets` [n_steps + 1] bounds the steps.
+    `step_offsets` [n_steps + 1] bounds the steps. An event that is divided (`parts[i]` > 1) is on `rank[i]` and the
+    ranks after it, `parts[i]` in all; None: there is none.
     """
 
     event: np.ndarray
     rank: np.ndarray
     micro: np.ndarray
     step_offsets: np.ndarray
+    parts: np.ndarray | None = None
 
     @property
     def n_steps(self) -> int:
@@ -39,24 +54,47 @@ class EpochPlan:
         return self.event[self.step_offsets[step] : self.step_offsets[step + 1]]
 
     def micro_batches(self, step: int, rank: int) -> list[np.ndarray]:
-        """The rank's micro-batches of a step, rows of events each; may be empty."""
+        """The rank's micro-batches of a step, rows of whole events each; may be empty."""
         here = slice(self.step_offsets[step], self.step_offsets[step + 1])
         mine = self.rank[here] == rank
+        if self.parts is not None:
+            mine &= self.parts[here] == 1
         event, micro = self.event[here][mine], self.micro[here][mine]
         bins = range(micro.max() + 1) if len(event) else ()
         return [event[micro == m] for m in bins]
 
+    def divided(self, step: int, rank: int) -> list[Divided]:
+        """The events of a step that the rank holds together with others, in the order that all of these keep."""
+        if self.parts is None:
+            return []
+        found = []
+        for i in range(self.step_offsets[step], self.step_offsets[step + 1]):
+            first, of = int(self.rank[i]), int(self.parts[i])
+            if of > 1 and first <= rank < first + of:
+                found.append(Divided(int(self.event[i]), rank - first, of))
+        return found
+
     def loads(self, costs: np.ndarray, world_size: int) -> np.ndarray:
         """Summed cost of each rank in each step [n_steps, world_size]; `costs` [n_events] by dataset row."""
         step = np.repeat(np.arange(self.n_steps), np.diff(self.step_offsets))
-        flat = np.bincount(step * world_size + self.rank, costs[self.event], self.n_steps * world_size)
+        if self.parts is None:
+            at, cost = step * world_size + self.rank, costs[self.event]
+        else:  # each of an event's ranks has an equal part of it
+            at = np.repeat(step * world_size + self.rank, self.parts)
+            at += np.arange(len(at)) - np.repeat(np.cumsum(self.parts) - self.parts, self.parts)
+            cost = np.repeat(costs[self.event] / self.parts, self.parts)
+        flat = np.bincount(at, cost, self.n_steps * world_size)
         return flat.reshape(self.n_steps, world_size)
 
     def micro_batch_sizes(self, sizes: np.ndarray) -> np.ndarray:
         """Summed `sizes` (by dataset row) of each micro-batch of the epoch."""
         step = np.repeat(np.arange(self.n_steps), np.diff(self.step_offsets))
         _, batch = np.unique(np.stack([step, self.rank, self.micro]), axis=1, return_inverse=True)
-        return np.bincount(batch, sizes[self.event]).astype(sizes.dtype)
+        if self.parts is None:
+            return np.bincount(batch, sizes[self.event]).astype(sizes.dtype)
+        whole = self.parts == 1
+        share = -(-sizes[self.event] // self.parts)
+        return np.append(np.bincount(batch[whole], share[whole]), share[~whole]).astype(sizes.dtype)
 
     @property
     def hash(self) -> str:
@@ -77,30 +115,64 @@ def plan_epoch(
     memory: np.ndarray | None = None,
     memory_cap: float | None = None,
     shards: np.ndarray | None = None,
+    ranks_per_event: int | Literal["auto"] = 1,
 ) -> EpochPlan:
     """Plan one epoch: compose steps, split each over ranks, pack micro-batches under the cap.
 
     `sizes` [n_events]: relative cost known beforehand, the same in every run; groups like-sized events and measures
     `size_per_step`. `costs` [n_events]: predicted seconds for the split over ranks (default: the sizes). `memory`
     [n_events] counts against `memory_cap`; an event above it has a micro-batch of its own. `shards`
-    [n_events]: ranks prefer events of shards they have read before, where that costs nothing. The rest: `compose`.
+    [n_events]: ranks prefer events of shards they have read before, where that costs nothing. `ranks_per_event`: how
+    many consecutive ranks hold an event together; auto: as `share_giants` says. The rest: `compose`.
     """
     order, offsets = compose(sizes, seed, epoch, events_per_step, size_per_step=size_per_step, window=window)
     costs = np.asarray(sizes if costs is None else costs, dtype=np.float64)
     rank = np.zeros(len(order), dtype=np.int32)
     micro = np.zeros(len(order), dtype=np.int32)
+    parts = None if ranks_per_event == 1 or world_size == 1 else np.ones(len(order), dtype=np.int32)
     held = np.zeros((world_size, int(shards.max(initial=-1)) + 1 if shards is not None else 0), dtype=bool)
     for start, stop in zip(offsets[:-1], offsets[1:], strict=True):
         rows = order[start:stop]
-        if world_size > 1:
+        if parts is not None:
+            divide = share_giants if ranks_per_event == "auto" else partial(share_all, parts=ranks_per_event)
+            rank[start:stop], parts[start:stop] = divide(costs[rows], world_size)
+        elif world_size > 1:
             part = partition(costs[rows], world_size, good_enough(world_size))
             rank[start:stop] = part if shards is None else prefer_held_shards(part, shards[rows], held)
         if memory_cap is not None:
             sizes_here = (memory if memory is not None else sizes)[rows]
-            for r in np.unique(rank[start:stop]):
-                mine = np.flatnonzero(rank[start:stop] == r)
+            alone = rank[start:stop] if parts is None else np.where(parts[start:stop] == 1, rank[start:stop], -1)
+            for r in np.unique(alone[alone >= 0]):
+                mine = np.flatnonzero(alone == r)
                 micro[start + mine] = pack(sizes_here[mine], memory_cap)
-    return EpochPlan(order, rank, micro, offsets)
+    return EpochPlan(order, rank, micro, offsets, parts)
+
+
+def share_all(costs: np.ndarray, world_size: int, parts: int) -> tuple[np.ndarray, np.ndarray]:
+    """First rank and number of ranks of each event of a step, if all are divided over `parts` ranks."""
+    groups = world_size // parts
+    group = partition(costs, groups, good_enough(groups)) if groups > 1 else np.zeros(len(costs), dtype=np.int32)
+    return group * parts, np.full(len(costs), parts)
+
+
+def share_giants(costs: np.ndarray, world_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """First rank and number of ranks of each event of a step, if giants alone are divided.
+
+    A giant costs more than GIANT times the mean load of a rank. It gets the smallest group of GROUP_SIZES whose ranks
+    then have no more of it than that, or the largest there is. Giants come first, the dearest first, each to the group
+    with the least so far; then the rest, each to the rank with the least (longest processing time).
+    """
+    limit = GIANT * float(costs.sum()) / world_size
+    sizes = [size for size in GROUP_SIZES if world_size % size == 0]
+    load, first, parts = np.zeros(world_size), np.zeros(len(costs), dtype=np.int32), np.ones(len(costs), dtype=np.int32)
+    for i in np.argsort(-costs, kind="stable"):
+        if costs[i] > limit and sizes:
+            parts[i] = next((size for size in sizes if costs[i] <= limit * size), sizes[-1])
+        group = load.reshape(-1, parts[i])
+        chosen = int(group.max(axis=1).argmin())
+        first[i] = chosen * parts[i]
+        group[chosen] = group[chosen].max() + costs[i] / parts[i]  # its ranks wait for each other
+    return first, parts
 
 
 def good_enough(world_size: int) -> float:

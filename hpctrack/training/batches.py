@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from torch_geometric.data import Batch
 
 from hpctrack.config import DataConfig
+from hpctrack.division.divided import Place, division_of
+from hpctrack.division.exchange import Exchange
 from hpctrack.events.loader import EventLoader
 from hpctrack.events.readers import Readers
 from hpctrack.graphs.contracts import Graph
+from hpctrack.losses.term import labels
 from hpctrack.parallel.env import Env
 from hpctrack.planning.partition import longest_first
 from hpctrack.storage.store import Dataset
@@ -33,9 +36,19 @@ class Batches:
     """What a rank reads: the micro-batches of training, and its share of the validation events."""
 
     def __init__(
-        self, train: EventSet, valid: EventSet | None, env: Env, config: DataConfig, alive: Callable[[str], None]
+        self,
+        train: EventSet,
+        valid: EventSet | None,
+        env: Env,
+        config: DataConfig,
+        alive: Callable[[str], None],
+        *,
+        groups: Mapping[int, Exchange] | None = None,
+        ranks_per_event: int = 1,
     ) -> None:
         self.train, self.valid, self.env, self.config, self.alive = train, valid, env, config, alive
+        self.groups = groups or {}  # by size, the ranks that hold an event together with this one
+        self.ranks_per_event = ranks_per_event  # of every validation event
 
     def keep_sizes(self) -> None:
         """Keep the sizes in the run's folder if they could not be kept beside the events; on one rank."""
@@ -53,18 +66,33 @@ class Batches:
             loaded = readers(ahead)
             for at in range(step, end):
                 parts = [(part, next(loaded)) for part in planner.micro_batches(at)]
-                for (epoch, rows), batch in parts:
-                    self.train.sizes.check(epoch, rows, batch.ptr.diff().tolist())
-                yield [batch.to(self.env.device, non_blocking=True) for _, batch in parts]
+                for (epoch, rows, _), batch in parts:
+                    self.train.sizes.check(epoch, rows, labels(batch).ptr.diff().tolist())
+                yield [self.here(batch) for _, batch in parts]
             step = end
 
-    def of_validation(self, step: int) -> Iterator[Batch]:
-        """This rank's share of the validation events, one a batch, the same draws every time."""
+    def here(self, batch: Batch) -> Batch:
+        """The batch on this rank's device; all ranks that hold its event together come here together."""
+        batch = batch.to(self.env.device, non_blocking=True)
+        division = division_of(batch)
+        if division is not None:
+            division.join(self.groups[division.place.of])
+        return batch
+
+    def of_validation(self, step: int, whole: bool = False) -> Iterator[Batch]:
+        """This rank's share of the validation events, one a batch, the same draws every time.
+
+        Where ranks hold each event together they share these as well, unless they are wanted `whole`.
+        """
         assert self.valid is not None
-        sizes = self.valid.sizes.in_epoch(0).hits
-        rank, _ = longest_first(sizes.astype(np.float64), self.env.world)
-        for row in np.flatnonzero(rank == self.env.rank):
+        sizes, together = self.valid.sizes.in_epoch(0).hits, 1 if whole else self.ranks_per_event
+        group, _ = longest_first(sizes.astype(np.float64), self.env.world // together)
+        own, number = divmod(self.env.rank, together)
+        for row in np.flatnonzero(group == own):
             self.alive(f"validation after step {step}")
-            batch = Batch.from_data_list([self.valid.loader(int(row), 0)])
-            self.valid.sizes.check(0, np.array([row]), [batch.num_nodes])
-            yield batch.to(self.env.device)
+            if together > 1:
+                batch = self.valid.loader.part(int(row), 0, Place(number, together))
+            else:
+                batch = Batch.from_data_list([self.valid.loader(int(row), 0)])
+            self.valid.sizes.check(0, np.array([row]), labels(batch).ptr.diff().tolist())
+            yield self.here(batch)

@@ -14,13 +14,15 @@ from hpctrack.events.kept_hits import stored_hits
 from hpctrack.events.loader import EventLoader, open_events
 from hpctrack.files.lock import Owner
 from hpctrack.graphs import build_graph, graph_columns
-from hpctrack.losses import build_loss
-from hpctrack.models import build_model
+from hpctrack.losses import Loss, build_loss
+from hpctrack.models import Model, build_model
 from hpctrack.parallel.collectives import run_on_main
 from hpctrack.parallel.env import Env
+from hpctrack.parallel.groups import make_groups
 from hpctrack.parallel.precision import Precision
 from hpctrack.parallel.strategies import STRATEGIES
 from hpctrack.parallel.watchdog import Watchdog
+from hpctrack.planning.plan import GROUP_SIZES
 from hpctrack.requirements import fields
 from hpctrack.resources.peak_memory import Memory
 from hpctrack.storage.store import Dataset
@@ -61,6 +63,7 @@ def build(config: RunConfig, env: Env, watchdog: Watchdog | None = None, owner: 
     if config.train.compile:
         compile_model(model, config.memory.policy == "auto", env.device.type)
 
+    sizes = check_divisible(config, env, model, loss)
     planner = Planner(
         config.plan,
         train.sizes,
@@ -70,14 +73,39 @@ def build(config: RunConfig, env: Env, watchdog: Watchdog | None = None, owner: 
         selection=config.data.selection,
         share=config.data.augment.share,
         edges=train.graph.n_edges if train.graph else None,
+        ranks_per_event=config.parallel.ranks_per_event,
     )
     optimizer = partial(build_optimizer, config=config.optim)
     strategy = STRATEGIES[config.parallel.strategy]
     engine = strategy(model, optimizer, env, precision, config.parallel, clip_norm=config.optim.clip_norm)
     memory = Memory(config.memory, engine)
-    batches = Batches(train, valid, env, config.data, alive)
+    groups = make_groups(env, sizes, config.parallel.timeout_s)
+    together = config.parallel.ranks_per_event
+    batches = Batches(
+        train, valid, env, config.data, alive, groups=groups, ranks_per_event=1 if together == "auto" else together
+    )
     parts = Parts(found, precision, loss, batches, planner, engine=engine, memory=memory, alive=alive)
     return Trainer(config, env, parts, owner)
+
+
+def check_divisible(config: RunConfig, env: Env, model: Model, loss: Loss) -> list[int]:
+    """The sizes of the groups of ranks that hold events together; InputError if the run cannot divide events."""
+    wanted = config.parallel.ranks_per_event
+    key = f"key 'parallel.ranks_per_event': {wanted}"
+    if wanted == 1:
+        return []
+    if config.train.compile:
+        raise InputError(f"{key} does not go with train.compile=true; set one of them to its default")
+    backbone = config.model.options.get("backbone", {}).get("name")
+    for what, named, ok in (
+        ("model", f"{config.model.name}{f' with backbone {backbone}' if backbone else ''}", model.divisible),
+        ("loss", config.loss.name, loss.divisible),
+    ):
+        if not ok:
+            raise InputError(f"{key}, but the {what} '{named}' (as set) takes whole events alone; use 1")
+    if wanted != "auto" and env.world % wanted:
+        raise InputError(f"{key} does not divide the {env.world} ranks; start a multiple of {wanted}, or use 1 or auto")
+    return [size for size in GROUP_SIZES if env.world % size == 0] if wanted == "auto" else [wanted]
 
 
 def say_field(env: Env, check: Callable[[], str | None]) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from hpctrack.config import PlanConfig, SelectionConfig
+from hpctrack.division.divided import Place
 from hpctrack.errors import InputError
+from hpctrack.events.readers import Specification
 from hpctrack.models import Model
 from hpctrack.parallel.collectives import gather
 from hpctrack.parallel.env import Env
@@ -32,7 +34,7 @@ class Planner:
     (on average, where they are drawn): they compose the steps, the same in every epoch and run. The exact numbers of
     hits of an epoch, or measured costs (`plan.cost: learned`), only ever decide who takes which events of a step, and
     in which micro-batches. `share`: of an event's hits that augmentation leaves on average; `edges` [n_events]: of the
-    events' graphs, if they are known beforehand.
+    events' graphs, if they are known beforehand; `ranks_per_event`: how many ranks hold an event together.
     """
 
     def __init__(
@@ -46,7 +48,9 @@ class Planner:
         selection: SelectionConfig,
         share: float = 1.0,
         edges: np.ndarray | None = None,
+        ranks_per_event: int | Literal["auto"] = 1,
     ) -> None:
+        self.ranks_per_event = ranks_per_event
         self.config, self.data, self.table, self.env = config, table.data, table, env
         self.seed, self.selection, self.share = seed, selection, share
         self.model, self.edges = model, edges
@@ -104,6 +108,7 @@ class Planner:
             memory=self.hits(epoch),
             memory_cap=config.hits_per_micro_batch,
             shards=self.data.shard if config.locality else None,
+            ranks_per_event=self.ranks_per_event,
         )
 
     def costs(self, epoch: int) -> np.ndarray:
@@ -146,10 +151,14 @@ class Planner:
             end = min(last, self.epoch_end(end))
         return end
 
-    def micro_batches(self, step: int) -> list[tuple[int, np.ndarray]]:
-        """This rank's micro-batches of a step as (epoch, rows)."""
+    def micro_batches(self, step: int) -> list[Specification]:
+        """This rank's micro-batches of a step; first those of events that it holds together with others."""
         epoch, within = self.position(step)
-        return [(epoch, rows) for rows in self.plan(epoch).micro_batches(within, self.env.rank)]
+        plan, rank = self.plan(epoch), self.env.rank
+        divided = [
+            Specification(epoch, np.array([row]), Place(number, of)) for row, number, of in plan.divided(within, rank)
+        ]
+        return divided + [Specification(epoch, rows) for rows in plan.micro_batches(within, rank)]
 
     def draw(self, epoch: int) -> None:
         """Make the sizes of an epoch known to all ranks; a warning if nothing is to be learned in it."""

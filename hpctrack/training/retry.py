@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch_geometric.data import Batch
 
+from hpctrack.division.divided import division_of
 from hpctrack.errors import MEMORY, MachineError, lacking
 from hpctrack.losses import Loss, objective
 from hpctrack.parallel.collectives import all_sum, gather
@@ -64,6 +65,7 @@ class Share:
     cost: CostModel | None = None
     memory: Memory | None = None
     measure: bool = False
+    divides: bool = False  # whether the rank holds events together with others, which run these passes with it
 
     def run(self, work: Work, overlap: bool) -> tuple[Sums, list[OutOfMemoryRetry]]:
         """Sum of each term over the micro-batches, whose gradients add up; `overlap`: the last sums them over ranks.
@@ -72,6 +74,7 @@ class Share:
         with it: all its passes are taken again, that one in a harder mode. If there is none, the last of them says so.
         """
         work, retries = list(work), list[OutOfMemoryRetry]()
+        self.divides = any(division_of(batch) is not None for batch, _ in work)
         while True:
             sums, failed = dict.fromkeys(self.loss.weights, 0.0), ""
             for i, (batch, mode) in enumerate(work):
@@ -103,7 +106,8 @@ class Share:
     ) -> list[tuple[Batch, str]]:
         """Clear up after a pass that ran out of memory, note it, and say what comes in its place."""
         events = [int(event) for event in batch.event_id]
-        if self.memory is None or mode is None or self.engine.lockstep:
+        together = self.engine.lockstep or self.divides
+        if self.memory is None or mode is None or together:
             how = "memory.policy=auto tries harder modes" if self.memory is None else "ranks run passes together"
             raise MachineError(f"event {events}: out of memory in mode {mode}, {failed}; {how}")
         self.engine.discard()
@@ -125,7 +129,8 @@ class Probe:
     def __init__(self, share: Share, batch: Batch, mode: str | None, first: bool) -> None:
         self.share, self.batch, self.mode = share, batch, mode
         self.device = share.engine.env.device
-        counts = batch.num_nodes > 0 and mode is not None
+        self.whole = division_of(batch) is None  # a part of an event costs something else, and waits for the others
+        counts = batch.num_nodes > 0 and mode is not None and self.whole
         self.meter = MemoryMeter(self.device) if counts and first and share.measure and share.memory else None
 
     def __enter__(self) -> None:
@@ -140,7 +145,7 @@ class Probe:
             return
         if self.meter and self.share.memory and self.mode:
             self.share.memory.observe(self.batch, self.mode, self.meter.peak)
-        elif self.share.cost:
+        elif self.share.cost and self.whole:
             self.share.cost.observe(batch_terms(self.batch), synchronize(self.device) - self.begin)
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch_geometric.data import Batch, Data
 
+from hpctrack.division.divided import division_of, leads
 from hpctrack.errors import MachineError
 from hpctrack.losses import Loss, objective
 from hpctrack.models.memory_modes import MODES
@@ -69,21 +70,22 @@ def train_step(
     """
     names = list(loss.weights)
     counts = [loss.counts(batch) for batch in batches]
-    ids = [int(event) % ID_MODULUS for batch in batches for event in batch.event_id]
-    mine = [*(sum(c[n] for c in counts) for n in names), len(ids), sum(ids), stop]
-    *totals, n_events, id_sum, stops = all_sum(mine, engine.env)
+    ids = [event % ID_MODULUS for event in counted_events(batches)]
+    shared = sum(division_of(batch) is not None for batch in batches)
+    mine = [*(sum(c[n] for c in counts) for n in names), len(ids), sum(ids), stop, shared]
+    *totals, n_events, id_sum, stops, divided = all_sum(mine, engine.env)
     if expected is not None and (n_events, id_sum) != (len(expected), sum(e % ID_MODULUS for e in expected)):
         raise MachineError(f"the ranks hold {n_events:.0f} events, not the {len(expected)} of the plan")
     total = dict(zip(names, totals, strict=True))
 
-    overlap = cost is None and (memory is None or engine.lockstep)
+    overlap = cost is None and (memory is None or engine.lockstep) and not divided
     begin = synchronize(engine.env.device)
     share = Share(engine, loss, total, cost=cost, memory=memory, measure=measure)
     sums, retries = share.run(pad_to_all_ranks(engine, batches, modes), overlap)
     if not overlap:
         parts, retries = sum_gradients(engine, memory, retries, begin)
 
-    events, hits = sum(b.num_graphs for b in batches), sum(b.num_nodes for b in batches)
+    events, hits = len(ids), sum(b.num_nodes for b in batches)
     result = combine(engine, sums, total, loss.weights, events=events, hits=hits)
     result = replace(result, parts=parts if cost else {}, retries=retries, stop=stops > 0)
     if not result.loss < float("inf"):
@@ -96,7 +98,7 @@ def train_step(
         engine.discard()
         return replace(result, skipped=True)
     else:
-        every = sorted(e for part in gather([int(e) for b in batches for e in b.event_id], engine.env) for e in part)
+        every = sorted(e for part in gather(counted_events(batches), engine.env) for e in part)
         raise MachineError(f"gradient is not finite (events {every}); gradients were not applied")
     return replace(result, grad_norm=norm)
 
@@ -134,7 +136,7 @@ def validate(engine: Engine, loss: Loss, batches: Iterable[Batch]) -> StepResult
                 sums[name] += value
                 counts[name] += term.count
                 own += [] if math.isfinite(value) else batch.event_id.tolist()
-            events, hits = events + batch.num_graphs, hits + batch.num_nodes
+            events, hits = events + len(counted_events([batch])), hits + batch.num_nodes
     bad = sorted({event for part in gather(own, engine.env) for event in part})
     if bad:
         raise MachineError(f"validation loss is not finite in event {', '.join(map(str, bad))}")
@@ -154,14 +156,26 @@ def find_non_finite_events(engine: Engine, loss: Loss, batches: list[Batch]) -> 
     """Ids of the events whose own loss is not finite, over all ranks."""
     bad = []
     with torch.no_grad():
-        events = (Batch.from_data_list([event]) for batch in batches for event in batch.to_data_list())
+        events = (event for batch in batches for event in one_by_one(batch))
         for alone in in_lockstep(engine, events):
             terms = loss(engine.predict(alone), alone)
             value = objective(dict.fromkeys(terms, 1.0), terms)
             if not torch.isfinite(value):
                 bad.append(int(alone.event_id))
-    found = sorted(event for part in gather(bad, engine.env) for event in part)
+    found = sorted({event for part in gather(bad, engine.env) for event in part})
     return ", ".join(map(str, found)) or "none alone, only in their sum"
+
+
+def one_by_one(batch: Batch) -> list[Batch]:
+    """The batch's events as batches of their own; a rank's part of one is one already."""
+    if division_of(batch) is not None:
+        return [batch]
+    return [Batch.from_data_list([event]) for event in batch.to_data_list()]
+
+
+def counted_events(batches: Iterable[Batch]) -> list[int]:
+    """Ids of the batches' events that this rank counts: of those that several hold together, one rank does."""
+    return [int(event) for batch in batches if leads(batch) for event in batch.event_id]
 
 
 def pad_to_all_ranks(engine: Engine, batches: list[Batch], modes: list[str] | None) -> Work:
@@ -176,6 +190,15 @@ def pad_to_all_ranks(engine: Engine, batches: list[Batch], modes: list[str] | No
         own = [max(found, key=lambda mode: MODES.index(mode) if mode else -1) for found in rounds]
     padding = [empty_batch(engine)] * (max(1, len(own)) - len(batches))
     return list(zip([*batches, *padding], own or [None], strict=True))
+
+
+def agree(batch: Batch, mode: str) -> str:
+    """The memory mode of a micro-batch: of a divided event, the hardest that one of its ranks needs."""
+    division = division_of(batch)
+    if division is None:
+        return mode
+    chosen = torch.nn.functional.one_hot(torch.tensor(MODES.index(mode)), len(MODES)).to(batch.ptr.device)
+    return MODES[int(division.others.all_sum(chosen).nonzero().max())]
 
 
 def in_lockstep(engine: Engine, batches: Iterable[Batch]) -> Iterator[Batch]:

@@ -36,7 +36,7 @@ from hpctrack.training.ledger import NAME as LEDGER
 from hpctrack.training.ledger import Ledger
 from hpctrack.training.planner import BY_INDEX, Planner, Rules
 from hpctrack.training.run_folder import CONFIG, VERSIONS
-from hpctrack.training.step import StepResult, in_lockstep, validate
+from hpctrack.training.step import StepResult, agree, in_lockstep, validate
 from hpctrack.training.telemetry import Metrics, Progress, Waste, Window, peak_gib, synchronize, waste_lines
 
 
@@ -95,11 +95,15 @@ class Trainer:
         for step, batches in enumerate(of_steps, self.step):
             # randomness inside the model (dropout) follows from the step, so no generator state is kept
             torch.manual_seed(int(np.random.SeedSequence([*stream, step, self.env.rank]).generate_state(1)[0]))
-            yield self.memory.arrange(batches)
+            parts, modes = self.memory.arrange(batches)
+            yield parts, [agree(batch, mode) for batch, mode in zip(parts, modes, strict=True)]
 
-    def valid_batches(self) -> Iterator[Batch]:
-        """This rank's share of the validation events, one a batch, the same draws every time."""
-        return self.reading.of_validation(self.step)
+    def valid_batches(self, whole: bool = False) -> Iterator[Batch]:
+        """This rank's share of the validation events, one a batch, the same draws every time.
+
+        `whole`: events are not divided over ranks.
+        """
+        return self.reading.of_validation(self.step, whole)
 
     # ------------------------------------------------------------------------------------- checkpoints
 
@@ -340,7 +344,7 @@ class Trainer:
             return
         events = (
             (to_numpy(self.engine.predict(b), b), *self.particles(b))
-            for b in in_lockstep(self.engine, self.valid_batches())
+            for b in in_lockstep(self.engine, self.valid_batches(whole=True))
         )
         counts = tuning_counts(config, events)
         summed = np.array(all_sum(counts.ravel().tolist(), self.env)).reshape(counts.shape)

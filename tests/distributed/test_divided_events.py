@@ -1,0 +1,130 @@
+"""An event that several ranks hold together has the outputs, losses and gradients of the whole one (fp64: 1e-12)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch_geometric.data import Batch, Data
+
+from hpctrack.config import Named, ParallelConfig
+from hpctrack.division.divided import Division, Place, divide
+from hpctrack.losses import build_loss, objective
+from hpctrack.models import build_model
+from hpctrack.parallel.env import distributed
+from hpctrack.parallel.groups import GroupExchange, make_groups
+from hpctrack.testing.ranks import run_ranks
+from hpctrack.testing.toys import FEATURES, toy_batch
+
+NEIGHBOURS = {"name": "neighbours", "width": 8, "stages": 2, "steps": 2, "neighbours": 4, "space": 2, "heads": 2}
+INFLUENCER = {"compactness": 1.0, "neighbours": 0.5, "parameters": 0.1}
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "influencer": (
+        {"name": "influencer", "embedding": 3, "parameters": True, "backbone": NEIGHBOURS | {"azimuth": 0.5}},
+        {"name": "influencer", **INFLUENCER},
+    ),
+    "influencer other": (
+        {"name": "influencer", "embedding": 3, "backbone": {"name": "mlp", "width": 8, "layers": 2}},
+        {"name": "influencer", "per": "hit", "squared_hinge_ui": True, "influencer_pairs": "other_tracks"},
+    ),
+    "contrastive": (
+        {"name": "embedding", "embedding": 3, "backbone": NEIGHBOURS},
+        {"name": "contrastive", "neighbours": 0.5},
+    ),
+    "condensation": (
+        {"name": "condensation", "embedding": 3, "backbone": NEIGHBOURS},
+        {"name": "condensation", "neighbours": 0.5},
+    ),
+}
+
+
+def events(edges: int = 0) -> list[Data]:
+    """Events of tracks and noise, of noise alone, of one track alone, of one hit, and of none."""
+    found = [
+        *toy_batch((9, 0), n_noise=6, seed=3, edges=edges).to_data_list(),
+        *toy_batch((1,), n_noise=0, seed=4, edges=edges).to_data_list(),
+        *toy_batch((0,), n_noise=1, seed=5, edges=0).to_data_list(),
+        *toy_batch((0,), n_noise=0, seed=6, edges=0).to_data_list(),
+    ]
+    for number, event in enumerate(found):
+        rng = np.random.default_rng([11, number])
+        if edges and "edge_index" not in event:
+            event.edge_index, event.edge_truth = torch.zeros(2, 0, dtype=torch.long), torch.zeros(0, dtype=torch.bool)
+        if number == 0:
+            event.track_weight = torch.from_numpy(rng.uniform(0.5, 2, int(event.n_tracks)))
+    return found
+
+
+def owners(event: Data, of: int, number: int) -> torch.Tensor:
+    """Owners of hits: at random, all one's, or of all ranks but one."""
+    rng = np.random.default_rng([number, of])
+    chosen = [
+        rng.integers(0, of, event.num_nodes),
+        np.full(event.num_nodes, number % of),
+        rng.integers(0, max(1, of - 1), event.num_nodes),
+    ][number % 3]
+    return torch.from_numpy(np.asarray(chosen, dtype=np.int64))
+
+
+def found(model: torch.nn.Module, loss: Any, batch: Batch, counts: dict[str, int]) -> tuple[Any, dict[str, float], Any]:
+    """Outputs, sums of terms and gradients of a pass."""
+    model.zero_grad()
+    outputs = model(batch)
+    terms = loss(outputs, batch)
+    objective(loss.weights, terms, counts).backward()
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in model.parameters()]
+    return outputs, {name: term.sum.detach() for name, term in terms.items()}, gradients
+
+
+def assert_close(found: torch.Tensor, expected: torch.Tensor, scale: float = 1.0) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12 * max(1.0, scale))
+
+
+def own_rows(name: str, whole: torch.Tensor, event: Data, division: Division) -> torch.Tensor:
+    """The rows of a whole event's output that this rank has."""
+    if not name.startswith("edge_"):
+        return whole[division.rows_n]
+    return whole[(division.owner_N[event.edge_index] == division.place.number).any(dim=0)]
+
+
+def check_case(case: str, mode: str, exchange: GroupExchange, with_edges: int) -> None:
+    """Compare every event, divided in some ways, with itself whole."""
+    options, loss_options = CASES[case]
+    torch.manual_seed(1)
+    model = build_model(Named(**options), FEATURES, mode).double()
+    loss = build_loss(Named(**loss_options))
+    assert model.divisible and loss.divisible
+    for number, event in enumerate(events(with_edges)):
+        if not event.num_nodes and with_edges:
+            continue
+        whole = Batch.from_data_list([event])
+        counts = loss.counts(whole)
+        outputs, sums, gradients = found(model, loss, whole, counts)
+        for way in range(3) if number == 0 else (number,):
+            part = divide(event, owners(event, exchange.of, way), Place(exchange.number, exchange.of))
+            part.division.join(exchange)
+            assert {n: part.division.total(c) for n, c in loss.counts(part).items()} == counts
+            outputs_n, sums_n, gradients_n = found(model, loss, part, counts)
+            for name, value in outputs_n.items():
+                assert_close(value, own_rows(name, outputs[name], event, part.division))
+            for name, value in sums_n.items():
+                assert_close(exchange.all_sum(value), sums[name])
+            largest = max(float(g.abs().max()) for g in gradients)
+            for own, expected in zip(gradients_n, gradients, strict=True):
+                assert_close(exchange.all_sum(own), expected, largest)
+
+
+def check_cases(names: list[str], modes: list[str], edges: int = 0) -> None:
+    with distributed(ParallelConfig(), 1) as env:
+        exchange = make_groups(env, [env.world], 60)[env.world]
+        for name in names:
+            for mode in modes:
+                check_case(name, mode, exchange, edges)
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+def test_losses_on_embeddings_are_those_of_whole_events(ranks):
+    modes = ["plain", "chunks"] if ranks == 2 else ["plain"]
+    run_ranks(ranks, check_cases, list(CASES), modes)
