@@ -32,11 +32,10 @@ class GroupExchange:
         begin, most = time.perf_counter(), max(sizes)
         padded = x.new_zeros(most, *x.shape[1:])
         padded[: len(x)] = x.detach()
-        found = x.new_empty(self.of * most, *x.shape[1:])
-        if most:
-            dist.all_gather_into_tensor(found, padded, group=self.group)
+        found = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(found, padded, group=self.group)
         self.seconds += time.perf_counter() - begin
-        return torch.cat([found[k * most : k * most + size] for k, size in enumerate(sizes)])
+        return torch.cat([rows[:size] for rows, size in zip(found, sizes, strict=True)])
 
     def swap(self, rows: Tensor, send: Sequence[int], receive: Sequence[int]) -> Tensor:
         """Uneven all-to-all; with NCCL a rank that has nothing to pass passes a row to itself (pytorch#146468)."""

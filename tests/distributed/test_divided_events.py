@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,14 +10,15 @@ import pytest
 import torch
 from torch_geometric.data import Batch, Data
 
-from hpctrack.config import Named, ParallelConfig
+from hpctrack.config import Named, ParallelConfig, RunConfig
 from hpctrack.division.divided import Division, Place, divide
 from hpctrack.losses import build_loss, objective
 from hpctrack.models import build_model
 from hpctrack.parallel.env import distributed
 from hpctrack.parallel.groups import GroupExchange, make_groups
 from hpctrack.testing.ranks import run_ranks
-from hpctrack.testing.toys import FEATURES, toy_batch
+from hpctrack.testing.toys import FEATURES, toy_batch, toy_dataset
+from hpctrack.testing.training_contract import assert_same, gradients, planned
 
 NEIGHBOURS = {"name": "neighbours", "width": 8, "stages": 2, "steps": 2, "neighbours": 4, "space": 2, "heads": 2}
 INFLUENCER = {"compactness": 1.0, "neighbours": 0.5, "parameters": 0.1}
@@ -38,6 +40,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"name": "condensation", "neighbours": 0.5},
     ),
 }
+
+EMBEDDINGS = list(CASES)
 
 
 def events(edges: int = 0) -> list[Data]:
@@ -74,8 +78,8 @@ def found(model: torch.nn.Module, loss: Any, batch: Batch, counts: dict[str, int
     outputs = model(batch)
     terms = loss(outputs, batch)
     objective(loss.weights, terms, counts).backward()
-    gradients = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in model.parameters()]
-    return outputs, {name: term.sum.detach() for name, term in terms.items()}, gradients
+    every = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
+    return outputs, {name: term.sum.detach() for name, term in terms.items()}, torch.cat([g.flatten() for g in every])
 
 
 def assert_close(found: torch.Tensor, expected: torch.Tensor, scale: float = 1.0) -> None:
@@ -109,11 +113,8 @@ def check_case(case: str, mode: str, exchange: GroupExchange, with_edges: int) -
             outputs_n, sums_n, gradients_n = found(model, loss, part, counts)
             for name, value in outputs_n.items():
                 assert_close(value, own_rows(name, outputs[name], event, part.division))
-            for name, value in sums_n.items():
-                assert_close(exchange.all_sum(value), sums[name])
-            largest = max(float(g.abs().max()) for g in gradients)
-            for own, expected in zip(gradients_n, gradients, strict=True):
-                assert_close(exchange.all_sum(own), expected, largest)
+            assert_close(exchange.all_sum(torch.stack([*sums_n.values()])), torch.stack([*sums.values()]))
+            assert_close(exchange.all_sum(gradients_n), gradients, float(gradients.abs().max()))
 
 
 def check_cases(names: list[str], modes: list[str], edges: int = 0) -> None:
@@ -124,7 +125,29 @@ def check_cases(names: list[str], modes: list[str], edges: int = 0) -> None:
                 check_case(name, mode, exchange, edges)
 
 
-@pytest.mark.parametrize("ranks", [2, 3, 4])
-def test_losses_on_embeddings_are_those_of_whole_events(ranks):
-    modes = ["plain", "chunks"] if ranks == 2 else ["plain"]
-    run_ranks(ranks, check_cases, list(CASES), modes)
+def test_losses_on_embeddings_are_those_of_whole_events():
+    run_ranks(2, check_cases, EMBEDDINGS, ["plain"])
+
+
+def test_memory_modes_of_neighbours_on_three_ranks():
+    run_ranks(3, check_cases, ["influencer"], ["chunks"])
+
+
+# ------------------------------------------------------------------------------------------------ runs
+
+
+def planned_run(folder: Path, name: str, ranks_per_event: int | str, **sections: Any) -> RunConfig:
+    model, loss = CASES["influencer"]
+    values = {"parallel": {"ranks_per_event": ranks_per_event}, "optim": {"clip_norm": None}, **sections}
+    return planned(name, folder, model, loss, **values)
+
+
+def test_a_step_of_divided_events_is_that_of_one_rank(tmp_path):
+    toy_dataset(tmp_path / "data", sizes=(9, 0, 3, 1, 12), n_noise=2)
+    [[(expected, value, _)]] = run_ranks(1, gradients, [planned_run(tmp_path, "whole", 1)])
+    for ranks, wanted in ((2, [(2, "whole"), (2, "chunked"), (2, "probed")]), (4, [(2, "whole"), ("auto", "packed")])):
+        configs = [planned_run(tmp_path, name, each) for each, name in wanted]
+        for rank in run_ranks(ranks, gradients, configs):
+            for found_here, loss, _ in rank:
+                assert loss == pytest.approx(value, rel=1e-12)
+                assert_same(found_here, expected, 1e-12)
