@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch_geometric.data import Batch
 
 from hpctrack.config import Section
+from hpctrack.division.divided import Division, division_of
 from hpctrack.errors import InputError
 from hpctrack.graphs.triplets import per_event, triplets
 from hpctrack.losses.pairs import SpaceWeight, neighbours
@@ -29,23 +30,28 @@ class Classes(Section):
 
 
 def weighted_cross_entropy(
-    score_S: Tensor, true_S: Tensor, weight_S: Tensor, event_S: Tensor, n_events: int, *, classes: Classes
+    score_S: Tensor, true_S: Tensor, weight_S: Tensor, event_S: Tensor, batch: Batch, *, classes: Classes
 ) -> Tensor:
     """Weighted mean of the cross-entropy over each event's scores [S], logits, summed over events.
 
-    `true_S`: which are to be scored high, bool; `weight_S`: what each counts within its class; `event_S`: their events.
+    `true_S`: which are to be scored high, bool; `weight_S`: what each counts within its class; `event_S`: their events
+    in the batch. Of a divided event, a rank's own scores are given, and it is their part of the event's mean.
     """
+    division, n_events = division_of(batch), batch.num_graphs
     if classes.balance:
-        weight_S = balanced(weight_S, 2 * event_S + true_S.long())
+        weight_S = balanced(weight_S, 2 * event_S + true_S.long(), n_events, division)
     weight_S = torch.where(true_S, classes.true_weight * weight_S, weight_S)
     loss_S = weight_S * F.binary_cross_entropy_with_logits(score_S, true_S.to(score_S.dtype), reduction="none")
     total_B, norm_B = (group_sum(values, event_S, n_events) for values in (loss_S, weight_S))
+    norm_B = norm_B if division is None else division.others.all_sum(norm_B)
     return (total_B / torch.where(norm_B > 0, norm_B, 1)).sum()
 
 
-def balanced(weight_S: Tensor, group_S: Tensor) -> Tensor:
-    """Weights divided by their group's sum."""
-    total = group_sum(weight_S, group_S, int(group_S.max()) + 1)[group_S]
+def balanced(weight_S: Tensor, group_S: Tensor, n_events: int, division: Division | None) -> Tensor:
+    """Weights divided by the sum of their group, which is a class of an event, on all ranks that hold it."""
+    total_G = group_sum(weight_S, group_S, 2 * n_events)
+    total_G = total_G if division is None else division.others.all_sum(total_G)
+    total = total_G[group_S]
     return weight_S / torch.where(total > 0, total, 1)
 
 
@@ -65,6 +71,7 @@ class HitLoss(BaseLoss):
         hits: float = Field(1.0, ge=0, description="weight of the term")
         neighbours: SpaceWeight = 0.0
 
+    divisible = True
     counted = {"hits": with_hit, "neighbours": with_track}
 
     def terms(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
@@ -77,13 +84,13 @@ class HitLoss(BaseLoss):
 
     def score(self, score_N: Tensor, batch: Batch) -> Tensor:
         """The term `hits`, summed over events."""
-        if not len(score_N):
+        if not len(score_N) and division_of(batch) is None:
             return score_N.sum()
         tracks, weight_N = Tracks(batch), torch.ones_like(score_N)
         if tracks.weight is not None:
             weight_N[tracks.hits] = tracks.weight[tracks.track].to(score_N.dtype)
         true_N, event_N = batch.track >= 0, batch.batch
-        return weighted_cross_entropy(score_N, true_N, weight_N, event_N, batch.num_graphs, classes=self.options)
+        return weighted_cross_entropy(score_N, true_N, weight_N, event_N, batch, classes=self.options)
 
 
 # ------------------------------------------------------------------------------------------------ edges
@@ -95,7 +102,22 @@ def edges_per_event(batch: Batch) -> Tensor:
         if batch.num_nodes:
             raise InputError("section 'loss': this loss is for edges, and the events have none; give data.graph")
         return batch.ptr.new_zeros(batch.num_graphs)
-    return torch.bincount(batch.batch[batch.edge_index[0]], minlength=batch.num_graphs)
+    number_B = torch.bincount(batch.batch[batch.edge_index[0, own_edges(batch)]], minlength=batch.num_graphs)
+    return over_ranks(number_B, batch)
+
+
+def own_edges(batch: Batch) -> slice | Tensor:
+    """The edges that this rank counts: all, or of a divided event those from its own hits, bool [M].
+
+    So each counts on one rank, though two have it.
+    """
+    return slice(None) if division_of(batch) is None else batch.edge_index[0] < batch.num_nodes
+
+
+def over_ranks(number_B: Tensor, batch: Batch) -> Tensor:
+    """A number for each of the batch's events; of a divided one the sum of its ranks' numbers."""
+    division = division_of(batch)
+    return number_B if division is None else division.others.all_sum(number_B)
 
 
 def with_edge(batch: Batch) -> int:
@@ -118,14 +140,15 @@ class EdgeLoss(BaseLoss):
             "ignore", description="true edges of particles that are no targets: left out, or of one class"
         )
 
+    divisible = True
     counted = {"edges": with_edge}
 
     def terms(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """The term for `edge_score` [M], logits of the batch's edges with `edge_truth` [M] and `track` [N]."""
-        score_M = needed(outputs, "edge_score", "a model that scores edges")
-        if not len(score_M):
+        score_M, own = needed(outputs, "edge_score", "a model that scores edges"), own_edges(batch)
+        if not len(score_M) and division_of(batch) is None:
             return {"edges": score_M.sum()}
-        return {"edges": self.cross_entropy(score_M, batch.edge_truth, batch.edge_index[0], batch)}
+        return {"edges": self.cross_entropy(score_M[own], batch.edge_truth[own], batch.edge_index[0, own], batch)}
 
     def cross_entropy(self, score_M: Tensor, truth_M: Tensor, hit_M: Tensor, batch: Batch) -> Tensor:
         """Weighted mean over each event's scores [M], summed over events.
@@ -134,7 +157,7 @@ class EdgeLoss(BaseLoss):
         """
         true_M, weight_M = self.classes(truth_M, truth_M & (batch.track[hit_M] < 0), score_M.dtype)
         event_M = batch.batch[hit_M]
-        return weighted_cross_entropy(score_M, true_M, weight_M, event_M, batch.num_graphs, classes=self.options)
+        return weighted_cross_entropy(score_M, true_M, weight_M, event_M, batch, classes=self.options)
 
     def classes(self, truth_M: Tensor, other_M: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Which are to be scored high, bool [M], and weights 0 or 1 [M]; `other_M`: true, of particles not sought."""
@@ -156,6 +179,8 @@ class TripletLoss(EdgeLoss):
 
     And, with a weight, the term `edges` itself, on the scores that triplets give to edges.
     """
+
+    divisible = False
 
     class Options(EdgeLoss.Options):
         """How triplets count beside each other."""

@@ -120,6 +120,11 @@ class HybridLoss(BaseLoss):
         super().__init__(options)
         self.parts = [part(options) for part in parts]
 
+    @property
+    def divisible(self) -> bool:  # type: ignore[override]  # by its options
+        """Whether it can take a rank's part of an event: with an embedding of hits; edges meet beyond their ends."""
+        return all(part.divisible for part in self.parts)
+
     def terms(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """The terms of the parts that have a weight."""
         return {name: term for part in self.parts if part.weights for name, term in part.terms(outputs, batch).items()}

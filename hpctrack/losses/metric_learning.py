@@ -14,19 +14,22 @@ from torch import Tensor
 from torch_geometric.data import Batch
 
 from hpctrack.config import Section
-from hpctrack.graphs.neighbours import nearest
-from hpctrack.losses.classification import edges_per_event
-from hpctrack.losses.pairs import Points, hinge_sum
-from hpctrack.losses.term import BaseLoss, events, needed, parameter_groups, with_hit
+from hpctrack.division.divided import division_of, extended
+from hpctrack.graphs.neighbours import nearest, nearest_to
+from hpctrack.losses.classification import edges_per_event, over_ranks, own_edges
+from hpctrack.losses.pairs import Points, hits_of_events
+from hpctrack.losses.term import BaseLoss, labels, needed, parameter_groups, with_hit
 from hpctrack.numerics import group_sum
 
 
 def true_edges(batch: Batch) -> tuple[Tensor, Tensor]:
-    """True edges of targets [2, P], and their number in each event [B]."""
+    """True edges of targets [2, P] that this rank counts, and their number in each event [B]."""
     if not int(edges_per_event(batch).sum()):
         return batch.track.new_zeros(2, 0), batch.ptr.new_zeros(batch.num_graphs)
-    edge_2P = batch.edge_index[:, batch.edge_truth & (batch.track[batch.edge_index[0]] >= 0)]
-    return edge_2P, torch.bincount(batch.batch[edge_2P[0]], minlength=batch.num_graphs)
+    own = own_edges(batch)
+    edge_2M = batch.edge_index[:, own]
+    edge_2P = edge_2M[:, batch.edge_truth[own] & (batch.track[edge_2M[0]] >= 0)]
+    return edge_2P, over_ranks(torch.bincount(batch.batch[edge_2P[0]], minlength=batch.num_graphs), batch)
 
 
 def with_true_edge(batch: Batch) -> int:
@@ -54,6 +57,7 @@ class MetricLoss(BaseLoss):
         margin: float = Field(1.0, gt=0, description="distance beyond which false pairs are left alone")
         mined: int | None = Field(None, ge=1, description="nearest neighbours a hit is pushed from; null: all")
 
+    divisible = True
     counted = {"positives": with_true_edge, "negatives": with_hit}
 
     def terms(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
@@ -65,23 +69,31 @@ class MetricLoss(BaseLoss):
     def pull(self, x_NE: Tensor, batch: Batch) -> Tensor:
         """Mean over each event's true edges, summed over events."""
         (i, j), number_B = true_edges(batch)
-        event_P = batch.batch[i]
+        event_P, division = batch.batch[i], division_of(batch)
+        if division is not None and division.halo is not None:  # edges end at hits of other ranks
+            x_NE = extended(x_NE, division.halo)
         return ((x_NE[i] - x_NE[j]).square().sum(1) / number_B[event_P]).sum()
 
     def push(self, x_NE: Tensor, batch: Batch) -> Tensor:
         """All ordered pairs within the margin, per hit of their event, summed over events."""
         total = x_NE.new_zeros(())
-        for rows in events(batch):
-            points = Points(x_NE[rows], parameter_groups(batch.track[rows]))
-            total = total + hinge_sum(points, None, self.options.margin, squared=True)[0] / max(1, len(points.x))
+        for event in hits_of_events(batch):
+            points = Points(event.every(x_NE), parameter_groups(event.track))
+            total = total + event.within(points, self.options.margin, squared=True)[0] / max(1, len(points.x))
         return total
 
     def push_mined(self, x_NE: Tensor, batch: Batch) -> Tensor:
         """Pairs of hits and their nearest neighbours, per hit of their event, summed over events."""
+        division, k = division_of(batch), self.options.mined + 1
+        batch = labels(batch)
         sizes = batch.ptr.diff()
-        row_NK, exists_NK = nearest(x_NE.detach(), sizes.tolist(), self.options.mined + 1)
+        if division is None:
+            row_NK, exists_NK = nearest(x_NE.detach(), sizes.tolist(), k)
+        else:
+            x_NE = division.gather(x_NE)
+            row_NK, exists_NK = nearest_to(division.rows_n, x_NE.detach(), k)
         i, column = exists_NK.nonzero(as_tuple=True)
-        j = row_NK[i, column]
+        j, i = row_NK[i, column], i if division is None else division.rows_n[i]
         group_N = parameter_groups(batch.track)
         other = (group_N[i] != group_N[j]) & (i != j)
         i, j = i[other], j[other]

@@ -28,6 +28,8 @@ from torch.autograd.function import once_differentiable
 from torch_geometric.data import Batch
 
 from hpctrack.config import Section, free_field
+from hpctrack.division.divided import division_of, extended
+from hpctrack.division.exchange import Received
 from hpctrack.errors import InputError
 from hpctrack.models.contracts import Model
 from hpctrack.models.hit_geometry import PAIR_FEATURES, Geometry, pair_features
@@ -117,6 +119,8 @@ class GraphNetwork(MemoryModes, Model):
             """Of the network's perceptrons."""
             return Sizes(self.layers, self.norm, self.activation)
 
+    divisible = True
+
     start: Callable[[Tensor], Tensor]
     edge_start: PairFeatures | None
     iterations: Layers[Iteration]
@@ -163,7 +167,7 @@ class GraphNetwork(MemoryModes, Model):
         And, if wanted, `embedding` [N, E] of the hits and `edge_embedding` [M, E] of the edges.
         """
         graph = self.graph(batch)
-        place_N4 = self.geometry(batch.x) if self.edge_start is not None else batch.x
+        place_N4 = graph.extend(self.geometry(batch.x)) if self.edge_start is not None else batch.x
         start = self.start if self.memory == "plain" else partial(recompute, self.start)
         x_NH = start(batch.x).to(batch.x.dtype)
         if not torch.is_grad_enabled():
@@ -189,7 +193,10 @@ class GraphNetwork(MemoryModes, Model):
         """The batch's edges."""
         edge_2M = edges_of(batch)
         chunk = self.chunk or CHUNK[batch.x.device.type]
-        return Graph(edge_2M[0], edge_2M[1], batch.num_nodes, chunk, self.memory == "offload")
+        division = division_of(batch)
+        halo = None if division is None else division.halo
+        nodes = batch.num_nodes + (0 if halo is None else len(halo.rows_h))
+        return Graph(edge_2M[0], edge_2M[1], nodes, chunk, self.memory == "offload", halo)
 
     def edge_parameters(self) -> list[nn.Parameter]:
         """Weights of everything but `start`, each once."""
@@ -199,22 +206,26 @@ class GraphNetwork(MemoryModes, Model):
         """What edges are read as [M, K] and x_T, where autograd keeps edge states: of all iterations, or of some."""
         run = whole if self.memory == "plain" else sweep
         degree_N1 = graph.degree(x_NH.dtype)
+        received = Received() if self.memory == "nested" else None  # iterations computed again fetch nothing anew
 
-        def iterate(steps: Sequence[Iteration], x_NH: Tensor, e_MH: Tensor | None) -> tuple[Tensor, Tensor | None]:
-            for step in steps:
-                on_edges = run(step, graph, x_NH, e_MH)
+        def extend(x_NH: Tensor, t: int) -> Tensor:
+            return x_NH if graph.halo is None else extended(x_NH, graph.halo, received, t)
+
+        def iterate(first: int, last: int, x_NH: Tensor, e_MH: Tensor | None) -> tuple[Tensor, Tensor | None]:
+            for t, step in enumerate(self.steps[first:last], first):
+                on_edges = run(step, graph, extend(x_NH, t), e_MH)
                 update = step.update if self.memory == "plain" else partial(recompute, step.update)
-                x_NH, e_MH = update(x_NH, *sums(on_edges), degree_N1), on_edges[0]
+                x_NH, e_MH = update(x_NH, *sums(on_edges, graph), degree_N1), on_edges[0]
             return x_NH, e_MH
 
         e_MH = run(self.edge_start, graph, place_N4, None)[0] if self.edge_start is not None else None
         if self.memory == "nested":
             size = max(1, math.isqrt(self.n_iterations))
             for first in range(0, self.n_iterations, size):
-                x_NH, e_MH = recompute(iterate, self.steps[first : first + size], x_NH, e_MH)
+                x_NH, e_MH = recompute(iterate, first, first + size, x_NH, e_MH)
         else:
-            x_NH, e_MH = iterate(self.steps, x_NH, e_MH)
-        return output(run(self.head, graph, x_NH, e_MH)), x_NH
+            x_NH, e_MH = iterate(0, self.n_iterations, x_NH, e_MH)
+        return output(run(self.head, graph, extend(x_NH, self.n_iterations), e_MH)), x_NH
 
     def relative_cost(self, hits: np.ndarray, edges: np.ndarray | None = None) -> np.ndarray:
         """Weights applied in a forward pass by event size; edges go with hits^1.9 if they are not known."""
@@ -248,7 +259,7 @@ class Kept:
 
     anchor: OnEdges  # the anchor's edge state, and the sums of the iteration before it
     last: OnEdges  # of the last iteration
-    states: list[Tensor]  # x_0 … x_T
+    states: list[Tensor]  # x_0 … x_T, with the rows of the halo
 
     @property
     def tensors(self) -> list[Tensor | None]:
@@ -276,17 +287,20 @@ class NodeStates:
     def forward(self, x_NH: Tensor, backward: bool = False) -> tuple[Tensor, Tensor, Kept]:
         """What edges are read as [M, K], x_T, and what to keep for a `backward` pass."""
         states: list[Tensor] = []
+        graph = self.graph
         on_edges: OnEdges = (self.start_edges(), None, None)
         anchor_at = len(self.steps) // 2 if backward and on_edges[0] is not None else 0
         for t, step in enumerate(self.steps):
             if anchor_at and t == anchor_at:
                 self.leave_anchor(t, on_edges)
-            states.append(self.graph.shelve(x_NH) if backward else x_NH.new_empty(0))
-            on_edges = forward_edges(step, self.graph, x_NH, on_edges[0], into=on_edges[0])
-            x_NH = forward_rows(step.update, self.graph.chunk, x_NH, *sums(on_edges), self.degree_N1)[0]
-        read_MK = output(forward_edges(self.net.head, self.graph, x_NH, on_edges[0], totals=False))
+            every_NH = graph.extend(x_NH)
+            states.append(graph.shelve(every_NH) if backward else x_NH.new_empty(0))
+            on_edges = forward_edges(step, graph, every_NH, on_edges[0], into=on_edges[0])
+            x_NH = forward_rows(step.update, graph.chunk, x_NH, *sums(on_edges, graph), self.degree_N1)[0]
+        every_NH = graph.extend(x_NH)
+        read_MK = output(forward_edges(self.net.head, graph, every_NH, on_edges[0], totals=False))
         anchor, self.anchor = self.anchor, (None, None, None)
-        return read_MK.to(x_NH.device), x_NH, Kept(anchor, on_edges, [*states, self.graph.shelve(x_NH)])
+        return read_MK.to(x_NH.device), x_NH, Kept(anchor, on_edges, [*states, graph.shelve(every_NH)])
 
     def backward(self, kept: Kept, g_read_MK: Tensor, g_last_NH: Tensor) -> tuple[Tensor, list[Tensor | None]]:
         """Gradients of x_0 and of the network's edge parameters, from those of what `forward` gave."""
@@ -294,18 +308,20 @@ class NodeStates:
         graph, tally = self.graph, GradientSums(self.net.edge_parameters())
         x_NH = states.pop().to(graph.device)
         g_x, g_e = backward_edges(self.net.head, graph, x_NH, on_edges[0], (g_read_MK, None, None), tally=tally)
+        g_x = graph.fold(g_x)
         g_x += g_last_NH
         for t in reversed(range(len(states))):
             step, x_NH = self.steps[t], states[t].to(graph.device)
-            inputs, e_MH = [x_NH, *sums(on_edges)], on_edges[0]
+            inputs, e_MH = [x_NH[graph.own], *sums(on_edges, graph)], on_edges[0]
             g_x, g_in, g_out = backward_rows(
                 step.update, step, graph.chunk, inputs, [g_x], tally=tally, fixed=[self.degree_N1]
             )
             del inputs, on_edges
             on_edges = self.restore(t, states, e_MH)
-            g_x_edges, g_e = backward_edges(step, graph, x_NH, on_edges[0], (g_e, g_in, g_out), tally=tally, into=g_e)
-            g_x += g_x_edges
-            del g_in, g_out, g_x_edges
+            grads = (g_e, graph.pad(g_in), graph.pad(g_out))
+            g_x_edges, g_e = backward_edges(step, graph, x_NH, on_edges[0], grads, tally=tally, into=g_e)
+            g_x += graph.fold(g_x_edges)
+            del g_in, g_out, grads, g_x_edges
         if self.net.edge_start is not None:
             backward_edges(self.net.edge_start, graph, self.place_N4, None, (g_e, None, None), tally=tally, nodes=False)
         return g_x, tally.gradients()

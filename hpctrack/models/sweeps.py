@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from hpctrack.division.exchange import Halo
 from hpctrack.numerics import at_least_fp32
 
 OnEdges = tuple[Tensor | None, Tensor | None, Tensor | None]  # edge output, sum at targets, sum at sources
@@ -48,19 +49,21 @@ def output(on_edges: OnEdges) -> Tensor:
     return on_edges[0]
 
 
-def sums(on_edges: OnEdges) -> tuple[Tensor, Tensor]:
-    """Sums at targets and at sources of an iteration's messages; ValueError if it sent none one way."""
+def sums(on_edges: OnEdges, graph: Graph) -> tuple[Tensor, Tensor]:
+    """Sums of messages at own nodes, of edges to and from them; ValueError if an iteration sent none one way."""
     _, inward, outward = on_edges
     if inward is None or outward is None:
         raise ValueError("an iteration must send a message to both ends of an edge")
-    return inward, outward
+    return (inward, outward) if graph.halo is None else (inward[graph.own], outward[graph.own])
 
 
 @dataclass(frozen=True)
 class Graph:
     """Edges from `source` to `target`, both [M], over `nodes` nodes; sweeps take `chunk` edges or nodes at a time.
 
-    `offload`: what sweeps write for all edges lies in the host's memory, and so does what is shelved.
+    `offload`: what sweeps write for all edges lies in the host's memory, and so does what is shelved. With a `halo` the
+    first nodes are a rank's own ones of an event, those behind them others' that its edges need; it is right for the
+    own nodes alone what a layer sums up at nodes.
     """
 
     source: Tensor
@@ -68,6 +71,29 @@ class Graph:
     nodes: int
     chunk: int
     offload: bool = False
+    halo: Halo | None = None
+
+    @property
+    def own(self) -> slice:
+        """The own nodes."""
+        return slice(0, self.nodes if self.halo is None else self.nodes - len(self.halo.rows_h))
+
+    def extend(self, x_NH: Tensor) -> Tensor:
+        """The own nodes' states, and those of the halo's behind them."""
+        return x_NH if self.halo is None else torch.cat([x_NH, self.halo.pull(x_NH)])
+
+    def fold(self, g_NH: Tensor) -> Tensor:
+        """The transpose of `extend`: gradients of the own nodes, given those of all."""
+        if self.halo is None:
+            return g_NH
+        n = self.own.stop
+        return g_NH[:n] + self.halo.push(g_NH[n:], n)
+
+    def pad(self, g_NH: Tensor) -> Tensor:
+        """Gradients of sums at the own nodes, and zeros for the halo's, whose sums nobody reads."""
+        if self.halo is None:
+            return g_NH
+        return torch.cat([g_NH, g_NH.new_zeros(len(self.halo.rows_h), *g_NH.shape[1:])])
 
     @property
     def device(self) -> torch.device:
@@ -91,9 +117,9 @@ class Graph:
         return x_NH.to("cpu") if self.offload else x_NH
 
     def degree(self, dtype: torch.dtype) -> Tensor:
-        """Edges at each node, in either direction, [N, 1]."""
+        """Edges at each own node, in either direction, [N, 1]."""
         counts = [torch.bincount(ends, minlength=self.nodes) for ends in (self.source, self.target)]
-        return (counts[0] + counts[1]).to(dtype).unsqueeze(1)
+        return (counts[0] + counts[1])[self.own].to(dtype).unsqueeze(1)
 
 
 def chunks(n: int, size: int) -> Iterator[slice]:

@@ -39,9 +39,36 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"name": "condensation", "embedding": 3, "backbone": NEIGHBOURS},
         {"name": "condensation", "neighbours": 0.5},
     ),
+    "hits": (
+        {"name": "hit_filter", "backbone": NEIGHBOURS},
+        {"name": "hits", "neighbours": 0.5, "balance": True},
+    ),
 }
-
 EMBEDDINGS = list(CASES)
+GRAPHS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "interaction": (
+        {"name": "interaction", "width": 6, "iterations": 4, "layers": 2, "chunk": 7, "embed_hits": 2},
+        {"name": "hybrid", "of": "hits", "balance": True, "others": "true"},
+    ),
+    "attention": (
+        {"name": "attention", "width": 6, "iterations": 3, "pairs": True, "chunk": 7},
+        {"name": "edges", "true_weight": 2.0},
+    ),
+    "convolution": (
+        {"name": "convolution", "width": 6, "iterations": 2, "embed_edges": 2},
+        {"name": "edges"},
+    ),
+    "filter": ({"name": "filter", "width": 6, "layers": 2, "pairs": True}, {"name": "edges", "balance": True}),
+    "metric": (
+        {"name": "embedding", "embedding": 3, "backbone": {"name": "mlp", "width": 8, "layers": 2}},
+        {"name": "metric"},
+    ),
+    "mined": (
+        {"name": "embedding", "embedding": 3, "backbone": {"name": "mlp", "width": 8, "layers": 2}},
+        {"name": "metric", "mined": 3},
+    ),
+}
+CASES |= GRAPHS
 
 
 def events(edges: int = 0) -> list[Data]:
@@ -131,6 +158,14 @@ def test_losses_on_embeddings_are_those_of_whole_events():
 
 def test_memory_modes_of_neighbours_on_three_ranks():
     run_ranks(3, check_cases, ["influencer"], ["chunks"])
+
+
+def test_graph_networks_have_the_gradients_of_whole_events():
+    run_ranks(2, check_cases, list(GRAPHS), ["plain"], 3)
+
+
+def test_memory_modes_of_graph_networks_on_three_ranks():
+    run_ranks(3, check_cases, ["interaction", "attention"], ["recompute", "nested", "chunks"], 3)
 
 
 # ------------------------------------------------------------------------------------------------ runs
