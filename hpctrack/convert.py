@@ -1,4 +1,4 @@
-"""`hpctrack convert SOURCE OUT`: files of TrackML or ColliderML -> sharded HDF5, or a dataset -> sub-events of it.
+"""`hpctrack convert SOURCE OUT`: events of TrackML, ColliderML, ACTS or acorn -> sharded HDF5, or sub-events of a dataset.
 
 What SOURCE is, is found out by looking at its files; --format says it where that is not enough.
 
@@ -32,7 +32,7 @@ from hpctrack.recipes import apply_overrides
 def parser() -> arguments.Parser:
     """The verb's options."""
     p = arguments.Parser(prog="hpctrack convert", description=__doc__.split("\n\n")[0])
-    p.add_argument("source", help="folder or zip of TrackML files, ColliderML's parquet, or a dataset folder")
+    p.add_argument("source", help="folder, zip or file of events, or a dataset folder")
     p.add_argument("out", type=Path, help="dataset folder to write")
     p.add_argument(
         "--events-per-shard", type=arguments.positive, default=16, metavar="N", help="of the source; default 16"
@@ -53,7 +53,7 @@ def parser() -> arguments.Parser:
         help="an option of the format; again for each",
     )
     csv = p.add_argument_group("files of events")
-    csv.add_argument("--detectors", metavar="FILE", help="detectors.csv[.gz]; default: in SOURCE or beside it")
+    csv.add_argument("--detectors", metavar="FILE", help="modules: detectors.csv[.gz]; default: in SOURCE or beside it")
     csv.add_argument("--no-truth", action="store_true", default=None, help="events without truth: hits of no particle")
     csv.add_argument(
         "--without", action="append", choices=PARTS, help="what the files have not, or is left out; again for each"

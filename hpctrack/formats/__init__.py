@@ -1,4 +1,4 @@
-"""Foreign files <-> events: TrackML's CSV, ColliderML's parquet, detectors, and their conversion into a dataset."""
+"""Foreign files <-> events: TrackML, ColliderML, ACTS, acorn; detectors, and their conversion into a dataset."""
 
 from __future__ import annotations
 
@@ -36,5 +36,6 @@ FORMATS: Registry[type[Format]] = Registry(
         "trackml": Lazy("hpctrack.formats.known_formats:TrackmlFormat"),
         "colliderml": Lazy("hpctrack.formats.known_formats:ColliderMLFormat"),
         "acts": Lazy("hpctrack.formats.known_formats:ActsFormat"),
+        "acorn": Lazy("hpctrack.formats.known_formats:AcornFormat"),
     },
 )

@@ -12,6 +12,7 @@ from hpctrack.config import FieldT, Section, Seed
 from hpctrack.errors import InputError
 from hpctrack.events.subevents import MAX_DRAWS, SubEventReader
 from hpctrack.formats import acts_csv
+from hpctrack.formats.acorn import AcornReader, find_files
 from hpctrack.formats.acts_csv import ActsReader
 from hpctrack.formats.colliderml.parquet_files import find_tables
 from hpctrack.formats.colliderml.reader import ColliderMLReader
@@ -110,6 +111,34 @@ class ActsFormat:
             unlisted_is_noise=o.unlisted == "noise",
         )
         _refuse(found.faults, reader, None if skip_bad else limit or len(found.events))
+        return reader
+
+
+class AcornFormat:
+    """Torch files of acorn (.pyg) or gnn_tracking (.pt): a graph a file, in a folder; nothing in them is run."""
+
+    class Options(Section):
+        """Truth, what is left out, and what the files do not say."""
+
+        no_truth: bool = Field(False, description="events without truth: hits of no particle")
+        without: list[Part] = Field([], description="what is left out")
+        field_t: FieldT | None = Field(None, description="magnetic field along z, Tesla; null: 2 T is assumed")
+        scales: list[float] = Field(
+            [1.0, 1.0, 1.0],
+            min_length=3,
+            max_length=3,
+            description="by what gnn_tracking has divided r, phi and z (mm, rad, mm)",
+        )
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+
+    def open(self, source: Path, limit: int | None = None, skip_bad: bool = False) -> AcornReader:
+        """The reader; InputError if there are no events, or one twice."""
+        o = self.options
+        files, faults = find_files(source)
+        reader = AcornReader(files, not o.no_truth, o.without, o.field_t, tuple(o.scales), faults=faults)
+        _refuse(faults, reader, None if skip_bad else limit or len(files))
         return reader
 
 

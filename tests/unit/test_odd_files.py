@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from helpers import make_trackml, quietly
+from torch_geometric.data import Data
 
 from hpctrack import convert
 from hpctrack.formats.colliderml.schema import source_ids
@@ -275,3 +278,76 @@ def test_acts_csv_without_a_file(tmp_path, kind):
     assert "event 3: no file event000000003-" in refused(source, tmp_path / "out")
     (tmp_path / "in" / f"event000000003-{kind}.csv").mkdir()
     refused(source, tmp_path / "out")
+
+
+# ------------------------------------------------------------------------------------------------ torch files
+
+
+class Foreign:
+    """Code that a file names, and that would run where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+def graph(**changed: Any) -> Data:
+    """Four hits, two of one particle, two of another, as acorn writes them."""
+    columns = {f"hit_{axis}": torch.arange(4.0) for axis in "xyz"} | {"hit_id": torch.arange(4)}
+    columns |= {"track_edges": torch.tensor([[0, 2], [1, 3]]), "track_particle_id": torch.tensor([5, 6])}
+    return Data(**{name: value for name, value in (columns | changed).items() if value is not None})
+
+
+GRAPHS = {
+    "no positions": (graph(hit_y=None), "no column 'y' or 'hit_y'"),
+    "positions of other lengths": (graph(hit_z=torch.arange(3.0)), "hit_z has shape [3], must be [4]"),
+    "ids of another length": (graph(hit_id=torch.arange(5)), "hit_id has shape [5], must be [4]"),
+    "ids not in order": (graph(hit_id=torch.tensor([0, 2, 1, 3])), "row 2: hit_id 1 follows 2"),
+    "fractions for ids": (graph(hit_id=torch.tensor([0.0, 0.5, 1.0, 2.0])), "row 1 of hit_id is 0.5"),
+    "NaN": (graph(hit_x=torch.tensor([0.0, 1.0, NAN, 3.0])), "row 2 of x is nan"),
+    "edges to nowhere": (graph(track_edges=torch.tensor([[0, 2], [1, 4]])), "track_edges has 0 to 4"),
+    "edges of one end": (graph(track_edges=torch.tensor([0, 1])), "track_edges is int64 [2], must be"),
+    "edges of nobody": (graph(track_particle_id=None), "no 'track_particle_id'"),
+    "too few owners": (graph(track_particle_id=torch.tensor([5])), "track_particle_id has shape [1], must be [2]"),
+    "a hit of two": (graph(track_edges=torch.tensor([[0, 1], [1, 3]])), "hit row 1 is of two particles"),
+    "no truth": (graph(track_edges=None, track_particle_id=None), "--no-truth"),
+    "a module too far": (graph(hit_module_id=torch.tensor([1, 2, 3, 70000])), "row 3 of hit_module_id is 70000"),
+    "no graph": ([1, 2], "holds list, not a graph"),
+    "features of two columns": (Data(x=torch.zeros(4, 2)), "must begin with r, phi and z"),
+}
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_odd_graph(tmp_path, name):
+    found, expected = GRAPHS[name]
+    (tmp_path / "in").mkdir()
+    torch.save(found, tmp_path / "in/event000000009.pyg")
+    line = refused(tmp_path / "in", tmp_path / "out")
+    assert expected in line and "event000000009.pyg: event 9" in line, line
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_code_in_a_graph_is_not_run(tmp_path, zipped):
+    path, touched = tmp_path / "event000000009.pyg", tmp_path / "touched"
+    torch.save(graph(config=Foreign(touched)), path, _use_new_zipfile_serialization=zipped)
+    assert "names code, posix.mkdir, which is not run" in refused(path, tmp_path / "out") and not touched.exists()
+    torch.load(path, weights_only=False)
+    assert touched.exists()
+
+
+@pytest.mark.parametrize("keep", [0, 100, -30])
+def test_cut_graph(tmp_path, keep):
+    path = tmp_path / "event000000009.pyg"
+    torch.save(graph(), path)
+    path.write_bytes(path.read_bytes()[:keep])
+    assert "event000000009.pyg: event 9: " in refused(path, tmp_path / "out")
+
+
+def test_graphs_of_one_event_twice_and_of_none(tmp_path):
+    torch.save(graph(), tmp_path / "event000000009.pyg")
+    torch.save(graph(), tmp_path / "event000000009-graph.pyg")
+    assert "event 9: also in" in refused(tmp_path, tmp_path / "out")
+    torch.save(graph(), tmp_path / "mine.pyg")
+    assert "no events of acorn" in refused(tmp_path / "mine.pyg", tmp_path / "out")
