@@ -131,9 +131,9 @@ class Division:
 
     # ----------------------------------------------------------------------------------------- for autograd
 
-    def gather(self, x_n: Tensor) -> Tensor:
-        """As `collect`."""
-        return Gathered.apply(x_n, self)
+    def gather(self, x_n: Tensor, received: Received | None = None, number: int = 0) -> Tensor:
+        """As `collect`; `received`: as of `extended`."""
+        return Gathered.apply(x_n, self, received, number)
 
     def all_sum(self, x: Tensor) -> Tensor:
         """Sum over the ranks of the event."""

@@ -89,16 +89,20 @@ class Gathered(torch.autograd.Function):
     """The rows of all ranks in the order of the event."""
 
     @staticmethod
-    def forward(ctx: Any, x_n: Tensor, division: Any) -> Tensor:
-        """[N, …]; `division`: what a rank knows of a divided event (division/divided.py)."""
+    def forward(ctx: Any, x_n: Tensor, division: Any, received: Received | None, number: int) -> Tensor:
+        """[N, …]; `division`: what a rank knows of a divided event (division/divided.py). The rest: as of Pulled."""
         ctx.division = division
-        return division.collect(x_n)
+        if received is None:
+            return division.collect(x_n)
+        if number not in received.kept:
+            received.kept[number] = division.collect(x_n)
+        return received.kept[number].clone()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g_N: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, g_N: Tensor) -> tuple[Tensor, None, None, None]:
         """Of `x_n`."""
-        return ctx.division.add_up(g_N), None
+        return ctx.division.add_up(g_N), None, None, None
 
 
 class Summed(torch.autograd.Function):

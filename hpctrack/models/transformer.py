@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hpctrack.config import Section
+from hpctrack.division.divided import Division
+from hpctrack.division.exchange import Received
 from hpctrack.models.contracts import Backbone
 from hpctrack.models.memory_modes import CHUNK, in_chunks, run_layers
 from hpctrack.models.perceptron import Exact, LayerNorm, two_layers, width_splits_into_heads
@@ -28,6 +30,7 @@ class TransformerBackbone(Backbone):
     """
 
     memory_modes = ("plain", "recompute", "nested", "chunks")
+    divisible = True
 
     class Options(Section):
         """Size of the encoder."""
@@ -49,10 +52,18 @@ class TransformerBackbone(Backbone):
         )
         self.norm = LayerNorm(options.width)
 
-    def forward(self, x_NF: Tensor, sizes: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, x_NF: Tensor, sizes: list[int], division: Division | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Hidden state [N, H] of hits with features `x_NF`, no more outputs; `sizes`: the events' hits, in order."""
-        h_NH = self.encode(x_NF)
-        return self.norm(run_layers(list(self.blocks), h_NH, self.memory, sizes, self.memory == "chunks")), {}
+        h_NH, blocks = self.encode(x_NF), list[Callable[..., Tensor]](self.blocks)
+        if division is not None:
+            received = Received() if self.memory != "plain" else None  # a block computed again collects nothing anew
+            blocks = [
+                partial(block, everyone=partial(division.gather, received=received, number=number))
+                for number, block in enumerate(self.blocks)
+            ]
+        return self.norm(run_layers(blocks, h_NH, self.memory, sizes, self.memory == "chunks")), {}
 
     def relative_cost(self, hits: np.ndarray) -> np.ndarray:
         """Multiplications of a forward pass by event size: linear layers go with hits, attention with their square."""
@@ -72,9 +83,20 @@ class Block(nn.Module):
         self.norm2 = LayerNorm(width)
         self.feed_forward = two_layers(width, expansion * width, width)
 
-    def forward(self, h_NH: Tensor, sizes: list[int], chunked: bool = False) -> Tensor:
-        """[N, H] -> [N, H]; `chunked` bounds the memory of the backward pass at the cost of computing twice."""
-        h_NH = h_NH + self.out(self.attend(self.qkv(self.norm1(h_NH)), sizes, chunked))
+    def forward(
+        self,
+        h_NH: Tensor,
+        sizes: list[int],
+        chunked: bool = False,
+        everyone: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """[N, H] -> [N, H]; `chunked` bounds the memory of the backward pass at the cost of computing twice.
+
+        `everyone`: collects the rows of all ranks, if the hits are a rank's own ones of one event.
+        """
+        qkv = self.qkv(self.norm1(h_NH))
+        heard_NH = self.attend(qkv, sizes, chunked) if everyone is None else self.attend_to_all(qkv, everyone, chunked)
+        h_NH = h_NH + self.out(heard_NH)
         return h_NH + maybe_chunked(lambda part: self.feed_forward(self.norm2(part)), h_NH, 0, chunked)
 
     def attend(self, qkv: Tensor, sizes: list[int], chunked: bool) -> Tensor:
@@ -86,6 +108,14 @@ class Block(nn.Module):
             attention = partial(F.scaled_dot_product_attention, key=k, value=v)
             events.append(maybe_chunked(attention, q, 2, chunked).squeeze(0))
         return torch.cat(events, dim=1).transpose(0, 1).flatten(1) if events else qkv[:, : self.out.in_features]
+
+    def attend_to_all(self, qkv: Tensor, everyone: Callable[[Tensor], Tensor], chunked: bool) -> Tensor:
+        """Attention of a rank's own hits to all of the event, whose keys and values it collects; `qkv` is [n, 3 H]."""
+        width = self.out.in_features
+        key, value = everyone(qkv[:, width:]).unflatten(1, (2, self.heads, -1)).permute(1, 2, 0, 3)  # [A, N, D] each
+        query = qkv[:, :width].unflatten(1, (self.heads, -1)).transpose(0, 1).unsqueeze(0)
+        attention = partial(F.scaled_dot_product_attention, key=key.unsqueeze(0), value=value.unsqueeze(0))
+        return maybe_chunked(attention, query, 2, chunked).squeeze(0).transpose(0, 1).flatten(1)
 
 
 def maybe_chunked(work: Callable[[Tensor], Tensor], x: Tensor, dim: int, chunked: bool) -> Tensor:

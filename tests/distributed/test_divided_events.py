@@ -21,6 +21,7 @@ from hpctrack.testing.toys import FEATURES, toy_batch, toy_dataset
 from hpctrack.testing.training_contract import assert_same, gradients, planned
 
 NEIGHBOURS = {"name": "neighbours", "width": 8, "stages": 2, "steps": 2, "neighbours": 4, "space": 2, "heads": 2}
+TRANSFORMER = {"name": "transformer", "width": 8, "layers": 4, "heads": 2}
 INFLUENCER = {"compactness": 1.0, "neighbours": 0.5, "parameters": 0.1}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "influencer": (
@@ -38,6 +39,10 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "condensation": (
         {"name": "condensation", "embedding": 3, "backbone": NEIGHBOURS},
         {"name": "condensation", "neighbours": 0.5},
+    ),
+    "transformer": (
+        {"name": "influencer", "embedding": 3, "backbone": TRANSFORMER},
+        {"name": "influencer", "repulsion_ui": 0.0},
     ),
     "hits": (
         {"name": "hit_filter", "backbone": NEIGHBOURS},
@@ -157,7 +162,11 @@ def test_losses_on_embeddings_are_those_of_whole_events():
 
 
 def test_memory_modes_of_neighbours_on_three_ranks():
-    run_ranks(3, check_cases, ["influencer"], ["chunks"])
+    run_ranks(3, check_cases, ["influencer", "transformer"], ["chunks"])
+
+
+def test_memory_modes_of_the_transformer():
+    run_ranks(2, check_cases, ["transformer"], ["recompute", "nested"])
 
 
 def test_graph_networks_have_the_gradients_of_whole_events():
