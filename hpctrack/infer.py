@@ -19,11 +19,12 @@ from hpctrack.errors import InputError
 from hpctrack.files.outputs import check_output
 from hpctrack.formats.trackml import write_submission
 from hpctrack.inference.run import infer, submission_blocks
-from hpctrack.inference.stages import INFER, Chain, Reconstruction, method_config, stages
+from hpctrack.inference.stages import INFER, ONE_RANK, Chain, Reconstruction, method_config, split_overrides, stages
 from hpctrack.inference.suitability import check_method, check_stages
 from hpctrack.inference.work import Part
 from hpctrack.parallel.collectives import run_on_main
 from hpctrack.parallel.env import distributed, launcher_argument
+from hpctrack.parallel.groups import make_groups
 from hpctrack.parallel.heartbeat import Heartbeat
 from hpctrack.parallel.watchdog import Watchdog
 from hpctrack.process import arguments
@@ -66,7 +67,7 @@ def parser() -> arguments.Parser:
         nargs="*",
         metavar="key=value",
         help="selection.* (default: every hit), hits.* (default: as trained); graph.*, builder.* of the last "
-        "--checkpoint; method.* with --method",
+        "--checkpoint; method.* with --method; parallel.ranks_per_event=2, 4 or 8: so many ranks hold an event",
     )
     launcher_argument(p)
     return p
@@ -76,10 +77,13 @@ def parser() -> arguments.Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line of the verb."""
     args = parser().parse_args(argv)
+    overrides, together = split_overrides(args.overrides)
     if args.method:
-        config = method_config(args.method, args.overrides)
+        config = method_config(args.method, overrides)
+        if together > 1:
+            raise InputError(f"parallel.ranks_per_event={together}: a method takes whole events; use {ONE_RANK}")
     else:
-        paths, configs = stages(args.checkpoint, args.overrides)
+        paths, configs = stages(args.checkpoint, overrides)
     if args.part and args.submission:
         raise InputError("--submission: is written from all events; give it to a last call without --part")
     if args.submission:
@@ -101,16 +105,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         data, lines = run_on_main(lambda: suitable(Dataset(args.data, verify=True)), env)
         for line in lines:
             env.say(line)
+        if env.world % together:
+            raise InputError(f"parallel.ranks_per_event={together} does not divide the {env.world} ranks")
+        exchange = make_groups(env, [together], WAIT_S)[together] if together > 1 else None
         if args.method:
             how: Reconstruction = ByMethod(config, data, INFER)
         else:
             for path in paths:
                 run_on_main(functools.partial(checkpoint.check_state, path), env)
-            how = Chain(configs, paths, data, env.device, checked=True)
+            how = Chain(configs, paths, data, env.device, checked=True, exchange=exchange)
         if args.submission and how.product != "candidates":
             raise InputError(f"--submission: is written from candidates, but {paths[-1]} makes {how.product}")
         with Heartbeat(env, meeting_s, "--timeout-s", lambda: watchdog.at):
-            code = infer(how, data, args.out, env, part=args.part, watchdog=watchdog)
+            code = infer(how, data, args.out, env, part=args.part, watchdog=watchdog, exchange=exchange)
         if args.submission and env.is_main and code == 0:
             write_submission(args.submission, submission_blocks(data, args.out))
             print(f"submission: {args.submission}")

@@ -163,6 +163,21 @@ def leads(batch: Batch) -> bool:
     return division is None or division.leads
 
 
+def collect_outputs(outputs: dict[str, Tensor], part: Batch, event: Data) -> dict[str, Tensor]:
+    """A model's outputs on the whole event, on every rank, given those on the ranks' parts of it."""
+    division, found = part.division, {}
+    for name, value in outputs.items():
+        if not name.startswith("edge_"):
+            found[name] = division.collect(value)
+            continue
+        owner_M = division.owner_N[event.edge_index[0].to(value.device)]  # each edge is that of the hit it begins at
+        sizes = torch.bincount(owner_M, minlength=division.place.of).tolist()
+        rows = division.others.all_rows(value[part.edge_index[0] < part.num_nodes], sizes)
+        found[name] = torch.empty_like(rows)
+        found[name][owner_M.argsort(stable=True)] = rows
+    return found
+
+
 def divide(event: Data, owner_N: Tensor, place: Place) -> Batch:
     """A rank's part of an event, whose hits' owners are `owner_N`: its own hits, and edges with an own end.
 

@@ -128,12 +128,16 @@ class EventLoader:
 
     def part(self, row: int, epoch: int, place: Place) -> Batch:
         """One rank's part of an event that several hold together: by sectors of azimuth of equal predicted cost."""
+        return self.whole_and_part(row, epoch, place)[1]
+
+    def whole_and_part(self, row: int, epoch: int, place: Place) -> tuple[Data, Batch]:
+        """The event as `__call__` gives it, and a rank's part of it."""
         event = self.dataset.read(row, list(dict.fromkeys([*self.columns, PHI])))
         data = self.load(event, epoch)
         edge_2M = data.edge_index.numpy() if self.graph else None
         cost_N = cost_of_hits(data.num_nodes, edge_2M)
         owner_N = sectors(event.column(PHI)[data.hit_row.numpy()], cost_N, place.of)
-        return divide(data, torch.from_numpy(owner_N), place)
+        return data, divide(data, torch.from_numpy(owner_N), place)
 
     def load(self, event: Event, epoch: int) -> Data:
         """Data of an event that was read."""

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from hpctrack.config import parse
+from hpctrack.division.exchange import Exchange
 from hpctrack.errors import EXIT_INPUT, EXIT_MACHINE, InputError
 from hpctrack.files.atomic import write_json, write_text
 from hpctrack.files.jsonlines import TIMINGS, read_lines
@@ -45,13 +46,15 @@ def infer(
     *,
     part: Part | None = None,
     watchdog: Watchdog | None = None,
+    exchange: Exchange | None = None,
 ) -> int:
     """Build candidates of every event of `data` that has none in `out` yet, then join them beside the shards.
 
-    With `part`, of its share; whoever does the last one joins all. The verb's exit code.
+    With `part`, of its share; whoever does the last one joins all. `exchange`: the ranks that hold each event together
+    with this one; the first of them writes. The verb's exit code.
     """
     attributes = {"dataset_fingerprint": data.fingerprint, **how.recipe}
-    task = Task(how, data, out, env, part=part, watchdog=watchdog)
+    task = Task(how, data, out, env, part=part, watchdog=watchdog, exchange=exchange)
     task.look()
     with on_main(lambda: claim(out, attributes, how.product, part), env) as complete:
         if broadcast(complete, env):

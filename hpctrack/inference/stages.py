@@ -10,20 +10,22 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from torch_geometric.data import Batch
 
 from hpctrack.config import AugmentConfig, KeptConfig, Named, Section, Seed, SelectionConfig, parse
+from hpctrack.division.divided import Place, collect_outputs
+from hpctrack.division.exchange import Exchange
 from hpctrack.errors import InputError, MachineError
 from hpctrack.events.kept_hits import HITS_DIGEST, PASSED_ON, PassedHits, stored_hits
 from hpctrack.events.loader import EventLoader
 from hpctrack.events.selection import Draw
 from hpctrack.graphs import build_graph
 from hpctrack.graphs.stored import PassedEdges, StoredEdges
-from hpctrack.models import build_model
+from hpctrack.models import Model, build_model
 from hpctrack.parallel.precision import WEIGHTS, Precision
 from hpctrack.recipes import apply_overrides
 from hpctrack.storage.edges import Edges
@@ -35,6 +37,7 @@ from hpctrack.tracking.builders import build_builder
 from hpctrack.tracking.methods import MethodConfig, Timing
 from hpctrack.training import checkpoint, checkpoint_metadata, run_settings
 
+ONE_RANK = "parallel.ranks_per_event=1"
 INFER = 2  # random stream of draws in inference
 
 
@@ -83,6 +86,26 @@ def infer_config(meta: dict[str, Any], overrides: Sequence[str], path: Path) -> 
     if build_builder(config.builder).needs_tuning:
         raise InputError(f"{path}: training has not ended, so the builder is not tuned; give builder.radius=…")
     return config
+
+
+class Together(Section):
+    """How ranks work together in inference."""
+
+    ranks_per_event: Literal[1, 2, 4, 8] = 1
+
+
+class HowRanks(Section):
+    """The section of overrides that are for ranks."""
+
+    parallel: Together = Together()
+
+
+def split_overrides(overrides: Sequence[str]) -> tuple[list[str], int]:
+    """Overrides of what is computed, and how many ranks hold an event together; InputError for another number."""
+    own = [override for override in overrides if override.startswith("parallel.")]
+    values = apply_overrides({"parallel": {}}, own, "hpctrack infer")
+    together = parse(HowRanks, values, "hpctrack infer", overrides=own).parallel.ranks_per_event
+    return [override for override in overrides if override not in own], together
 
 
 def method_config(name: str, overrides: Sequence[str]) -> MethodConfig:
@@ -147,7 +170,8 @@ class ByModel:
     """A checkpoint's model, and a builder on what it puts out.
 
     Its hits and its graph are those of `config`, unless they are `passed` on by stages before it. `checked`: the
-    checksum of the checkpoint's state has been compared.
+    checksum of the checkpoint's state has been compared. `exchange`: the ranks that hold each event together with this
+    one; all of them build what it says, which is the same. InputError for a model that takes whole events alone.
     """
 
     def __init__(
@@ -159,10 +183,13 @@ class ByModel:
         passed: Passed | None = None,
         *,
         checked: bool = False,
+        exchange: Exchange | None = None,
     ) -> None:
-        passed = passed or Passed()
+        passed, self._exchange = passed or Passed(), exchange
         self._data, self._device, self.passed = data, device, passed
         self._model = load_model(config, path, device, checked)
+        if exchange is not None and not self._model.divisible:
+            raise InputError(f"{path}: the model '{config.model.name}' takes whole events; use {ONE_RANK}")
         stored = None if passed.hits else stored_hits(config.hits, data.folder, data, INSTEAD)
         self._load = EventLoader(
             data,
@@ -190,10 +217,11 @@ class ByModel:
     def __call__(self, row: int) -> tuple[Built, Timing]:
         """Read the event, predict, build."""
         times = [time.perf_counter()]
-        batch = Batch.from_data_list([self._load(row, 0)]).to(self._device)
+        batch, part = self.read(row)
         times.append(time.perf_counter())
         with torch.inference_mode(), self._precision.autocast():
-            outputs = to_numpy(self._model(batch), batch)
+            found_here = self._model(batch if part is None else part)
+            outputs = to_numpy(found_here if part is None else collect_outputs(found_here, part, batch), batch)
         check_finite(outputs, int(batch.event_id))
         times.append(time.perf_counter())
         n_hits = int(self._data.n_hits[row])
@@ -205,13 +233,22 @@ class ByModel:
         seconds = zip(("read_s", "model_s", "build_s"), np.diff(times).tolist(), strict=True)
         return found, Timing(batch.num_nodes, dict(seconds))
 
+    def read(self, row: int) -> tuple[Batch, Batch | None]:
+        """An event, and this rank's part of it if it is divided."""
+        if self._exchange is None:
+            return Batch.from_data_list([self._load(row, 0)]).to(self._device), None
+        event, part = self._load.whole_and_part(row, 0, Place(self._exchange.number, self._exchange.of))
+        part = part.to(self._device)
+        part.division.join(self._exchange)
+        return Batch.from_data_list([event]), part
+
 
 class Chain:
     """Stages of a pipeline one after another: each sees what those before it have found, nothing is stored.
 
     All stages behind a hit filter see the hits that it has kept, and a stage behind one that makes edges sees these.
     Raises InputError if a stage before the last makes neither, or one behind edges sees no edges of another stage.
-    `checked`: as of ByModel.
+    `checked`, `exchange`: as of ByModel.
     """
 
     def __init__(
@@ -221,6 +258,7 @@ class Chain:
         data: Dataset,
         device: torch.device,
         checked: bool = False,
+        exchange: Exchange | None = None,
     ) -> None:
         products = [build_builder(config.builder).product for config in configs]
         for product, path in zip(products[:-1], paths, strict=False):
@@ -230,7 +268,9 @@ class Chain:
             Passed.to(config, path, products[:k]) for k, (config, path) in enumerate(zip(configs, paths, strict=True))
         ]
         stages = zip(configs, paths, passed, strict=True)
-        self._stages = [ByModel(config, path, data, device, own, checked=checked) for config, path, own in stages]
+        self._stages = [
+            ByModel(config, path, data, device, own, checked=checked, exchange=exchange) for config, path, own in stages
+        ]
         first, last = self._stages[0], self._stages[-1]
         self.product, self.draw = last.product, first.draw
         before = [stage.recipe for stage in self._stages[:-1]]  # what they find takes the place of what is stored
@@ -261,7 +301,7 @@ def check_finite(outputs: dict[str, np.ndarray], event_id: int) -> None:
             raise NotFinite(f"event {event_id}: the model's output '{name}' is not finite (row {row} of {len(values)})")
 
 
-def load_model(config: InferConfig, path: Path, device: torch.device, checked: bool = False) -> torch.nn.Module:
+def load_model(config: InferConfig, path: Path, device: torch.device, checked: bool = False) -> Model:
     """The checkpoint's model, ready for prediction."""
     model = build_model(config.model, config.features).to(device, WEIGHTS[config.precision])
     state = checkpoint.read_state(path, mapped=True, checked=checked)  # no memory for the optimizer's part

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from hpctrack.division.exchange import Exchange
 from hpctrack.errors import MachineError
 from hpctrack.events import sizes
 from hpctrack.files.atomic import write_text
@@ -68,8 +70,18 @@ class Task:
     """The events of this call, spread over its ranks."""
 
     def __init__(
-        self, how: Reconstruction, data: Dataset, out: Path, env: Env, *, part: Part | None, watchdog: Watchdog | None
+        self,
+        how: Reconstruction,
+        data: Dataset,
+        out: Path,
+        env: Env,
+        *,
+        part: Part | None,
+        watchdog: Watchdog | None,
+        exchange: Exchange | None = None,
     ) -> None:
+        self.exchange, self.together = exchange, 1 if exchange is None else exchange.of
+        self.leads = exchange is None or exchange.number == 0  # of the ranks that hold an event together one writes
         self.how, self.data, self.out, self.env = how, data, out, env
         self.part, self.watchdog = part, watchdog
         self.writer = f"{part.name + '-' if part else ''}rank-{env.rank:05d}"
@@ -103,7 +115,14 @@ class Task:
         todo = np.array([row for row in np.flatnonzero(chosen) if int(ids[row]) not in done], dtype=np.int64)
         of = f"part {part.number} of {part.of}, " if part else ""
         env.say(f"{self.out}: {of}{len(todo)} events to do, {len(done)} done before, {env.world} x {env.device.type}")
-        return todo[longest_first(cost[todo], env.world)[0] == env.rank]
+        group = longest_first(cost[todo], env.world // self.together)[0]
+        return todo[group == env.rank // self.together]
+
+    def ends(self, noticed: bool) -> bool:
+        """Whether this rank was told to end, or one that holds events together with it."""
+        if self.exchange is None:
+            return noticed
+        return bool(self.exchange.all_sum(torch.tensor([int(noticed)], device=self.env.device)))
 
     def build(self) -> int:
         """Reconstruct and commit this rank's events; an exit code if the ranks were told to end before the last."""
@@ -112,16 +131,19 @@ class Task:
         journal = journals.Journal(self.out, self.writer)
         path = self.out / journals.PARTS / f"{self.writer}.timings"
         with Preemption("infer") as preemption, contextlib.closing(Lines(path)) as timings:
-            while done < len(rows) and not preemption.noticed:
+            while done < len(rows) and not self.ends(preemption.noticed):
                 if self.watchdog:
                     self.watchdog.feed(f"event {self.data.event_ids[rows[done]]}")
                 try:
                     found, took = self.how(int(rows[done]))
                 except NotFinite as error:  # the other events are not its fault; all ranks end with its name
-                    faults.append(str(error))
+                    faults += [str(error)] if self.leads else []
                     done += 1
                     continue
                 sizes.check(self.data, [found.event_id], [took.n_hits], [self.hits[rows[done]]])
+                if not self.leads:
+                    done += 1
+                    continue
                 entry = {"event_id": found.event_id, form.count_name: len(found), "rank": self.env.rank}
                 timings.append(entry | took.entry())
                 payload = form.encode(found)
@@ -138,7 +160,7 @@ class Task:
             if faults:
                 more = f", and {len(faults) - 1} events more" if len(faults) > 1 else ""
                 raise MachineError(f"{faults[0]}{more}; no {self.how.product} are made of them, all others are there")
-            left = int(all_sum([len(rows) - done], self.env)[0])
+            left = int(all_sum([len(rows) - done if self.leads else 0], self.env)[0])
             if not left:
                 return 0
             code = preemption.agree(self.env)

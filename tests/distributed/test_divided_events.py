@@ -10,15 +10,20 @@ import pytest
 import torch
 from torch_geometric.data import Batch, Data
 
+from hpctrack import infer
 from hpctrack.config import Named, ParallelConfig, RunConfig
-from hpctrack.division.divided import Division, Place, divide
+from hpctrack.division.divided import Division, Place, collect_outputs, divide
+from hpctrack.files.jsonlines import read_metrics
 from hpctrack.losses import build_loss, objective
 from hpctrack.models import build_model
 from hpctrack.parallel.env import distributed
 from hpctrack.parallel.groups import GroupExchange, make_groups
+from hpctrack.storage.candidates import CandidateStore
 from hpctrack.testing.ranks import run_ranks
-from hpctrack.testing.toys import FEATURES, toy_batch, toy_dataset
+from hpctrack.testing.toys import FEATURES, toy_batch, toy_config, toy_dataset
 from hpctrack.testing.training_contract import assert_same, gradients, planned
+from hpctrack.training.loop import train
+from hpctrack.training.trainer import Trainer
 
 NEIGHBOURS = {"name": "neighbours", "width": 8, "stages": 2, "steps": 2, "neighbours": 4, "space": 2, "heads": 2}
 TRANSFORMER = {"name": "transformer", "width": 8, "layers": 4, "heads": 2}
@@ -145,6 +150,8 @@ def check_case(case: str, mode: str, exchange: GroupExchange, with_edges: int) -
             outputs_n, sums_n, gradients_n = found(model, loss, part, counts)
             for name, value in outputs_n.items():
                 assert_close(value, own_rows(name, outputs[name], event, part.division))
+            for name, value in collect_outputs(outputs_n, part, event).items():
+                assert_close(value.detach(), outputs[name].detach())
             assert_close(exchange.all_sum(torch.stack([*sums_n.values()])), torch.stack([*sums.values()]))
             assert_close(exchange.all_sum(gradients_n), gradients, float(gradients.abs().max()))
 
@@ -195,3 +202,54 @@ def test_a_step_of_divided_events_is_that_of_one_rank(tmp_path):
             for found_here, loss, _ in rank:
                 assert loss == pytest.approx(value, rel=1e-12)
                 assert_same(found_here, expected, 1e-12)
+
+
+class Ended(Exception):
+    """What ends a run amid its steps."""
+
+
+def end_after(config: RunConfig, last: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    observe = Trainer.observe
+
+    def ends(trainer: Trainer, *args: Any, **more: Any) -> None:
+        if trainer.step > last:
+            raise Ended
+        observe(trainer, *args, **more)
+
+    monkeypatch.setattr(Trainer, "observe", ends)
+    with pytest.raises(Ended), distributed(config.parallel, 1) as env:
+        train(config, env)
+
+
+def run_to_the_end(config: RunConfig) -> None:
+    with distributed(config.parallel, 1) as env:
+        train(config, env)
+
+
+def test_a_run_goes_on_with_other_ranks_and_another_division(tmp_path, monkeypatch):
+    data = toy_dataset(tmp_path / "data", sizes=(5, 2, 3, 4, 1), n_noise=2)
+
+    def config(name: str, ranks_per_event: int | str) -> RunConfig:
+        train = {"steps": 4, "checkpoint_every": 2, "valid_every": 4}
+        sections = {"parallel": {"ranks_per_event": ranks_per_event}, "plan": {"events_per_step": 2}, "train": train}
+        return toy_config(tmp_path / name, data, data, **sections)
+
+    run_ranks(1, run_to_the_end, config("whole", 1))
+    run_ranks(2, end_after, config("divided", 2), 3, monkeypatch)
+    run_ranks(3, run_to_the_end, config("divided", "auto"))
+    expected, found = (
+        [(e["kind"], e["step"], e["loss"]) for e in read_metrics(tmp_path / name) if e["kind"] in ("train", "valid")]
+        for name in ("whole", "divided")
+    )
+    assert [e[:2] for e in found] == [e[:2] for e in expected] and len(found) == 5
+    np.testing.assert_allclose([e[2] for e in found], [e[2] for e in expected], rtol=1e-9)
+    ledgers = [(tmp_path / name / "ledger.jsonl").read_text() for name in ("whole", "divided")]
+    assert ledgers[0] == ledgers[1]
+
+    def infer_into(out: str, *more: str) -> None:
+        run = ["--checkpoint", str(tmp_path / "whole"), "--data", str(data), "--out", str(tmp_path / out)]
+        assert infer.main([*run, "builder.radius=0.4", *more]) == 0
+
+    run_ranks(1, infer_into, "one")
+    run_ranks(2, infer_into, "two", "parallel.ranks_per_event=2")
+    assert CandidateStore(tmp_path / "one").digest == CandidateStore(tmp_path / "two").digest
