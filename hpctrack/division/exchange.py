@@ -25,6 +25,7 @@ class Exchange(Protocol):
 
     number: int  # of this rank within the group
     of: int  # ranks in the group
+    seconds: float  # spent in the functions below so far, waiting for the others included
 
     def all_sum(self, x: Tensor) -> Tensor:
         """Sum over ranks, the same bits on each; a new tensor."""

@@ -71,6 +71,11 @@ class Batches:
                 yield [self.here(batch) for _, batch in parts]
             step = end
 
+    @property
+    def exchange_s(self) -> float:
+        """Seconds that this rank has passed rows to and fro with those that hold events together with it, or waited."""
+        return sum(exchange.seconds for exchange in self.groups.values())
+
     def here(self, batch: Batch) -> Batch:
         """The batch on this rank's device; all ranks that hold its event together come here together."""
         batch = batch.to(self.env.device, non_blocking=True)

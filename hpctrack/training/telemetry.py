@@ -77,12 +77,14 @@ class Progress:
         """Text for a logged step; `values` as in metrics.jsonl."""
         self.seconds = values["step_s"] if not self.seconds else 0.8 * self.seconds + 0.2 * values["step_s"]
         terms = "  ".join(f"{k.removeprefix('loss/')} {v:.4f}" for k, v in values.items() if k.startswith("loss/"))
+        shares = [(name, values.get(f"{name}_s")) for name in ("data", "exchange")]
+        waited = "  ".join(f"{name} {100 * s / values['step_s']:.0f} %" for name, s in shares if s is not None)
         to_go = time.strftime("%H:%M:%S", time.gmtime(self.seconds * (self.steps - step)))
         return (
             f"step {step:>{len(str(self.steps))}}/{self.steps}  epoch {values['epoch']:.0f}  "
             f"loss {values['loss']:.4f}  ({terms})  "
             f"lr {values['lr']:.1e}  |grad| {values['grad_norm']:.2f}  {values['hits_per_s']:,.0f} hits/s  "
-            f"data {100 * values['data_s'] / values['step_s']:.0f} %  {values['peak_gib']:.2f} GiB  ETA {to_go}"
+            f"{waited}  {values['peak_gib']:.2f} GiB  ETA {to_go}"
         )
 
 

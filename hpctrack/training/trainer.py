@@ -83,6 +83,7 @@ class Trainer:
         self.metrics: Metrics | None = None
         self.waste = Waste()
         self.parts: dict[str, float] = {}  # seconds, of the newest probed step
+        self.exchanged_s = 0.0  # in exchanges between ranks of an event, up to the newest line
         self.next_cost_lines = 0
         self.progress = Progress(config.train.steps)
 
@@ -311,6 +312,10 @@ class Trainer:
         means |= {"step_s": slowest_step, "data_s": slowest_data, "peak_gib": memory}
         if self.memory.auto:
             means |= {"pass_predicted_gib": newest[0] / GIB, "pass_measured_gib": newest[1] / GIB}
+        if self.reading.groups:
+            spent = self.reading.exchange_s
+            since, self.exchanged_s = spent - self.exchanged_s, spent
+            means["exchange_s"] = all_sum([since], self.env)[0] / self.env.world / self.window.timing["steps"]
         means["hits_per_s"] = means["hits"] / slowest_step
         if self.parts:  # of the newest probed step, mean over ranks
             parts = all_sum(list(self.parts.values()), self.env)

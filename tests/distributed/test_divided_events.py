@@ -243,6 +243,9 @@ def test_a_run_goes_on_with_other_ranks_and_another_division(tmp_path, monkeypat
     )
     assert [e[:2] for e in found] == [e[:2] for e in expected] and len(found) == 5
     np.testing.assert_allclose([e[2] for e in found], [e[2] for e in expected], rtol=1e-9)
+    divided = [e for e in read_metrics(tmp_path / "divided") if e["kind"] == "train"]
+    assert all(0 < e["exchange_s"] < e["step_s"] for e in divided[:2])
+    assert not any("exchange_s" in e for e in read_metrics(tmp_path / "whole"))
     ledgers = [(tmp_path / name / "ledger.jsonl").read_text() for name in ("whole", "divided")]
     assert ledgers[0] == ledgers[1]
 
