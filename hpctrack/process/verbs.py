@@ -4,7 +4,7 @@ from __future__ import annotations
 
 VERBS = {
     "simulate": "make TrackML events (ACTS, numpy helices)",
-    "convert": "TrackML CSV -> sharded HDF5",
+    "convert": "events of TrackML, ColliderML, ACTS or acorn -> sharded HDF5",
     "train": "train a model (also: torchrun -m hpctrack.train)",
     "infer": "write track candidates (also: torchrun -m hpctrack.infer)",
     "evaluate": "candidates against truth -> results.json",
@@ -12,6 +12,7 @@ VERBS = {
     "export": "a run's newest checkpoint without what only training needs, to give away",
     "export-candidates": "candidates as files of others: TrackML, ColliderML, ACTS, parquet",
     "inspect": "what a dataset, candidates, run or checkpoint holds; --verify checks it",
+    "geometry": "a detector's volumes, layers and modules, from detectors.csv or ACTS' surfaces",
     "recipes": "the recipes that come with the package, for train",
     "config": "a recipe with every default filled in; --reference: every key there is",
     "bench": "measured performance, as ratios within one run",

@@ -1,0 +1,106 @@
+"""A detector in words and numbers, from TrackML's detectors.csv or ACTS' surfaces file: volumes, layers and modules.
+
+What kind of thing a volume is follows from its modules: in a barrel their normals lie across the beam, in an endcap
+along it. Passive surfaces of ACTS' file (module_id 0 beside a `geometry_id`) are left out. Lengths in mm.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hpctrack.errors import InputError
+from hpctrack.formats.csvtable import Column, read_table
+from hpctrack.formats.detectors import find_detectors
+from hpctrack.formats.trackml_files import Source
+
+FORMAT = {"format": "hpctrack-geometry", "version": 1}
+SAME_MM = 1.0  # by which layers that mirror each other may differ
+_ID = Column(np.int64, lowest=0)
+_IDS = {name: _ID for name in ("volume_id", "layer_id", "module_id")}
+_CENTRE, _NORMAL = ("cx", "cy", "cz"), ("rot_xw", "rot_yw", "rot_zw")
+_LENGTHS = {"module_t": "half_thickness_mm", "pitch_u": "pitch_u_mm", "pitch_v": "pitch_v_mm"}
+_COLUMNS = _IDS | {name: Column(np.float64) for name in (*_CENTRE, *_NORMAL)}
+_COLUMNS |= {name: Column(np.float64, optional=True) for name in _LENGTHS}
+_COLUMNS |= {"geometry_id": Column(np.uint64, lowest=0, optional=True)}
+Table = dict[str, np.ndarray]
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """The detector of a file: JSON-able, volumes and layers ascending; InputError for what is no such file.
+
+    `neighbours`: barrel layers from the beam outwards, each with the next, as `data.graph.pairs` takes them.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; a detector's file is detectors.csv, .csv.gz or .zip")
+    place, member = find_detectors(Source(path.parent), path) or (Source(path.parent), path.name)
+    where = place.display(member)
+    table = read_table(place.read(member, where), where, _COLUMNS)
+    if "geometry_id" in table:
+        sensitive = table["module_id"] > 0
+        table = {name: values[sensitive] for name, values in table.items()}
+    if not len(table["module_id"]):
+        raise InputError(f"{where}: no modules")
+    volumes = [_volume(table, int(number)) for number in np.unique(table["volume_id"])]
+    _mirror(volumes)
+    barrels = [(sum(layer["r_mm"]), v["volume_id"], layer["layer_id"]) for v in volumes if v["kind"] == "barrel"
+               for layer in v["layers"]]  # fmt: skip
+    order = [[volume, layer] for _, volume, layer in sorted(barrels)]
+    neighbours = [[*a, *b] for a, b in zip(order, order[1:], strict=False)]
+    return FORMAT | {"modules": len(table["module_id"]), "volumes": volumes, "neighbours": neighbours}
+
+
+def _volume(table: Table, number: int) -> dict[str, Any]:
+    here = {name: values[table["volume_id"] == number] for name, values in table.items()}
+    along = float(np.abs(here["rot_zw"]).mean())
+    kind = "barrel" if along < 0.5 else "endcap"
+    z = here["cz"]
+    side = "both" if z.min() < 0 < z.max() else "negative" if z.max() <= 0 else "positive"
+    layers = [_layer(here, int(layer)) for layer in np.unique(here["layer_id"])]
+    return {"volume_id": number, "kind": kind, "side": side, "modules": len(z), "mirror": None, "layers": layers}
+
+
+def _layer(volume: Table, number: int) -> dict[str, Any]:
+    here = {name: values[volume["layer_id"] == number] for name, values in volume.items()}
+    r = np.hypot(here["cx"], here["cy"])
+    found = {"layer_id": number, "modules": len(r), "r_mm": _range(r), "z_mm": _range(here["cz"]), "mirror": None}
+    for theirs, ours in _LENGTHS.items():
+        known = here[theirs][here[theirs] > 0] if theirs in here else np.zeros(0)
+        found[ours] = _range(known) if len(known) else None
+    return found
+
+
+def _range(values: np.ndarray) -> list[float]:
+    """Of the modules' centres, or lengths: the least and the most."""
+    return [round(float(values.min()), 4), round(float(values.max()), 4)]
+
+
+def _mirror(volumes: list[dict[str, Any]]) -> None:
+    """Note for each volume and layer where z -> -z takes it; nothing where there is no such place."""
+    places = [(volume, layer) for volume in volumes for layer in volume["layers"]]
+    for _, layer in places:
+        low, high = layer["z_mm"]
+        for other, there in places:
+            bounds = [*there["r_mm"], *there["z_mm"]]
+            if np.allclose(bounds, [*layer["r_mm"], -high, -low], atol=SAME_MM, rtol=0):
+                layer["mirror"] = [other["volume_id"], there["layer_id"]]
+                break
+    for volume in volumes:
+        found = {layer["mirror"][0] if layer["mirror"] else None for layer in volume["layers"]}
+        volume["mirror"] = found.pop() if len(found) == 1 else None
+
+
+def lines(found: dict[str, Any]) -> list[str]:
+    """A description as text: a line a volume, and one for each of its layers."""
+    out = [f"{found['modules']:,} modules in {len(found['volumes'])} volumes"]
+    for volume in found["volumes"]:
+        mirror = "" if volume["mirror"] in (None, volume["volume_id"]) else f", mirrors volume {volume['mirror']}"
+        side = "" if volume["kind"] == "barrel" else f", z {volume['side']}"
+        out.append(f"volume {volume['volume_id']}: {volume['kind']}{side}, {volume['modules']:,} modules{mirror}")
+        for layer in volume["layers"]:
+            at = f"r {layer['r_mm'][0]:g} to {layer['r_mm'][1]:g}, z {layer['z_mm'][0]:g} to {layer['z_mm'][1]:g} mm"
+            pitch = layer["pitch_u_mm"] and f", pitch {layer['pitch_u_mm'][0]:g} x {layer['pitch_v_mm'][0]:g} mm"
+            out.append(f"  layer {layer['layer_id']:3d}: {layer['modules']:5d} modules, {at}{pitch or ''}")
+    return out
