@@ -20,7 +20,7 @@ from torch_geometric.data import Batch
 
 from hpctrack.division.divided import division_of
 from hpctrack.errors import InputError
-from hpctrack.graphs.neighbours import Block, block_square_distance, near_blocks
+from hpctrack.graphs.neighbours import REACH, Block, block_square_distance, near_blocks
 from hpctrack.losses.term import Tracks, events, hit_weights, labels, of_rows
 
 SpaceWeight = Annotated[  # an option of losses of models that look for neighbours
@@ -182,8 +182,10 @@ class EventHits:
 
     def between(self, own: Points, every: Points, margin: float, squared: bool = False) -> tuple[Tensor, int]:
         """`hinge_sum` of points of two kinds, of which one has this rank's hits alone, the other those of all."""
-        found, number = hinge_sum(own, every, margin, squared)
-        return found, number if self.division is None else self.division.total(number)
+        if self.division is None:
+            return hinge_sum(own, every, margin, squared)
+        found, number = hinge_sum(*in_reach(own, every, margin), margin, squared)
+        return found, self.division.total(number)
 
     def mine(self, points: Points, some_N: Tensor) -> Points:
         """Of points of `some` of all hits (bool [N]) those of this rank."""
@@ -207,7 +209,7 @@ class EventHits:
         own = owner == number
         found, pairs = hinge_sum(choose(points, own), None, margin, squared)
         for a, b in ((own, (owner > number) & ~odd), (own & odd, owner < number)):
-            more, n = hinge_sum(choose(points, a), choose(points, b), margin, squared)
+            more, n = hinge_sum(*in_reach(choose(points, a), choose(points, b), margin), margin, squared)
             found, pairs = found + 2 * more, pairs + 2 * n
         return found, self.division.total(pairs)
 
@@ -217,6 +219,20 @@ def hits_of_events(batch: Batch) -> Iterator[EventHits]:
     whole = labels(batch)
     weight_N = hit_weights(whole)
     return (EventHits(batch, rows, weight_N) for rows in events(whole))
+
+
+def in_reach(a: Points, b: Points, margin: float) -> tuple[Points, Points]:
+    """The points of either kind that lie in the box around the others, widened by the margin: no other is in reach."""
+    b = choose(b, in_box(b.x.detach(), a.x.detach(), margin))
+    return choose(a, in_box(a.x.detach(), b.x.detach(), margin)), b
+
+
+def in_box(x_ME: Tensor, around_NE: Tensor, margin: float) -> Tensor:
+    """Which points lie in the box around others, widened by a margin, bool [M]; around none there is no box."""
+    if not len(around_NE):
+        return x_ME.new_zeros(len(x_ME), dtype=torch.bool)
+    wide = margin * REACH
+    return ((x_ME >= around_NE.amin(0) - wide) & (x_ME <= around_NE.amax(0) + wide)).all(1)
 
 
 def choose(points: Points, some_M: Tensor) -> Points:
