@@ -44,8 +44,13 @@ class Found:
 
     @property
     def source(self) -> str:
-        """The kind of files that the dataset was converted from: `trackml`, `colliderml`, `acts`, …"""
-        return str(json.loads(str(self.data.attributes.get("origin", "{}"))).get("kind", "trackml"))
+        """The kind of files that the dataset was converted from."""
+        return source_of(self.data)
+
+
+def source_of(data: Dataset) -> str:
+    """The kind of files that a dataset was converted from: `trackml`, `colliderml`, `acts`, …"""
+    return str(json.loads(str(data.attributes.get("origin", "{}"))).get("kind", "trackml"))
 
 
 def load_pyarrow() -> tuple[Any, Any]:

@@ -11,6 +11,7 @@ VERBS = {
     "report": "one self-contained HTML page of a run",
     "export": "a run's newest checkpoint without what only training needs, to give away",
     "export-candidates": "candidates as files of others: TrackML, ColliderML, ACTS, parquet",
+    "fit": "candidates through ACTS' Kalman filter: parameters, chi2, outliers; cuts on these",
     "inspect": "what a dataset, candidates, run or checkpoint holds; --verify checks it",
     "geometry": "a detector's volumes, layers and modules, from detectors.csv or ACTS' surfaces",
     "recipes": "the recipes that come with the package, for train",

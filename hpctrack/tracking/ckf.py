@@ -1,8 +1,8 @@
 """Method `ckf`: ACTS' seeding, combinatorial Kalman filter and greedy ambiguity resolution, the field's reference.
 
-It sees what a model sees: position and module of the hits. Each becomes a two-dimensional measurement on its module,
-with the standard deviations of a single cell, pitch / sqrt(12). Defaults are those of ACTS' own scripts for the Generic
-Detector (Examples/Scripts/Python/ckf_tracks.py, full_chain_test.py) except where an option says otherwise.
+It sees what a model sees: position and module of the hits (tracking/acts_hits.py). Defaults are those of ACTS' own
+scripts for the Generic Detector (Examples/Scripts/Python/ckf_tracks.py, full_chain_test.py) except where an option says
+otherwise.
 
 N hits seen.
 """
@@ -20,11 +20,11 @@ from acts import examples
 from pydantic import Field
 
 from hpctrack.config import FieldT, Section
-from hpctrack.errors import InputError, MachineError
-from hpctrack.formats.detectors import module_key
-from hpctrack.simulation.acts_detector import Acts, ActsDetector
-from hpctrack.simulation.geometry import trackml_geometry
+from hpctrack.errors import MachineError
+from hpctrack.simulation.acts_detector import Acts
 from hpctrack.storage.schema import Candidates, Event
+from hpctrack.tracking import acts_hits
+from hpctrack.tracking.acts_hits import QUIET, SUBSET, HitsOnModules
 from hpctrack.tracking.builder import from_lists
 
 PIXELS = (7, 8, 9)  # volumes whose hits make seeds
@@ -32,8 +32,6 @@ SEED_HITS = 3
 SEED_R_MM, SEED_Z_MM = (25.0, 200.0), 1700.0  # what the pixels cover
 SEED_GAP_MM = (1.0, 300.0)  # in radius, between neighbouring hits of a seed
 PT_MARGIN = 0.9  # cuts on estimated momenta stand this much below the cut on the true ones
-OFF_MODULE_MM = 0.1
-QUIET = acts.logging.FATAL
 PARTS = ("handover_s", "seeding_s", "ckf_s", "resolution_s", "build_s")
 
 
@@ -65,18 +63,16 @@ class Ckf:
         resolve: bool = Field(True, description="ambiguity resolution; false: candidates are all tracks of the filter")
         max_shared: int = Field(2, ge=0, description="measurements that a resolved track may share with others")
 
-    COLUMNS: ClassVar = [f"hits.{name}" for name in ("x", "y", "z", "volume_id", "layer_id", "module_id")]
+    COLUMNS: ClassVar = acts_hits.COLUMNS
 
     def __init__(self, options: Options) -> None:
         """`options.field_t` is a number: of a dataset, that of ByMethod."""
         self.options = options
-        self._geometry = trackml_geometry()
-        ids = (self._geometry.columns[name] for name in ("volume_id", "layer_id", "module_id"))
-        self._keys = module_key(*ids)  # ascending
         if options.field_t is None:
             raise ValueError("options.field_t is None: give the magnetic field, Tesla")
         self._field_t = options.field_t
-        self._detector = ActsDetector(self._field_t, self._geometry)
+        self._hits = HitsOnModules(self._field_t)
+        self._detector = self._hits.detector
 
     def reconstruct(self, event: Event, rows: np.ndarray) -> tuple[Candidates, dict[str, float]]:
         """Candidates from the hits `rows` [N] of an event, and the seconds of each part.
@@ -84,16 +80,12 @@ class Ckf:
         InputError for a hit that is not on a module of TrackML's detector, MachineError if ACTS fails.
         """
         started = time.perf_counter()
-        modules_N, uv_N2 = self._on_modules(event, rows)
+        modules_N, uv_N2 = self._hits.place(event, rows, "method 'ckf'")
         clocks = [_Clock() for _ in PARTS[:-1]]
         tracks = _Tracks("resolved" if self.options.resolve else "tracks")
         if len(rows) < SEED_HITS:
             return from_lists([], [], event.n_hits, event.event_id, SEED_HITS), dict.fromkeys(PARTS, 0.0)
-        reader = _Measurements(
-            [self._detector.identifiers[module] for module in modules_N],
-            uv_N2,
-            self._geometry.pitch[modules_N] ** 2 / 12,
-        )
+        reader = self._hits.reader(modules_N, uv_N2)
         steps = [(), self._seeding(), self._filter(), self._resolution()]
         sequencer = examples.Sequencer(events=1, numThreads=1, logLevel=QUIET, trackFpes=False)
         sequencer.addReader(reader)
@@ -112,30 +104,13 @@ class Ckf:
         times = [started, *(clock.time for clock in clocks), time.perf_counter()]
         return found, dict(zip(PARTS, np.diff(times).tolist(), strict=True))
 
-    def _on_modules(self, event: Event, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Module of each hit [N], as row of the geometry, and its place there [N, 2] in mm."""
-        x, y, z, *ids = (event.column(name)[rows] for name in self.COLUMNS)
-        keys = module_key(*ids)
-        modules_N = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
-        local_N3 = self._geometry.to_local(modules_N, np.stack([x, y, z], axis=1).astype(np.float64))
-        size_N3 = np.pad(self._geometry.half[modules_N], ((0, 0), (0, 1))) + OFF_MODULE_MM
-        wrong = (self._keys[modules_N] != keys) | ~(np.abs(local_N3) <= size_N3).all(axis=1)
-        if wrong.any():
-            i = int(np.flatnonzero(wrong)[0])
-            where = "/".join(str(values[i]) for values in ids)
-            raise InputError(
-                f"event {event.event_id}: hit row {rows[i]} at ({x[i]}, {y[i]}, {z[i]}) mm is not on module {where} "
-                "(volume/layer/module) of TrackML's detector, which method 'ckf' is for"
-            )
-        return modules_N, local_N3[:, :2]
-
     def _seeding(self) -> list:
         """Space points of pixel hits, triplets of these, and track parameters from the triplets."""
         o = self.options
         nearest, farthest = SEED_GAP_MM
         points = examples.SpacePointMaker(
             level=QUIET,
-            inputMeasurements="measurements",
+            inputMeasurements=SUBSET,
             outputSpacePoints="points",
             trackingGeometry=self._detector.tracking_geometry,
             geometrySelection=[acts.GeometryIdentifier(volume=volume) for volume in PIXELS],
@@ -194,7 +169,7 @@ class Ckf:
         return [
             examples.TrackFindingAlgorithm(
                 level=QUIET,
-                inputMeasurements="measurements",
+                inputMeasurements=SUBSET,
                 inputInitialTrackParameters="parameters",
                 inputSeeds="seeds",
                 outputTracks="tracks",
@@ -225,33 +200,6 @@ class Ckf:
                 nMeasurementsMin=self.options.min_measurements,
             )
         ]
-
-
-class _Measurements(examples.IReader):
-    """Puts the measurements of one event on ACTS' whiteboard.
-
-    ACTS never lets go of an instance: `forget` them after.
-    """
-
-    def __init__(self, identifiers: list, uv_N2: np.ndarray, variance_N2: np.ndarray) -> None:
-        examples.IReader.__init__(self, "measurements", QUIET)
-        self._hits = identifiers, uv_N2.tolist(), variance_N2.tolist()
-        self._handle = examples.WriteDataHandle(self, examples.MeasurementSubset, "OutputMeasurements")
-        self._handle.initialize("measurements")
-
-    def availableEvents(self) -> tuple[int, int]:
-        return 0, 1
-
-    def read(self, context: Acts) -> Acts:
-        self._container = examples.MeasurementContainer()  # the subset refers to it, so it must live as long
-        self._container.reserve(len(self._hits[0]))
-        for identifier, uv, variance in zip(*self._hits, strict=True):
-            self._container.emplaceMeasurement(identifier, (0, 1), uv, variance)
-        self._handle(context, examples.MeasurementSubset(self._container, range(len(self._hits[0]))))
-        return examples.ProcessCode.SUCCESS
-
-    def forget(self) -> None:
-        del self._hits, self._container
 
 
 class _Clock(examples.IAlgorithm):

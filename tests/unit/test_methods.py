@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from synthetic_run import as_candidates, write_candidates
 
-from hpctrack import convert, evaluate, infer, simulate
+from hpctrack import convert, evaluate, fit, infer, simulate
 from hpctrack.config import Named
 from hpctrack.errors import InputError
 from hpctrack.evaluation.matching import check_candidates
@@ -134,3 +136,77 @@ def some_hits(dataset: Path, n: int) -> Event:
 
 def method(name: str, dataset: Path):
     return ByMethod(MethodConfig(method=Named(name=name)), Dataset(dataset), 0)._method
+
+
+# ------------------------------------------------------------------------------------------------ Kalman fit
+
+
+@pytest.fixture(scope="module")
+def mixed(dataset, tmp_path_factory) -> tuple[Path, int]:
+    """Candidates: the tracks of at least 7 hits, pT > 1 GeV, and as many of halves of two; how many tracks there are."""
+    data, found, number = Dataset(dataset), [], 0
+    for i in range(len(data)):
+        event = data.read(i)
+        owner, hits = event.column("truth.particle_row"), event.column("particles.nhits")
+        pt = np.hypot(event.column("particles.px"), event.column("particles.py"))
+        tracks = [np.flatnonzero(owner == p) for p in np.flatnonzero((pt > 1) & (hits >= 7))]
+        number += len(tracks)
+        halves = [np.union1d(a[: len(a) // 2], b[len(b) // 2 :]) for a, b in zip(tracks, tracks[1:], strict=False)]
+        found.append(as_candidates(event.event_id, [*tracks, *halves], np.zeros(event.n_hits, np.int32)))
+    return write_candidates(tmp_path_factory.mktemp("mixed") / "c", data, found), number
+
+
+def test_true_tracks_fit_and_pulls_are_one(dataset, mixed, tmp_path, capsys):
+    folder, number = mixed
+    command = [str(folder), "--data", str(dataset), "--out", str(tmp_path / "all")]
+    assert fit.main([*command, "--tracks", str(tmp_path / "t.parquet")] if has("pyarrow") else command) == 0
+    assert "of the fit:" in capsys.readouterr().out
+    figures(dataset, tmp_path / "all")
+    found = json.loads((tmp_path / "all/r.json").read_text())["resolutions"]
+    assert 0.95 * number <= found["matched"] <= number > 100  # a half may be better fitted than its track
+    for name, parameter in found["parameters"].items():
+        assert abs(parameter["pull_mean"]) < 0.35 and 0.7 < parameter["pull_width"] < 1.4, name
+    lines = [json.loads(line) for line in (tmp_path / "all/fits.jsonl").read_text().splitlines()]
+    store = CandidateStore(tmp_path / "all")
+    assert [len(store.read(i)) for i in range(6)] == [len(line["chi2"]) for line in lines]
+    if has("pyarrow"):
+        import pyarrow.parquet as pq
+
+        rows = pq.read_table(tmp_path / "t.parquet").to_pylist()
+        own = store.read(0)
+        np.testing.assert_allclose(rows[0]["d0"], own.parameters[:, 3], rtol=1e-6)
+        np.testing.assert_allclose(rows[0]["qop"], own.parameters[:, 0] * np.sin(own.parameters[:, 2]), rtol=1e-5)
+        assert np.concatenate(rows[0]["hit_ids"]).tolist() == own.hit_rows.tolist()
+
+
+def test_cuts_on_the_fit_clean_candidates(dataset, mixed, tmp_path):
+    folder, number = mixed
+    command = [str(folder), "--data", str(dataset)]
+    assert fit.main([*command, "--out", str(tmp_path / "kept"), "--keep"]) == 0
+    assert fit.main([*command, "--out", str(tmp_path / "two"), "--keep", "--jobs", "2"]) == 0
+    kept = CandidateStore(tmp_path / "kept")
+    assert kept.digest == CandidateStore(tmp_path / "two").digest and kept.attributes["fit"]["keep"]["outliers"] == 1
+    numbers = [line["candidate"] for line in map(json.loads, (tmp_path / "kept/fits.jsonl").read_text().splitlines())]
+    given = CandidateStore(folder)
+    true = [(len(given.read(i)) + 1) // 2 for i in range(6)]
+    tracks = sum(sum(c < n for c in own) for own, n in zip(numbers, true, strict=True))
+    fakes = sum(map(len, numbers)) - tracks
+    assert tracks > 0.97 * number and fakes < 0.1 * number
+
+
+@pytest.mark.parametrize("n", [0, 2])
+def test_events_without_candidates_of_three_hits(dataset, tmp_path, n):
+    data = Dataset(dataset)
+    found = [
+        as_candidates(int(e), [np.arange(2)] * n, np.zeros(k, np.int32))
+        for e, k in zip(data.event_ids, data.n_hits, strict=True)
+    ]
+    write_candidates(tmp_path / "c", data, found)
+    assert fit.main([str(tmp_path / "c"), "--data", str(dataset), "--out", str(tmp_path / "f")]) == 0
+    assert all(len(CandidateStore(tmp_path / "f").read(i)) == 0 for i in range(6))
+    assert fit.main([str(tmp_path / "c"), "--data", str(dataset), "--out", str(tmp_path / "f")]) == 2  # is there
+
+
+def has(package: str) -> bool:
+    """Whether a package is installed."""
+    return importlib.util.find_spec(package) is not None
