@@ -45,7 +45,7 @@ FORMS: dict[str, Callable] = {
 }
 WEIGHTS = {"attraction": 4.0, "neighbours": 1.0, "per": "hit"}
 INFLUENCER = {"repulsion_ii": 0.5, "compactness": 8.0, "squared_hinge_ui": True, "log_floor": 1e-4, **WEIGHTS}
-SYSTEMS = {  # model and loss, as in configs/influencer-500.yaml and configs/greedy.yaml
+SYSTEMS = {  # model and loss, alike in all that is not compared; weights as in configs/greedy.yaml
     "influencer": (Named(name="influencer"), Named(name="influencer", **INFLUENCER)),
     "baseline": (Named(name="embedding"), Named(name="contrastive", squared_hinge=True, **WEIGHTS)),
 }
