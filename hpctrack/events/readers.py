@@ -75,7 +75,7 @@ class Message:
 
 
 class MicroBatches(torch.utils.data.Dataset):
-    """Map (epoch, rows) to a Batch, for a DataLoader whose sampler yields such specifications."""
+    """Map (epoch, rows, place) to a Batch, for a DataLoader whose sampler yields such specifications."""
 
     def __init__(self, load: EventLoader) -> None:
         self.load = load

@@ -12,6 +12,7 @@ Source: acorn's EventReader and gnn_tracking's PointCloudBuilder. N hits, T edge
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -173,9 +174,8 @@ def load(path: Path, where: str) -> Values:
 
     import torch
 
-    allowed: list[Any] = [(Bag, name) for name in _CLASSES]
     try:
-        with torch.serialization.safe_globals(allowed):
+        with _bags_alone():
             found = torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
@@ -189,6 +189,21 @@ def load(path: Path, where: str) -> Values:
     if not isinstance(values, Mapping):
         raise InputError(f"{where}: holds {type(values).__name__}, not a graph of PyTorch Geometric")
     return {str(name): _plain(value, torch) for name, value in values.items()}
+
+
+@contextlib.contextmanager
+def _bags_alone() -> Iterator[None]:
+    """Let torch make bags in place of PyG's classes, and nothing else, whatever this process allows otherwise."""
+    from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_globals
+
+    before = get_safe_globals()
+    clear_safe_globals()
+    add_safe_globals([(Bag, name) for name in _CLASSES])
+    try:
+        yield
+    finally:
+        clear_safe_globals()
+        add_safe_globals(before)
 
 
 def _values(found: Any) -> Any:

@@ -257,6 +257,7 @@ class Chain:
         paths: Sequence[Path],
         data: Dataset,
         device: torch.device,
+        *,
         checked: bool = False,
         exchange: Exchange | None = None,
     ) -> None:

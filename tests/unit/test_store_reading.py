@@ -164,7 +164,7 @@ def loader_of(dataset):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_bring_the_same_batches(dataset, workers):
-    plan = [(0, np.array([0, 3])), (0, np.array([1])), (1, np.array([4, 2, 0]))]
+    plan = [(0, np.array([0, 3]), None), (0, np.array([1]), None), (1, np.array([4, 2, 0]), None)]
     here = list(Readers(loader_of(dataset))(plan))
     there = list(Readers(loader_of(dataset), workers, prefetch_factor=1)(plan))
     assert len(here) == len(there) == 3
@@ -188,7 +188,7 @@ def test_a_fault_keeps_its_one_line(dataset, workers):
     with h5py.File(path, "r+") as file:
         file["hits/x"][3] += 1
     dataset.verify = True
-    batches = Readers(loader_of(dataset), workers)([(0, np.array([0])), (0, np.array([2]))])
+    batches = Readers(loader_of(dataset), workers)([(0, np.array([0]), None), (0, np.array([2]), None)])
     assert next(batches).num_graphs == 1
     with pytest.raises(InputError, match=r"^[^\n]*events-00001.h5: event 2: hits.x fails its checksum[^\n]*$"):
         next(batches)
@@ -201,7 +201,7 @@ def test_a_dead_worker_is_the_machines_fault(dataset):
 
     load = Deadly(dataset, ["x"], SelectionConfig(), AugmentConfig(), (1, 0))
     with pytest.raises(MachineError, match=r"reader process \d+ ended with exit code 9 \(key .data\.workers. is 1\)"):
-        list(Readers(load, workers=1)([(0, np.array([0]))]))
+        list(Readers(load, workers=1)([(0, np.array([0]), None)]))
 
 
 def test_packing():
@@ -231,7 +231,7 @@ from hpctrack.events.readers import Readers
 from hpctrack.storage.store import Dataset
 from hpctrack.config import AugmentConfig, SelectionConfig
 load = EventLoader(Dataset({str(dataset.folder)!r}), ["r"], SelectionConfig(), AugmentConfig(), (0, 0))
-batches = Readers(load, workers=2)([(0, np.array([0])), (0, np.array([99]))])
+batches = Readers(load, workers=2)([(0, np.array([0]), None), (0, np.array([99]), None)])
 sys.batches = [next(batches)]
 if {held == "batches"}:
     sys.batches.append(batches)
