@@ -51,16 +51,20 @@ class TrackmlFormat:
         return reader
 
 
+class OfTables(Section):
+    """Truth, what the files have not, and what they do not say."""
+
+    no_truth: bool = Field(False, description="events without truth: hits of no particle")
+    without: list[Part] = Field([], description="what the files have not, or is left out")
+    field_t: FieldT | None = Field(None, description="magnetic field along z, Tesla; null: 2 T is assumed")
+    unlisted: Literal["error", "noise"] = Field("error", description="hits of a particle that is in no table")
+
+
 class ColliderMLFormat:
     """ColliderML's parquet files: a file of hits, or a folder of files."""
 
-    class Options(Section):
-        """Truth, what the files have not, and what they do not say."""
-
-        no_truth: bool = Field(False, description="events without truth: hits of no particle")
-        without: list[Part] = Field([], description="what the files have not, or is left out")
-        field_t: FieldT | None = Field(None, description="magnetic field along z, Tesla; null: 2 T is assumed")
-        unlisted: Literal["error", "noise"] = Field("error", description="hits of a particle that is in no table")
+    class Options(OfTables):
+        """As of all tables."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -77,17 +81,13 @@ class ColliderMLFormat:
 class ActsFormat:
     """CSV files that ACTS' examples write, in a folder or an archive."""
 
-    class Options(Section):
+    class Options(OfTables):
         """What a hit is, the surfaces, truth, and what the files have not or do not say."""
 
         hits: Literal["measurements", "spacepoints"] | None = Field(
             None, description="what a hit is; null: measurements where there are any"
         )
         detectors: str | None = Field(None, description="surfaces; null: detectors.csv in the source or beside")
-        no_truth: bool = Field(False, description="events without truth: hits of no particle")
-        without: list[Part] = Field([], description="what the files have not, or is left out")
-        field_t: FieldT | None = Field(None, description="magnetic field along z, Tesla; null: 2 T is assumed")
-        unlisted: Literal["error", "noise"] = Field("error", description="hits of a particle that is in no table")
 
     def __init__(self, options: Options) -> None:
         self.options = options

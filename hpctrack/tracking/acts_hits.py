@@ -8,11 +8,14 @@ N hits seen.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import acts
 import numpy as np
 from acts import examples
 
-from hpctrack.errors import InputError
+from hpctrack.errors import InputError, MachineError
 from hpctrack.formats.detectors import module_key
 from hpctrack.simulation.acts_detector import Acts, ActsDetector
 from hpctrack.simulation.geometry import trackml_geometry
@@ -58,11 +61,22 @@ class HitsOnModules:
         identifiers = [self.detector.identifiers[module] for module in modules_N]
         return Measurements(identifiers, uv_N2, self.geometry.pitch[modules_N] ** 2 / 12)
 
+    def space_points(self, volumes: Iterable[int]) -> Any:
+        """The algorithm that makes a space point, `points` on the whiteboard, of each measurement in some volumes."""
+        return examples.SpacePointMaker(
+            level=QUIET,
+            inputMeasurements=SUBSET,
+            outputSpacePoints="points",
+            trackingGeometry=self.detector.tracking_geometry,
+            geometrySelection=[acts.GeometryIdentifier(volume=volume) for volume in volumes],
+            stripGeometrySelection=[],
+        )
+
 
 class Measurements(examples.IReader):
     """Puts the measurements of one event on ACTS' whiteboard, as SUBSET and as CONTAINER.
 
-    ACTS never lets go of an instance: `forget` them after.
+    ACTS never lets go of an instance, so `run` empties it.
     """
 
     def __init__(self, identifiers: list, uv_N2: np.ndarray, variance_N2: np.ndarray) -> None:
@@ -89,5 +103,14 @@ class Measurements(examples.IReader):
             container.emplaceMeasurement(identifier, (0, 1), uv, variance)
         return container
 
-    def forget(self) -> None:
+    def run(self, algorithms: Iterable[Any], event_id: int) -> None:
+        """The algorithms, one after the other, on the measurements, once; MachineError if ACTS fails."""
+        sequencer = examples.Sequencer(events=1, numThreads=1, logLevel=QUIET, trackFpes=False)
+        sequencer.addReader(self)
+        for algorithm in algorithms:
+            sequencer.addAlgorithm(algorithm)
+        try:
+            sequencer.run()
+        except RuntimeError as error:
+            raise MachineError(f"event {event_id}: ACTS failed: {error}") from error
         del self._hits, self._container

@@ -20,7 +20,6 @@ from acts import examples
 from pydantic import Field
 
 from hpctrack.config import FieldT, Section
-from hpctrack.errors import MachineError
 from hpctrack.simulation.acts_detector import Acts
 from hpctrack.storage.schema import Candidates, Event
 from hpctrack.tracking import acts_hits
@@ -87,17 +86,8 @@ class Ckf:
             return from_lists([], [], event.n_hits, event.event_id, SEED_HITS), dict.fromkeys(PARTS, 0.0)
         reader = self._hits.reader(modules_N, uv_N2)
         steps = [(), self._seeding(), self._filter(), self._resolution()]
-        sequencer = examples.Sequencer(events=1, numThreads=1, logLevel=QUIET, trackFpes=False)
-        sequencer.addReader(reader)
-        for step, clock in zip(steps, clocks, strict=True):
-            for element in (*step, clock):
-                sequencer.addAlgorithm(element)
-        sequencer.addAlgorithm(tracks)
-        try:
-            sequencer.run()
-        except RuntimeError as error:
-            raise MachineError(f"event {event.event_id}: ACTS failed: {error}") from error
-        reader.forget()
+        timed = [element for step, clock in zip(steps, clocks, strict=True) for element in (*step, clock)]
+        reader.run([*timed, tracks], event.event_id)
         measurements, scores = tracks.take()
         lists = [rows[np.unique(of_track)] for of_track in measurements]
         found = from_lists(lists, scores, event.n_hits, event.event_id, SEED_HITS)
@@ -108,14 +98,7 @@ class Ckf:
         """Space points of pixel hits, triplets of these, and track parameters from the triplets."""
         o = self.options
         nearest, farthest = SEED_GAP_MM
-        points = examples.SpacePointMaker(
-            level=QUIET,
-            inputMeasurements=SUBSET,
-            outputSpacePoints="points",
-            trackingGeometry=self._detector.tracking_geometry,
-            geometrySelection=[acts.GeometryIdentifier(volume=volume) for volume in PIXELS],
-            stripGeometrySelection=[],
-        )
+        points = self._hits.space_points(PIXELS)
         triplets = examples.GridTripletSeedingAlgorithm(
             level=QUIET,
             inputSpacePoints="points",

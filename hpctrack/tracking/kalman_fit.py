@@ -17,10 +17,9 @@ import numpy as np
 from acts import UnitConstants as u
 from acts import examples
 
-from hpctrack.errors import MachineError
 from hpctrack.simulation.acts_detector import Acts
 from hpctrack.storage.schema import ESTIMATE, Event
-from hpctrack.tracking.acts_hits import CONTAINER, QUIET, SUBSET, HitsOnModules
+from hpctrack.tracking.acts_hits import CONTAINER, QUIET, HitsOnModules
 
 LEAST_HITS = 3
 SCALING = 10.0  # of the covariance with which the way back inwards begins; 100 loses more fits
@@ -70,28 +69,13 @@ class KalmanFit:
         inside = [np.searchsorted(seen, lists[c]) for c in enough]
         outwards = [m[np.argsort(distance[m], kind="stable")].tolist() for m in inside]
         reader, tracks = self._hits.reader(modules, uv), _Fitted()
-        sequencer = examples.Sequencer(events=1, numThreads=1, logLevel=QUIET, trackFpes=False)
-        sequencer.addReader(reader)
-        for element in (_ProtoTracks(outwards), *self._steps(), tracks):
-            sequencer.addAlgorithm(element)
-        try:
-            sequencer.run()
-        except RuntimeError as error:
-            raise MachineError(f"event {event.event_id}: ACTS failed: {error}") from error
-        reader.forget()
+        reader.run((_ProtoTracks(outwards), *self._steps(), tracks), event.event_id)
         return collected(tracks.take(), outwards, seen, enough)
 
     def _steps(self) -> list:
         """Space points of all hits, first parameters of each proto-track, the fit."""
         detector = self._hits.detector
-        points = examples.SpacePointMaker(
-            level=QUIET,
-            inputMeasurements=SUBSET,
-            outputSpacePoints="points",
-            trackingGeometry=detector.tracking_geometry,
-            geometrySelection=[acts.GeometryIdentifier(volume=volume) for volume in self._volumes],
-            stripGeometrySelection=[],
-        )
+        points = self._hits.space_points(self._volumes)
         parameters = examples.ProtoTracksToParameters(
             level=QUIET,
             inputProtoTracks="candidates",
