@@ -9,7 +9,7 @@ Legend: M and N points, E dimensions (D of a space of neighbours), P pairs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, NamedTuple
 
 import torch
@@ -261,23 +261,23 @@ def neighbours(outputs: dict[str, Tensor], batch: Batch) -> Tensor:
             "loss.neighbours: the model has no outputs space_0, space_1, …; set the weight to 0, or take a "
             "backbone that looks for neighbours in a space it learns"
         )
-    tracks = Tracks(batch)
+    tracks, hits = Tracks(batch), list(hits_of_events(batch))
     total = spaces[0].new_zeros(())
     for space_ND in spaces:
         x_MD = space_ND[tracks.hits]
         square_M = (x_MD - tracks.mean(x_MD)[tracks.track]).square().sum(1)
         pull = tracks.per_hit((square_M - TRACK_RADIUS**2).clamp(min=0))
-        total = total + pull + repel_others(space_ND, batch)
+        total = total + pull + repel_others(space_ND, hits)
     return total
 
 
-def repel_others(space_ND: Tensor, batch: Batch) -> Tensor:
+def repel_others(space_ND: Tensor, hits: Iterable[EventHits]) -> Tensor:
     """Squared hinge from hits on tracks to all hits of other tracks or none, per hit on a track, summed over events.
 
     Hits count as `hit_weights` says.
     """
     total = space_ND.new_zeros(())
-    for event in hits_of_events(batch):
+    for event in hits:
         every, on_track = Points(event.every(space_ND), event.track, event.weight), event.track >= 0
         on_tracks, others = choose(every, on_track), choose(every, ~on_track)
         push = event.within(on_tracks, 1.0, squared=True, some_N=on_track)[0]
