@@ -1,9 +1,10 @@
 """Neighbours of points: the k nearest within the same event, and all within a radius (exact, without a cap).
 
-The radius search has bounded memory. Points are taken in blocks of neighbours (the order of a k-d tree). For two
-blocks, trees list the pairs in reach where these are few; where they are many, as in a model that has not been trained,
-the whole rectangle is given in tiles, since listing would cost more than computing. Which of the two is a matter of
-speed alone: both hold every pair within the radius, and `square_distance` decides on each with the same arithmetic.
+The radius search has bounded memory. On a CPU points are taken in blocks of neighbours (the order of a k-d tree). For
+two blocks, trees list the pairs in reach where these are few; where they are many, as in a model that has not been
+trained, the whole rectangle is given in tiles, since listing would cost more than computing. Which of the two is a
+matter of speed alone: both hold every pair within the radius, and `square_distance` decides on each with the same
+arithmetic. On an accelerator sorted cells (graphs/cells.py) take the place of trees.
 
 Legend: M queries, N points, E dimensions, P pairs.
 """
@@ -19,7 +20,7 @@ from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 from torch import Tensor
 
-CHUNK_PAIRS = 1 << 24  # distances held at once on a GPU
+from hpctrack.graphs.cells import REACH, Cells, nearest_rows, pair_distance, square_distance
 
 
 @torch.no_grad()
@@ -31,7 +32,7 @@ def nearest(point_ND: Tensor, sizes: Sequence[int], k: int) -> tuple[Tensor, Ten
     finite counts as one at 0: the model's outputs are not finite either, by which the event is named on all ranks.
     """
     point_ND = point_ND.nan_to_num(0.0, 0.0, 0.0)
-    search = _nearest_torch if point_ND.device.type == "cuda" else _nearest_tree
+    search = nearest_rows if point_ND.device.type == "cuda" else _nearest_tree
     rows, start = [], 0
     for points in point_ND.split(list(sizes)):
         found = search(points, min(k, len(points))) if len(points) else points.new_zeros((0, 0), dtype=torch.long)
@@ -46,7 +47,7 @@ def nearest(point_ND: Tensor, sizes: Sequence[int], k: int) -> tuple[Tensor, Ten
 def nearest_to(own_n: Tensor, point_ND: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """As `nearest`, of the points with the rows `own_n` alone, all points of one event: [n, k] each."""
     point_ND = point_ND.nan_to_num(0.0, 0.0, 0.0)
-    search = _nearest_torch if point_ND.device.type == "cuda" else _nearest_tree
+    search = nearest_rows if point_ND.device.type == "cuda" else _nearest_tree
     fewer = min(k, len(point_ND))
     found = search(point_ND, fewer, point_ND[own_n]) if len(own_n) else own_n.new_zeros(0, fewer)
     return _or_itself(torch.nn.functional.pad(found, (0, k - fewer), value=-1), own_n)
@@ -65,16 +66,6 @@ def _nearest_tree(points: Tensor, k: int, queries: Tensor | None = None) -> Tens
     return torch.from_numpy(rows.astype(np.int64))
 
 
-def _nearest_torch(points: Tensor, k: int, queries: Tensor | None = None) -> Tensor:
-    """Rows [n, k] by distances, a chunk of queries at a time."""
-    points = points.float()
-    chunk = max(1, CHUNK_PAIRS // len(points))
-    exact = "donot_use_mm_for_euclid_dist"  # products would be rounded, by TF32 even more
-    asked = points if queries is None else queries.float()
-    distances = (torch.cdist(part, points, compute_mode=exact) for part in asked.split(chunk))
-    return torch.cat([d.topk(k, dim=1, largest=False).indices for d in distances])
-
-
 # ------------------------------------------------------------------------------------------------ within a radius
 
 
@@ -84,7 +75,6 @@ TILE = {
     "cuda": (4096, 8192),
 }  # rows and columns at a time: on a CPU what its cache holds
 DENSE_SHARE = 0.012  # of a rectangle's pairs in reach: above, computing it whole is faster than listing (measured)
-REACH = 1 + 1e-5  # trees search a little further than the radius: rounding in fp32 can bring a pair nearer
 
 
 class Block(NamedTuple):
@@ -128,9 +118,12 @@ def near_blocks(query_ME: Tensor, point_NE: Tensor | None, radius: float) -> Ite
 
     Without points: each pair m != n among the queries in one of its two orders.
     """
-    if query_ME.device.type != "cpu" or not all_finite(query_ME, point_NE):  # trees refuse what is not finite
+    if not all_finite(query_ME, point_NE):  # no search takes what is not finite
         rows = torch.arange(len(query_ME), device=query_ME.device)
         yield from tiles(rows, None if point_NE is None else torch.arange(len(point_NE), device=point_NE.device))
+        return
+    if query_ME.device.type != "cpu":
+        yield from cell_blocks(query_ME, point_NE, radius)
         return
     reach = radius * REACH
     queries = parts(query_ME)
@@ -141,19 +134,30 @@ def near_blocks(query_ME: Tensor, point_NE: Tensor | None, radius: float) -> Ite
                 yield from tree_blocks(a, b, reach)
 
 
+def cell_blocks(query_ME: Tensor, point_NE: Tensor | None, radius: float) -> Iterator[Block]:
+    """`near_blocks` by sorted cells, on any device: lists of what is near, rectangles where most of all is."""
+    cells = Cells(query_ME if point_NE is None else point_NE, None if point_NE is None else query_ME, radius)
+    query_EM = query_ME.T.contiguous()
+    point_EN = query_EM if point_NE is None else point_NE.T.contiguous()
+    for found in cells.stretches():
+        if not found.crowded:
+            for piece in found.pieces():
+                which_P, place_P, _ = piece.pairs()
+                i_P, j_P = piece.row_M[which_P], cells.order_N[place_P]
+                near = pair_distance(query_EM, point_EN, i_P, j_P) < (radius * REACH) ** 2
+                yield Block(i_P[near], j_P[near], "list")
+        elif point_NE is None:
+            yield from tiles(found.row_M, None)
+            yield from tiles(found.row_M, cells.order_N[found.start + len(found.row_M) : found.span[1]])
+        else:
+            yield from tiles(found.row_M, cells.order_N[found.span[0] : found.span[1]])
+
+
 def block_square_distance(row_RE: Tensor, col_CE: Tensor, block: Block) -> Tensor:
     """Squared distances of a block's pairs, given the points of its rows and columns: [P] for a list, else [R, C]."""
     if block.listed:
         return square_distance(row_RE.T, col_CE.T)
     return square_distance(row_RE.T.contiguous().unsqueeze(2), col_CE.T.contiguous())
-
-
-def square_distance(a: Tensor, b: Tensor) -> Tensor:
-    """Sum over the first dimension of (a - b)^2, one dimension after the other: so rounding is that of every shape."""
-    total = (a[0] - b[0]).square_()
-    for a_e, b_e in zip(a[1:], b[1:], strict=True):
-        total += (a_e - b_e).square_()
-    return total
 
 
 def all_finite(*tensors: Tensor | None) -> bool:

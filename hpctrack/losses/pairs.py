@@ -20,7 +20,8 @@ from torch_geometric.data import Batch
 
 from hpctrack.division.divided import division_of
 from hpctrack.errors import InputError
-from hpctrack.graphs.neighbours import REACH, Block, block_square_distance, near_blocks
+from hpctrack.graphs.cells import REACH
+from hpctrack.graphs.neighbours import Block, block_square_distance, near_blocks
 from hpctrack.losses.term import Tracks, events, hit_weights, labels, of_rows
 
 SpaceWeight = Annotated[  # an option of losses of models that look for neighbours

@@ -1,82 +1,132 @@
-"""Cluster features against the plain definition, one hit at a time."""
+"""Searches by sorted cells against brute force, bit for bit: points that are hard, and every way through the search."""
 
-import math
+from __future__ import annotations
 
-import numpy as np
 import pytest
-from hypothesis import given
+import torch
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpctrack.formats.detectors import ETA_MAX, cell_features, direction_angles
-from hpctrack.storage import schema
+from hpctrack.graphs import cells, neighbours
+from hpctrack.graphs.cells import nearest_rows, square_distance
+from hpctrack.graphs.neighbours import cell_blocks
+from hpctrack.losses import pairs
+from hpctrack.losses.pairs import Points, hinge_sum
+
+KINDS = ("even", "clusters", "lattice", "duplicates", "one place", "line", "huge", "tiny", "one far")
 
 
-def rotation(angle: float) -> np.ndarray:
-    """A barrel module's: u along phi, v along z, w outwards."""
-    c, s = math.cos(angle), math.sin(angle)
-    return np.array([[-s, 0, c], [c, 0, s], [0, 1, 0]])
+@pytest.fixture(autouse=True, scope="module")
+def small():
+    """Few pairs and queries at a time, and no event too small to be searched."""
+    patch = pytest.MonkeyPatch()
+    for name, value in (("PAIRS", {"cpu": 300}), ("QUERIES", 37), ("FEW", 200), ("SAMPLE", 5)):
+        patch.setattr(cells, name, value)
+    patch.setattr(neighbours, "TILE", {"cpu": (23, 31)})
+    yield
+    patch.undo()
 
 
-def modules(n: int) -> dict[str, np.ndarray]:
-    angles = np.linspace(-3, 3, n)
+def points(kind: str, n: int, dimensions: int, seed: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    draw = torch.Generator().manual_seed(seed)
+    x = torch.rand(n, dimensions, generator=draw, dtype=dtype)
+    some = torch.randint(0, 4, (n,), generator=draw)
     return {
-        "pitch_u": np.linspace(0.05, 0.12, n),
-        "pitch_v": np.linspace(0.05625, 10.8, n),
-        "thickness": np.linspace(0.3, 0.7, n),
-        "rotation": np.array([rotation(a) for a in angles]),
-    }
+        "even": lambda: x,
+        "clusters": lambda: some.unsqueeze(1) * 0.7 + 0.05 * x,
+        "lattice": lambda: (4 * x).round() / 4,  # ties, and pairs at the radius but for rounding
+        "duplicates": lambda: x[some % max(1, min(4, n))] if n else x,
+        "one place": lambda: x * 0 + 3,
+        "line": lambda: x[:, :1] * torch.ones(dimensions, dtype=dtype),
+        "huge": lambda: 1e30 * (x - 0.5) * (some > 0).unsqueeze(1) + x,
+        "tiny": lambda: 1e-20 * x,
+        "one far": lambda: x + 1e18 * (torch.arange(n) == 1).unsqueeze(1),
+    }[kind]()
 
 
-def plain(cells: list[tuple[int, int, float]], module: dict[str, np.ndarray], hit: int) -> dict[str, float]:
-    ch0, ch1, value = zip(*cells, strict=True)
-    u = (max(ch0) - min(ch0) + 1) * module["pitch_u"][hit]
-    v = (max(ch1) - min(ch1) + 1) * module["pitch_v"][hit]
-    local = np.array([u, v, module["thickness"][hit]])
-    out = {"cell_count": len(cells), "cell_charge": sum(value), "size_u": u, "size_v": v}
-    for name, vector in (("local", local), ("global", module["rotation"][hit] @ local)):
-        theta = math.acos(vector[2] / math.sqrt(sum(vector**2)))
-        out[f"{name}_eta"] = -math.log(math.tan(theta / 2))
-        out[f"{name}_phi"] = math.atan2(vector[1], vector[0])
-    return out
+def distances(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return square_distance(a.T.unsqueeze(2), b.T)
 
 
-cell = st.tuples(st.integers(0, 1300), st.integers(0, 1300), st.floats(0, 10, width=32))
+def nearest_by_sorting(query: torch.Tensor, point: torch.Tensor, k: int) -> torch.Tensor:
+    return distances(query, point).sort(dim=1, stable=True).indices[:, :k]
 
 
-@given(st.lists(st.lists(cell, max_size=5), min_size=1, max_size=6), st.randoms())
-def test_equals_the_definition_in_any_order(clusters, random):
-    module = modules(len(clusters))
-    rows = [(hit, *c) for hit, cluster in enumerate(clusters) for c in cluster]
-    random.shuffle(rows)
-    columns = np.array(rows).T if rows else np.zeros((4, 0))
-    row, ch0, ch1 = columns[:3].astype(np.int64)
-    got = cell_features(len(clusters), row, ch0, ch1, columns[3], module=module)
-    assert {name: values.dtype for name, values in got.items()} == {k: np.dtype(d) for k, d in schema.CELLS.items()}
-    for hit, cluster in enumerate(clusters):
-        if not cluster:
-            assert all(values[hit] == 0 for values in got.values())
-            continue
-        for name, value in plain(cluster, module, hit).items():
-            assert got[name][hit] == pytest.approx(value, rel=1e-5, abs=1e-6), name
+def near(a: torch.Tensor, b: torch.Tensor | None, r: float) -> list[tuple[int, int]]:
+    found, other = [], a if b is None else b
+    for block in cell_blocks(a, b, r):
+        inside = neighbours.block_square_distance(a[block.rows], other[block.cols], block) < r * r
+        inside = inside.triu(1) if block.shape == "triangle" else inside
+        i, j = inside.nonzero().T if not block.listed else inside.nonzero().expand(-1, 2).T
+        found += list(zip(block.rows[i].tolist(), block.cols[j].tolist(), strict=True))
+    return sorted(found)
 
 
-@given(st.lists(st.tuples(*[st.floats(allow_nan=False, allow_infinity=False, width=32)] * 3), max_size=5))
-def test_angles_are_finite_and_in_range(vectors):
-    eta, phi = direction_angles(np.array(vectors, dtype=np.float64).reshape(-1, 3))
-    assert (np.abs(eta) <= ETA_MAX).all()
-    assert (phi >= -np.pi).all() and (phi <= np.pi).all()
+numbers = {"n": st.integers(0, 70), "dimensions": st.integers(1, 7), "seed": st.integers(0, 10**6)}
 
 
-def test_angles_of_the_axes():
-    eta, phi = direction_angles(np.array([[0, 0, 0], [0, 0, 2], [0, 0, -2], [-1, -0.0, 0], [3, 0, 0]], dtype=float))
-    assert eta.tolist() == [0, ETA_MAX, -ETA_MAX, 0, 0]
-    assert phi.tolist() == [0, 0, 0, np.pi, 0]
+@settings(max_examples=25)
+@given(kind=st.sampled_from(KINDS), k=st.integers(1, 9), own=st.booleans(), **numbers)
+def test_nearest_are_those_of_brute_force(kind, k, own, n, dimensions, seed):
+    x = points(kind, n, dimensions, seed)
+    query = x if own else points(kind, 31, dimensions, seed + 1)
+    k = min(k, n)
+    assert torch.equal(nearest_rows(x, k, None if own else query), nearest_by_sorting(query, x, k))
 
 
-def test_no_value_makes_the_features_infinite():
-    big = np.full(3, np.finfo(np.float32).max)
-    ch = np.array([0, 2**31 - 1, 5])
-    got = cell_features(1, np.zeros(3, int), ch, ch, big, module=modules(1))
-    assert all(np.isfinite(values).all() for values in got.values())
-    many = np.zeros(70_000, int)
-    assert cell_features(1, many, many, many, many + 0.5, module=modules(1))["cell_count"][0] == 65_535
+@settings(max_examples=25)
+@given(
+    kind=st.sampled_from(KINDS),
+    radius=st.sampled_from([1e-21, 0.05, 0.25, 0.5, 2.0]),
+    double=st.booleans(),
+    crowded=st.sampled_from([0.0, 0.5, 2.0]),
+    **numbers,
+)
+def test_near_pairs_are_those_of_brute_force(kind, radius, double, crowded, n, dimensions, seed):
+    dtype = torch.float64 if double else torch.float32
+    a, b = points(kind, n, dimensions, seed, dtype), points(kind, 41, dimensions, seed + 1, dtype)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cells, "CROWDED", crowded)
+        assert near(a, b, radius) == sorted(map(tuple, (distances(a, b) < radius * radius).nonzero().tolist()))
+        own = [tuple(sorted(pair)) for pair in near(a, None, radius)]
+    assert sorted(own) == sorted(map(tuple, (distances(a, a) < radius * radius).triu(1).nonzero().tolist()))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_is_not_finite_is_refused(value):
+    x = points("even", 50, 3, 0)
+    x[7, 1] = value
+    for search in (lambda: nearest_rows(x, 2), lambda: near(x, None, 0.3), lambda: near(x[:5], x, 0.3)):
+        with pytest.raises(ValueError, match="not finite"):
+            search()
+
+
+def test_few_of_all_pairs_are_looked_at_and_few_at_a_time(monkeypatch):
+    monkeypatch.setattr(cells, "PAIRS", {"cpu": 1 << 14})
+    monkeypatch.setattr(cells, "QUERIES", 1 << 12)
+    seen = []
+    original = cells.Stretches.pairs
+    monkeypatch.setattr(cells.Stretches, "pairs", lambda self: seen.append(int(self.size_MS.sum())) or original(self))
+    per_point = {}
+    for n in (500, 4000):
+        x = points("even", n, 6, 1)[:, :4] * n**0.25  # as dense whatever their number
+        seen.clear()
+        near(x, None, 0.7)
+        assert max(seen) <= 1 << 14
+        per_point[n] = sum(seen) / n
+    assert per_point[4000] < 2 * per_point[500] < 0.3 * 500
+
+
+def test_sums_of_hinges_by_cells_are_those_by_trees(monkeypatch):
+    found = []
+    for blocks in (pairs.near_blocks, cell_blocks):
+        monkeypatch.setattr(pairs, "near_blocks", blocks)
+        x, y = (points("clusters", 90, 5, seed, torch.float64).requires_grad_() for seed in (0, 1))
+        group = torch.arange(90) % 7
+        for a, b in ((Points(x, group), None), (Points(x, group), Points(y, group))):
+            total, count = hinge_sum(a, b, 0.8, squared=True)
+            total.backward()
+            found.append((total.item(), count, x.grad.clone()))
+    for tree, cell in zip(found[:2], found[2:], strict=True):
+        assert tree[1] == cell[1] and tree[0] == pytest.approx(cell[0], rel=1e-12)
+        assert torch.allclose(tree[2], cell[2], rtol=1e-10, atol=1e-12)
