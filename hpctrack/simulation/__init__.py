@@ -3,41 +3,55 @@
 from __future__ import annotations
 
 from importlib import metadata
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
 from hpctrack.errors import InputError
 from hpctrack.registry import Lazy, Registry
-from hpctrack.simulation.event import Crossings
+from hpctrack.simulation.event import Crossings, Tables
 from hpctrack.simulation.geometry import Geometry
 from hpctrack.simulation.settings import Settings
 
 
-class Source(Protocol):
-    """Makes true particles and their passages through the detector; lives as long as its process."""
+class AnySource(Protocol):
+    """Made once in a process; either a Source or an OwnDetector."""
 
     OPTIONS: ClassVar[tuple[str, ...]]  # settings that only this source reads
     PACKAGES: ClassVar[tuple[str, ...]]  # distributions that it needs, whose versions the data set records
 
     def __init__(self, settings: Settings, geometry: Geometry) -> None: ...
 
+
+class Source(AnySource, Protocol):
+    """Makes true particles and their passages through the TrackML detector, which others digitise."""
+
     def generate(self, event_id: int) -> tuple[dict[str, np.ndarray], Crossings]:
         """Particles (schema.PARTICLES' columns without nhits, unique ids) and crossings of one event."""
 
 
-SOURCES: Registry[type[Source]] = Registry(
+@runtime_checkable
+class OwnDetector(Protocol):
+    """A source with a detector of its own, whose hits have no cells."""
+
+    def tables(self, event_id: int) -> Tables:
+        """The four TrackML tables of one event."""
+
+
+SOURCES: Registry[type[AnySource]] = Registry(
     "hpctrack.sources",
     "source",
     {
         "acts": Lazy("hpctrack.simulation.acts:ActsSource"),
+        "cylinders": Lazy("hpctrack.simulation.planes.cylinders:CylindersSource"),
         "helix": Lazy("hpctrack.simulation.helix:HelixSource"),
+        "planes": Lazy("hpctrack.simulation.planes.straight:PlanesSource"),
     },
     attributes=("OPTIONS", "PACKAGES"),
 )
 
 
-def source_class(name: str) -> type[Source]:
+def source_class(name: str) -> type[AnySource]:
     """The class behind a name of SOURCES; InputError for an unknown one."""
     if name not in SOURCES:
         raise InputError(f"--source {name}: must be one of {', '.join(SOURCES)}")

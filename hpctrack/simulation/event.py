@@ -8,6 +8,7 @@ each hit counts in the score: S. Amrouche et al., "The Tracking Machine Learning
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -144,6 +145,7 @@ MIN_HITS = 4  # shorter tracks do not count
 MAX_HITS = 20  # hits beyond this one do not count
 
 
+@functools.cache
 def order_weights() -> np.ndarray:
     """[MAX_HITS + 1, MAX_HITS]: share of hit i (from 0) in a track of n hits; rows from MIN_HITS on sum to 1."""
     weights = np.zeros((MAX_HITS + 1, MAX_HITS))

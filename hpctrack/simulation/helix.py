@@ -26,7 +26,7 @@ SEARCH_MM = 8.0  # modules lie this close to their layer's nominal cylinder or p
 
 
 @dataclass(frozen=True)
-class _Helices:
+class Helices:
     """Transverse circles (centre, signed radius, starting angle) and z along the arc; [P] each."""
 
     x: np.ndarray
@@ -64,7 +64,7 @@ class HelixSource:
         radius = -particles["q"] * pt / (GEV_PER_T_MM * self._settings.field_t)
         phi = np.arctan2(particles["py"], particles["px"])
         start = (particles["vx"], particles["vy"], particles["vz"])
-        helices = _Helices(*start, phi, radius, particles["pz"] / pt, pt)
+        helices = Helices(*start, phi, radius, particles["pz"] / pt, pt)
         rows, arc, layer = _layer_crossings(helices, self._geometry)
         offset = _scattering(helices, rows, arc, self._settings.stream(event_id, "passage"))
         module, owner, position, direction = _module_crossings(
@@ -106,19 +106,19 @@ def _particles(settings: Settings, rng: np.random.Generator) -> dict[str, np.nda
     }
 
 
-def _layer_crossings(helices: _Helices, geometry: Geometry) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _layer_crossings(helices: Helices, geometry: Geometry) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Where the particles meet the layers' nominal surfaces: particle, arc [mm] and layer [C], by particle and arc.
 
     Only the way out counts: up to half a turn, and until the particle leaves the tracker.
     """
-    limit = np.minimum(np.pi * np.abs(helices.radius), _arc_to_radius(helices, MAX_RADIUS_MM + SEARCH_MM))
+    limit = np.minimum(np.pi * np.abs(helices.radius), arc_to_radius(helices, MAX_RADIUS_MM + SEARCH_MM))
     rows, arcs, layers = [], [], []
     for layer, members in _rows_by_layer(geometry).items():
         barrel, position = members[0].barrel, members[0].position
         low = min(row.centre - row.half_width for row in members) - SEARCH_MM
         high = max(row.centre + row.half_width for row in members) + SEARCH_MM
         if barrel:
-            arc = _arc_to_radius(helices, position)
+            arc = arc_to_radius(helices, position)
         else:
             with np.errstate(divide="ignore"):
                 arc = (position - helices.z) / helices.cot
@@ -141,8 +141,8 @@ def _rows_by_layer(geometry: Geometry) -> dict[int, list[Row]]:
     return grouped
 
 
-def _arc_to_radius(helices: _Helices, radius: float) -> np.ndarray:
-    """Transverse arc [P] to the first crossing of a cylinder; infinite for those born outside or never there."""
+def arc_to_radius(helices: Helices, radius: float) -> np.ndarray:
+    """Transverse arc [P], mm, to the first crossing of a cylinder; infinite for those born outside or never there."""
     x, y = helices.x - helices.radius * np.sin(helices.phi), helices.y + helices.radius * np.cos(helices.phi)
     distance = np.maximum(np.hypot(x, y), 1e-9)
     # |P|^2 = r^2 at the angle a of the direction with sin(a - b) = k, where b is the direction of the circle's centre.
@@ -153,7 +153,7 @@ def _arc_to_radius(helices: _Helices, radius: float) -> np.ndarray:
     return np.where(reached, np.minimum(*turns) * np.abs(helices.radius), np.inf)
 
 
-def _scattering(helices: _Helices, rows: np.ndarray, arc: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _scattering(helices: Helices, rows: np.ndarray, arc: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """[C, 3] mm: how far multiple scattering at the layers before has moved each crossing off its helix."""
     stretch = np.hypot(1.0, helices.cot)[rows]
     path, sigma = arc * stretch, SCATTERING_GEV / (helices.pt[rows] * stretch)
@@ -172,7 +172,7 @@ def _scattering(helices: _Helices, rows: np.ndarray, arc: np.ndarray, rng: np.ra
 
 
 def _module_crossings(
-    helices: _Helices, rows: np.ndarray, arc: np.ndarray, layer: np.ndarray, offset: np.ndarray, *, geometry: Geometry
+    helices: Helices, rows: np.ndarray, arc: np.ndarray, layer: np.ndarray, offset: np.ndarray, *, geometry: Geometry
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """The modules met near the layers' crossings: module, particle, position and direction [H]; overlaps give two."""
     point = helices.at(rows, arc)[0] + offset

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from hpctrack.errors import InputError, MachineError
 from hpctrack.files.lock import only_writer_of
 from hpctrack.files.outputs import check_folder
 from hpctrack.process import pools
-from hpctrack.simulation import Source, package_versions, source_class, writer
+from hpctrack.simulation import OwnDetector, package_versions, source_class, writer
 from hpctrack.simulation.digitization import add_noise, digitize
 from hpctrack.simulation.event import Tables, trackml_tables
 from hpctrack.simulation.geometry import Geometry, trackml_geometry
@@ -30,11 +31,18 @@ class Simulation:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.geometry: Geometry = trackml_geometry()
-        self.source: Source = source_class(settings.source)(settings, self.geometry)
+        self.source: Any = source_class(settings.source)(settings, self.geometry)
+
+    @property
+    def own_detector(self) -> bool:
+        """Whether the source has a detector of its own, and hits without cells."""
+        return isinstance(self.source, OwnDetector)
 
     def tables(self, event_id: int) -> Tables:
         """The four TrackML tables of one event; they depend on the settings and the event's id alone."""
         settings = self.settings
+        if self.own_detector:
+            return self.source.tables(event_id)
         particles, crossings = self.source.generate(event_id)
         rng = settings.stream(event_id, "digitization")
         measured = digitize(crossings, self.geometry, settings.digitization, settings.efficiency, rng)
@@ -58,13 +66,18 @@ def run(settings: Settings, folder: Path, event_ids: range, jobs: int) -> Iterat
     Raises InputError for settings that differ from the folder's, MachineError or OSError for faults of the machine.
     """
     settings.check()
-    if event_ids and not 0 <= event_ids[0] <= event_ids[-1] <= MAX_EVENT_ID:
-        raise InputError(f"--first-event {event_ids[0]} --events {len(event_ids)}: ids must lie in 0 … {MAX_EVENT_ID}")
+    check_ids(event_ids)
     versions = package_versions(settings.source)
     check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with only_writer_of(folder, event_ids):
         yield from _owned(settings, folder, event_ids, jobs, versions)
+
+
+def check_ids(event_ids: range) -> None:
+    """InputError for numbers of events that file names cannot hold."""
+    if event_ids and not 0 <= event_ids[0] <= event_ids[-1] <= MAX_EVENT_ID:
+        raise InputError(f"--first-event {event_ids[0]} --events {len(event_ids)}: ids must lie in 0 … {MAX_EVENT_ID}")
 
 
 def _owned(
@@ -80,7 +93,8 @@ def _owned(
         else:
             todo.append(event_id)
     writer.clean(folder, todo)
-    writer.write_detectors(folder, trackml_geometry(), settings.gzip)
+    if not issubclass(source_class(settings.source), OwnDetector):
+        writer.write_detectors(folder, trackml_geometry(), settings.gzip)
     if todo:
         yield from _in_processes(settings, folder, todo, min(jobs, len(todo)))
 

@@ -14,12 +14,21 @@ from hpctrack.simulation.digitization import METHODS
 
 HARD_PROCESSES = ("none", "ttbar", "dijet", "zmumu")
 PILEUP = ("poisson", "fixed")
+NUMBERS = ("poisson", "fixed", "uniform")
 MAX_VERTICES = 2000  # 11 bits of particle_id
 MAX_EVENT_ID = 999_999_999  # nine digits in a file's name
 
 
 # Settings that data sets of 0.1.0 do not record, with the values that held then.
 ADDED = {"photon_pt_min_gev": 0.0, "decays": False, "interactions": 0.0}
+# Settings of the toy sources: recorded of these alone, so that other data sets have the records that they had before.
+OF_TOYS = (
+    *("planes", "pixels", "axes", "windows", "signal", "seed_planes", "tracks", "tracks_number", "tracks_max"),
+    *("pixel_noise", "sagitta"),
+)
+TOYS = ("planes", "cylinders")
+_REAL = ("tracks", "pixel_noise", "sagitta")
+_PLANES = {"source": "planes", "tracks_number": "poisson", "signal": True}
 # What `--preset` sets: `trackml` makes events of the challenge's kind; docs/explanation/simulation.md says why so.
 PRESETS: dict[str, dict[str, object]] = {
     "trackml": {
@@ -36,7 +45,27 @@ PRESETS: dict[str, dict[str, object]] = {
         "digitization": "geometric",
         "efficiency": 0.98,
         "noise": 0.15,
-    }
+    },
+    # The toys of HEP.TrkX (docs/explanation/planes.md): noise, or background tracks; and its challenge "ramp".
+    "planes-2d": {
+        **_PLANES,
+        "planes": 50,
+        "pixels": 50,
+        "axes": 1,
+        "seed_planes": 5,
+        "tracks": 0.0,
+        "pixel_noise": 0.2,
+    },
+    "planes-3d": {
+        **_PLANES,
+        "planes": 10,
+        "pixels": 32,
+        "axes": 2,
+        "seed_planes": 3,
+        "tracks": 3.0,
+        "pixel_noise": 0.01,
+    },
+    "cylinders": {"source": "cylinders", "tracks": 10.0, "tracks_number": "poisson", "field_t": 1.0},
 }
 
 
@@ -61,6 +90,17 @@ class Settings:
     efficiency: float = 0.98
     noise: float = 0.15
     gzip: bool = False
+    planes: int = 10  # planes: how many
+    pixels: int = 32  # planes: along each axis of a plane; one is 1 mm
+    axes: int = 2  # planes: 1, a plane is a line of pixels; 2, a square
+    windows: bool = False  # planes: the first are narrow
+    signal: bool = True  # planes: one track more, alone in the seed planes
+    seed_planes: int = 3  # planes: the first, without background and noise
+    tracks: float = 3.0  # planes, cylinders: mean number of (background) tracks, or the number
+    tracks_number: str = "poisson"  # planes, cylinders: how it varies
+    tracks_max: int = 0  # planes, cylinders: never more; 0: no bound
+    pixel_noise: float = 0.01  # planes: probability of a pixel
+    sagitta: float = 0.0  # planes: largest, in pixels; 0: straight tracks
 
     @property
     def through_matter(self) -> bool:
@@ -69,7 +109,7 @@ class Settings:
 
     def check(self) -> Settings:
         """Itself; InputError that names the first option out of bounds."""
-        for name in ("mu", "particles", "pt_min_gev", "eta_max", "field_t", "efficiency", "noise", *ADDED):
+        for name in ("mu", "particles", "pt_min_gev", "eta_max", "field_t", "efficiency", "noise", *ADDED, *_REAL):
             if not math.isfinite(getattr(self, name)):
                 raise InputError(f"{option(name)} {getattr(self, name)}: must be a finite number")
         bounds = {
@@ -85,6 +125,15 @@ class Settings:
             "interactions": (0 <= self.interactions <= 10, "must be between 0 and 10 (times the material)"),
             "pileup": (self.pileup in PILEUP, f"must be one of {', '.join(PILEUP)}"),
             "hard_process": (self.hard_process in HARD_PROCESSES, f"must be one of {', '.join(HARD_PROCESSES)}"),
+            "planes": (2 <= self.planes <= 256, "must be from 2 to 256"),
+            "pixels": (2 <= self.pixels <= 1024, "must be from 2 to 1024"),
+            "axes": (self.axes in (1, 2), "must be 1 or 2"),
+            "seed_planes": (0 <= self.seed_planes <= self.planes, f"must be from 0 to {self.planes}, the planes"),
+            "tracks": (0 <= self.tracks <= 1e4, "must be between 0 and 10000"),
+            "tracks_number": (self.tracks_number in NUMBERS, f"must be one of {', '.join(NUMBERS)}"),
+            "tracks_max": (0 <= self.tracks_max <= 1e4, "must be from 0 to 10000 (0: no bound)"),
+            "pixel_noise": (0 <= self.pixel_noise <= 1, "must be a probability"),
+            "sagitta": (0 <= self.sagitta <= self.pixels / 4, f"must be between 0 and {self.pixels / 4:g} pixels"),
             "digitization": (self.digitization in METHODS, f"must be one of {', '.join(METHODS)}"),
         }
         for name, (good, right) in bounds.items():
@@ -99,8 +148,9 @@ class Settings:
         return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(event_id, PURPOSES.index(purpose))))
 
     def as_dict(self) -> dict:
-        """Settings as plain values."""
-        return dataclasses.asdict(self)
+        """Settings as plain values, without those of the toy sources where it is another."""
+        found = dataclasses.asdict(self)
+        return found if self.source in TOYS else {name: value for name, value in found.items() if name not in OF_TOYS}
 
 
 PURPOSES = ("particles", "passage", "digitization", "noise", "order", "matter")

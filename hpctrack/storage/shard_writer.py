@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ from hpctrack.storage.columns import (
 )
 from hpctrack.storage.hdf5 import INDEX, atomic_h5, damage, open_h5, small_array, write_header
 from hpctrack.storage.store import INDEX_COLUMNS
+
+TOGETHER = 1 << 20  # bytes: small events one by one would take HDF5 a millisecond a column
 
 
 def shard_name(number: int) -> str:
@@ -116,11 +118,14 @@ class ShardWriter:
     def _write_column(self, file: h5py.File, name: str, offsets: np.ndarray, waiting: io.FileIO) -> None:
         path, dtype = name.replace(".", "/"), stored_type(name)
         dataset = file.create_dataset(path, shape=(int(offsets[-1]),), dtype=dtype)
-        for i, position in enumerate(self._positions[name]):
-            values = np.empty(offsets[i + 1] - offsets[i], dtype)
+        for first, end in _together(offsets * dtype.itemsize):
+            values = np.empty(offsets[end] - offsets[first], dtype)
+            for i in range(first, end):
+                part = values[offsets[i] - offsets[first] : offsets[i + 1] - offsets[first]]
+                if len(part):
+                    read_into(waiting.fileno(), part, self._positions[name][i], self.path)
             if len(values):
-                read_into(waiting.fileno(), values, position, self.path)
-                dataset.write_direct(values, dest_sel=np.s_[offsets[i] : offsets[i + 1]])
+                dataset.write_direct(values, dest_sel=np.s_[offsets[first] : offsets[end]])
         file[f"checksums/{path}"] = np.array(self._checksums[name], dtype=np.uint64)
 
     def __enter__(self) -> ShardWriter:
@@ -131,6 +136,15 @@ class ShardWriter:
             self.close()
         else:
             self.discard()
+
+
+def _together(offsets: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Runs of events, first and end, that are written at once: of TOGETHER bytes at most, or one event."""
+    first = 0
+    while first < len(offsets) - 1:
+        end = max(first + 1, int(np.searchsorted(offsets, offsets[first] + TOGETHER, side="right")) - 1)
+        yield first, end
+        first = end
 
 
 def lacking(event: schema.Event) -> frozenset[str]:
