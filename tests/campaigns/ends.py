@@ -34,7 +34,7 @@ if __name__ == "__main__":
 
 import numpy as np
 
-from hpctrack import bench, benchmarks, convert, evaluate, export, infer, inspect, report, simulate, train
+from hpctrack import bench, convert, evaluate, export, infer, inspect, report, simulate, train
 from hpctrack.benchmarks.measure import Figure
 from hpctrack.config import dump_yaml
 from hpctrack.parallel.launchers import INIT_METHOD
@@ -317,7 +317,7 @@ def _begin(verb: Verb, name: str, what: Any, words: list[str], folder: Path, ran
         sys.stdout = text_file(1, process.encoding)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
-    benchmarks.benchmark = lambda _: lambda quick: [Figure("speed", [1.0, 2.0], "x", "of nothing, ± as it is")]
+    bench.benchmark = lambda _: lambda quick: [Figure("speed", [1.0, 2.0], "x", "of nothing, ± as it is")]
     if process.at_point:
         _interfere(*verb.point, process.at_point)
     ends.begin(name.split()[0])

@@ -305,14 +305,26 @@ def test_a_share_that_is_missing_can_be_made_up_for_by_a_call_for_all(trained, t
 
 
 END = """
+import os
 import sys
 
 import torch
+import torch._dynamo  # DDP imports it
 import torch.distributed as dist
 
 from hpctrack.config import ParallelConfig
 from hpctrack.parallel.env import distributed
 
+ranks = {}
+for rank in map(str, range(4)):
+    if (child := os.fork()) == 0:
+        break
+    ranks[child] = rank
+else:
+    print(*(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in ranks))
+    sys.exit()
+
+os.environ |= {"RANK": rank, "LOCAL_RANK": rank}
 sys.setswitchinterval(5)  # no thread takes Python from the main one, which goes on from its last collective to the end
 with distributed(ParallelConfig(), 1):
     model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(10, 10))
@@ -327,10 +339,7 @@ with distributed(ParallelConfig(), 1):
 def test_ranks_end_with_their_own_exit_code(tmp_path):
     """Threads of gloo that meet the end of the interpreter abort their rank."""
     place = {"WORLD_SIZE": "4", "HPCTRACK_INIT_METHOD": f"file://{tmp_path}/meeting"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", END], env=os.environ | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        )
-        for rank in range(4)
-    ]
-    assert [rank.wait(120) for rank in ranks] == [7] * 4
+    done = subprocess.run(
+        [sys.executable, "-c", END], env=os.environ | place, stdout=subprocess.PIPE, text=True, timeout=120
+    )
+    assert done.stdout.splitlines()[-1] == "7 7 7 7"
