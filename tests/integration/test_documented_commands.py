@@ -25,13 +25,13 @@ def run(commands: str, folder: Path, *first: Path) -> str:
     return done.stdout
 
 
-def test_the_commands_of_the_readme_run_on_two_ranks_and_one_rank_finds_the_same(tmp_path):
-    text = run(script(README), clone(tmp_path))
+def test_the_commands_of_the_readme_run_on_two_ranks_and_one_rank_finds_the_same(tmp_path, quick_commands):
+    text = run(script(README), clone(tmp_path), quick_commands)  # torchrun and its ranks are real
     assert "2 x cpu (torchrun, gloo process group)" in text and "builder.radius=" in text
     assert re.search(r"step (\d+)/\1 ", text) and re.search(r"candidates of \d+ events, digest", text)
     assert list((tmp_path / "runs/influencer/tensorboard").glob("events.*"))
     assert "<html" in (tmp_path / "report.html").read_text()
-    run("hpctrack infer --checkpoint runs/influencer --data data/test-20 --out alone", tmp_path)
+    run("hpctrack infer --checkpoint runs/influencer --data data/test-20 --out alone", tmp_path, quick_commands)
     assert CandidateStore(tmp_path / "alone").digest == CandidateStore(tmp_path / "candidates").digest
 
 
