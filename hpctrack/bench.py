@@ -20,6 +20,8 @@ from hpctrack.process import arguments
 from hpctrack.process.ends import verb
 from hpctrack.process.versions import versions
 
+OPTIONAL = {"data": "dataset", "runs": "runs", "chain": "pipelines"}  # options that some benchmarks take
+
 
 def parser() -> arguments.Parser:
     """The verb's options."""
@@ -30,6 +32,12 @@ def parser() -> arguments.Parser:
     p.add_argument("--quick", action="store_true", help="the same figures on less work")
     p.add_argument("--data", type=Path, help="dataset folder to measure on, where the benchmark uses events")
     p.add_argument("--runs", type=Path, help="folder of runs made elsewhere, e.g. by slurm/scaling.sh")
+    p.add_argument(
+        "--chain",
+        action="append",
+        metavar="NAME=RUN,RUN",
+        help="checkpoints of a pipeline in order, where the benchmark runs pipelines; again for each pipeline",
+    )
     p.add_argument("--threads", type=arguments.threads, default=1, help="CPU threads (default 1)")
     return p
 
@@ -63,12 +71,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run(bench: Callable[..., list[Figure] | Page], args: argparse.Namespace) -> Page:
-    """Run a benchmark on what was asked for; InputError if it takes no dataset."""
-    options = {name: path for name in ("data", "runs") if (path := getattr(args, name))}
-    for name, path in options.items():
+    """Run a benchmark on what was asked for; InputError if it takes no dataset, runs or pipelines."""
+    options = {name: value for name in OPTIONAL if (value := getattr(args, name))}
+    for name, value in options.items():
         if name not in inspect.signature(bench).parameters:
-            what = "dataset" if name == "data" else "runs"
-            raise InputError(f"--{name} {path}: benchmark '{args.name}' uses no {what}; leave it out")
+            said = value[0] if isinstance(value, list) else value
+            raise InputError(f"--{name} {said}: benchmark '{args.name}' uses no {OPTIONAL[name]}; leave it out")
     found = bench(args.quick, **options)
     return found if isinstance(found, Page) else Page(found)
 

@@ -1,6 +1,6 @@
 """Benchmarks: one file each, one name here. `run(quick) -> list[Figure] | Page`, peers measured in the same run.
 
-A `run(quick, data=None)` also takes a dataset (`--data FOLDER`).
+A `run(quick, data=None)` also takes a dataset (`--data FOLDER`), one with `chain` pipelines (`--chain NAME=RUN,RUN`).
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib import import_module
 
-BENCHES = ("inference", "io", "layout", "loss", "memory", "model", "plan", "scaling")
+BENCHES = ("chain", "inference", "io", "layout", "loss", "memory", "model", "plan", "scaling")
 
 
 def benchmark(name: str) -> Callable:
