@@ -48,13 +48,12 @@ from hpctrack.evaluation.metrics import (
     total,
 )
 from hpctrack.evaluation.tally import READINGS, Cuts, EventCounts
-from hpctrack.events.symmetries import BARRELS, ENDCAPS
 from hpctrack.requirements.needs import DIRECTIONS, TRACKS, Need
+from hpctrack.storage.detector import TRACKML
 from hpctrack.storage.schema import Candidates, Event
 
 ALL = "all"  # names every rule
 PIXELS = (7, 8, 9)
-TRACKML = (*BARRELS, *ENDCAPS)
 COLUMNS = ["hits.volume_id", "hits.layer_id", "hits.eta", *TRACKS, *DIRECTIONS]
 
 
@@ -330,7 +329,7 @@ def _measured(event: Event, rule: Rule, judged: tuple[Seen, np.ndarray]) -> dict
 
 
 def _check_volumes(event: Event, name: str, sample: Sample) -> None:
-    other = np.setdiff1d(event.column("hits.volume_id"), TRACKML)
+    other = np.setdiff1d(event.column("hits.volume_id"), [*TRACKML.barrels, *TRACKML.endcaps])
     if sample.volumes and len(other):
         raise InputError(
             f"--rules {name}: counts hits in the volumes {', '.join(map(str, sample.volumes))} of TrackML's detector, "

@@ -114,7 +114,7 @@ class EventLoader:
         self.stream = stream
         self.dtype = dtype
         self.feature_columns = feature_columns(features)
-        check_symmetries(features, selection, augmentation)
+        check_symmetries(features, selection, augmentation, dataset.detector)
         self.parameters = parameters
         self.emphasis = emphasis if emphasis is not None and emphasis.wanted else None
         self.graph = graph
@@ -146,8 +146,11 @@ class EventLoader:
         if self.parameters:
             columns |= {name: event.column(name)[chosen.particles].astype(np.float64) for name in perigee.COLUMNS}
         if self.augmentation.mirror:
-            check_volumes(columns, self.features, f"{self.dataset.folder}: event {event.event_id}")
-        columns = augment(columns, self.augmentation.rotate, self.augmentation.mirror, rng)
+            where = f"{self.dataset.folder}: event {event.event_id}"
+            check_volumes(columns, self.features, where, self.dataset.detector)
+        columns = augment(
+            columns, self.augmentation.rotate, self.augmentation.mirror, rng, detector=self.dataset.detector
+        )
         data = to_data(event, compute_features(columns, self.features), chosen, self.dtype)
         if self.parameters:
             data.parameters = torch.from_numpy(perigee.perigee(columns, event.field_t)).to(self.dtype)

@@ -15,6 +15,7 @@ import numpy as np
 from hpctrack.errors import InputError
 from hpctrack.events.selection import draw_rows, target_particles
 from hpctrack.storage import schema
+from hpctrack.storage.detector import TEXT
 from hpctrack.storage.store import Dataset
 
 MAX_DRAWS = 1000  # a sub-event's id is 1000 * the event's id + the number of the draw
@@ -51,6 +52,11 @@ class SubEventReader:
     def field_t(self) -> float | None:
         """The dataset's."""
         return self.dataset.attributes.get("field_t")
+
+    @property
+    def detector(self) -> str | None:
+        """What the dataset says."""
+        return self.dataset.attributes.get(TEXT)
 
     def stamp(self, event_id: int) -> tuple[object, int]:
         """The event, the dataset's content and all options; the event's hits."""

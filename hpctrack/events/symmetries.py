@@ -3,9 +3,9 @@
 Every column that a model's inputs or true parameters are made of stands in CHANGES with what becomes of it. A column
 that does not is refused together with `data.augment`: nothing is left as it was because nobody thought of it.
 
-Where a module lies matters for three kinds of columns. `volume_id` and `layer_id`: z -> -z exchanges the endcaps 7 and
-9, 12 and 14, 16 and 18, whose layers are numbered along z. `global_eta` and `global_phi`: the direction of a cluster is
-that of its extent (l_u, l_v, thickness) in the module's frame, whose signs are unknown and taken as positive
+Where a module lies matters for three kinds of columns. `volume_id` and `layer_id`: z -> -z exchanges the endcaps, as
+the dataset's detector says (storage/detector.py). `global_eta` and `global_phi`: the direction of a cluster is that of
+its extent (l_u, l_v, thickness) in the module's frame, whose signs are unknown and taken as positive
 (formats/detectors.py), so it turns with the frame, not with the track. The frames (u, v, w) are, in (azimuthal, radial,
 z) directions: barrels (a, z, r), where v stays along +z; endcaps at z < 0 (a, r, -z), at z > 0 (-a, r, z).
 
@@ -23,12 +23,10 @@ from hpctrack.config import AugmentConfig, SelectionConfig
 from hpctrack.errors import InputError
 from hpctrack.events.features import FEATURES, Columns
 from hpctrack.events.perigee import wrapped
+from hpctrack.storage.detector import TRACKML, Detector
 
-BARRELS = (8, 13, 17)
-ENDCAPS = {7: 9, 9: 7, 12: 14, 14: 12, 16: 18, 18: 16}  # volume: the one at -z
-BELOW = (7, 12, 16)  # endcaps at z < 0
-LAYERS = {7: 16, 9: 16, 12: 14, 14: 14, 16: 14, 18: 14}  # of an endcap: a layer's number and its partner's add up to it
 PLACED = ("volume", "layer", "global_eta", "global_phi")  # features that need to know the volume to be reflected
+FRAMED = PLACED[2:]  # and how the axes of modules lie there
 
 
 @dataclass(frozen=True)
@@ -38,6 +36,7 @@ class Transformation:
     angle: np.float32
     flip_y: np.float32
     flip_z: np.float32
+    detector: Detector
 
 
 Change = Callable[[Columns, Transformation], np.ndarray]
@@ -71,21 +70,20 @@ def azimuth(c: Columns, move: Transformation) -> np.ndarray:
 
 def other_volume(c: Columns, move: Transformation) -> np.ndarray:
     """The volume at the hit's new place."""
-    volume = c["hits.volume_id"]
-    return volume if move.flip_z > 0 else lookup(ENDCAPS, volume, volume)
+    sides = move.detector.sides
+    return c["hits.volume_id"] if move.flip_z > 0 else lookup(sides, c["hits.volume_id"], c["hits.volume_id"])
 
 
 def other_layer(c: Columns, move: Transformation) -> np.ndarray:
     """The layer there."""
     volume, layer = c["hits.volume_id"], c["hits.layer_id"]
-    mirrored = np.where(np.isin(volume, list(LAYERS)), lookup(LAYERS, volume, 0) - layer, layer)
-    return layer if move.flip_z > 0 else mirrored
+    return layer if move.flip_z > 0 else move.detector.reflected_layers(volume, layer)
 
 
 def cluster_eta(c: Columns, move: Transformation) -> np.ndarray:
     """Of a cluster's direction: in endcaps it changes sides, in barrels l_v stays along +z."""
     eta = c["cells.global_eta"]
-    return np.where(np.isin(c["hits.volume_id"], list(ENDCAPS)), move.flip_z * eta, eta)
+    return np.where(np.isin(c["hits.volume_id"], move.detector.endcaps), move.flip_z * eta, eta)
 
 
 def cluster_phi(c: Columns, move: Transformation) -> np.ndarray:
@@ -95,8 +93,8 @@ def cluster_phi(c: Columns, move: Transformation) -> np.ndarray:
     """
     volume, phi = c["hits.volume_id"], c["cells.global_phi"]
     local_eta, local_phi = c["cells.local_eta"], c["cells.local_phi"]
-    endcap = np.isin(volume, list(ENDCAPS))
-    side = np.where(endcap & ~np.isin(volume, BELOW), np.float32(-1), np.float32(1))
+    endcap = np.isin(volume, move.detector.endcaps)
+    side = np.where(endcap & ~np.isin(volume, move.detector.below), np.float32(-1), np.float32(1))
     beyond = np.where(endcap, np.float32(np.pi / 2) - local_phi, np.arctan2(np.cos(local_phi), np.sinh(local_eta)))
     module = move.flip_y * (phi - side * beyond)
     out = module + np.where(endcap, move.flip_z * side, side) * beyond + move.angle
@@ -122,7 +120,9 @@ CHANGES: dict[str, Change] = {
 }
 
 
-def check_symmetries(features: Sequence[str], selection: SelectionConfig, how: AugmentConfig) -> None:
+def check_symmetries(
+    features: Sequence[str], selection: SelectionConfig, how: AugmentConfig, detector: Detector = TRACKML
+) -> None:
     """InputError for a feature that `how` cannot turn or reflect, and for volumes that a reflection leads out of."""
     if how.rotate or how.mirror:
         for name in features:
@@ -132,29 +132,40 @@ def check_symmetries(features: Sequence[str], selection: SelectionConfig, how: A
                     f"key 'data.augment': feature '{name}' of data.features reads {unknown[0]}, which cannot be turned "
                     "or reflected; leave the feature out, or set data.augment.rotate and data.augment.mirror to false"
                 )
-    volumes = set(selection.volumes or ())
-    alone = sorted(volume for volume in volumes & ENDCAPS.keys() if ENDCAPS[volume] not in volumes)
+    volumes, sides = set(selection.volumes or ()), detector.sides
+    alone = sorted(volume for volume in volumes & sides.keys() if sides[volume] not in volumes)
     if how.mirror and alone:
         raise InputError(
-            f"key 'data.selection.volumes': {sorted(volumes)} has {alone[0]} without {ENDCAPS[alone[0]]}, its place "
+            f"key 'data.selection.volumes': {sorted(volumes)} has {alone[0]} without {sides[alone[0]]}, its place "
             "after a reflection in z; give both, or set data.augment.mirror to false"
         )
 
 
-def check_volumes(columns: Columns, features: Sequence[str], where: str) -> None:
+def check_volumes(columns: Columns, features: Sequence[str], where: str, detector: Detector = TRACKML) -> None:
     """InputError that begins with `where` if a feature needs volumes' mirror images and there is one without."""
     placed = [name for name in features if name in PLACED]
     if not placed:
         return
-    unknown = np.setdiff1d(columns["hits.volume_id"], [*BARRELS, *ENDCAPS])
-    if len(unknown):
-        raise InputError(
-            f"{where}: volume {unknown[0]} is none of TrackML's, so feature '{placed[0]}' cannot be reflected; "
-            "leave it out of data.features, or set data.augment.mirror to false"
-        )
+    unknown = np.setdiff1d(columns["hits.volume_id"], [*detector.barrels, *detector.sides])
+    framed = [name for name in placed if name in FRAMED]
+    if not detector.is_known:
+        what, name = "the detector is not known (`hpctrack convert --detectors` names its file)", placed[0]
+    elif len(unknown):
+        whose = "TrackML's" if detector is TRACKML else "those whose mirror image is known"
+        what, name = f"volume {unknown[0]} is none of {whose}", placed[0]
+    elif framed and not detector.frames:
+        what, name = "the axes of its modules are not as TrackML's", framed[0]
+    else:
+        return
+    raise InputError(
+        f"{where}: {what}, so feature '{name}' cannot be reflected; leave it out of data.features, or set "
+        "data.augment.mirror to false"
+    )
 
 
-def augment(columns: Columns, rotate: bool, mirror: bool, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def augment(
+    columns: Columns, rotate: bool, mirror: bool, rng: np.random.Generator, detector: Detector = TRACKML
+) -> dict[str, np.ndarray]:
     """Hits and particles reflected at random in y and in z, and turned by a random angle about the beam line.
 
     KeyError for a column that is not in CHANGES, or needs another one beside it that is not given.
@@ -163,7 +174,7 @@ def augment(columns: Columns, rotate: bool, mirror: bool, rng: np.random.Generat
     flip_y, flip_z = (np.float32(s) for s in (rng.choice([-1.0, 1.0], 2) if mirror else (1.0, 1.0)))
     if not (rotate or mirror):
         return dict(columns)
-    move = Transformation(angle, flip_y, flip_z)
+    move = Transformation(angle, flip_y, flip_z, detector)
     return {name: CHANGES[name](columns, move) for name in columns}
 
 

@@ -16,12 +16,15 @@ import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hpctrack.errors import InputError
+from hpctrack.formats.detectors import named_detectors, stamp_of
+from hpctrack.formats.geometry import text_of
 from hpctrack.formats.tables import event_of, no_truth, rows_of
 from hpctrack.storage import schema
 
@@ -62,7 +65,10 @@ class Bag:
 
 @dataclass
 class AcornReader:
-    """Events of files; `files[event_id]`. `scales`: of gnn_tracking's r, phi and z, by which they were divided."""
+    """Events of files; `files[event_id]`. `scales`: of gnn_tracking's r, phi and z, by which they were divided.
+
+    `surfaces`: the file of the detector's modules, if there is one.
+    """
 
     files: dict[int, Path]
     with_truth: bool
@@ -70,6 +76,7 @@ class AcornReader:
     field_t: float | None = None
     scales: tuple[float, ...] = (1.0, 1.0, 1.0)
     faults: dict[int, str] = field(default_factory=dict)
+    surfaces: str | None = None
 
     def event_ids(self) -> list[int]:
         """Ascending."""
@@ -84,7 +91,13 @@ class AcornReader:
         path = self.files[event_id]
         status = path.stat()
         options = [self.with_truth, sorted(self.without), self.field_t, list(self.scales)]
-        return ["acorn", event_id, str(path.absolute()), status.st_size, status.st_mtime_ns, options], status.st_size
+        whole = ["acorn", event_id, str(path.absolute()), status.st_size, status.st_mtime_ns, options]
+        return [*whole, *stamp_of(self.surfaces)], status.st_size
+
+    @cached_property
+    def detector(self) -> str | None:
+        """Of the file that was named; the graphs say nothing of it."""
+        return text_of(named_detectors(self.surfaces))
 
     def read(self, event_id: int) -> Iterator[schema.Event]:
         """The event."""

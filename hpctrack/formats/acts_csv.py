@@ -21,6 +21,7 @@ import numpy as np
 from hpctrack.errors import InputError
 from hpctrack.formats.csvtable import Column, read_table
 from hpctrack.formats.detectors import Detectors, find_detectors, read_detectors
+from hpctrack.formats.geometry import text_of
 from hpctrack.formats.tables import event_of, first_twice, no_truth, rows_of
 from hpctrack.formats.trackml import cells_of_hits, modules_of_hits
 from hpctrack.formats.trackml_files import Source
@@ -98,6 +99,11 @@ class ActsReader:
         parts = {name for part in ("weights", *self.without) for name in schema.PARTS[part]}
         cells = schema.PARTS["cells"] if self.points or not self._any_cells else ()
         return frozenset().union(parts, cells, () if self.with_truth else schema.ALL_OF_TRUTH)
+
+    @cached_property
+    def detector(self) -> str | None:
+        """Of the surfaces."""
+        return text_of(find_detectors(self.source, self.surfaces))
 
     @cached_property
     def _any_cells(self) -> bool:

@@ -43,6 +43,7 @@ from hpctrack.formats.conversion import (
 from hpctrack.planning.partition import partition
 from hpctrack.process.ends import verb
 from hpctrack.storage import schema, shard_writer, store
+from hpctrack.storage.detector import TEXT
 from hpctrack.storage.hdf5 import INDEX, SHARDS
 
 
@@ -238,7 +239,11 @@ def _finish(out: Path, plan: Plan, done: Sequence[ShardResult]) -> None:
         attributes["assumed_field_t"] = schema.FIELD_T
     origin = plan.reader.origin() | ({"versions": plan.versions} if plan.versions else {})
     attributes["origin"] = json.dumps(origin)
-    shard_writer.write_index(plan.folder, shards, attributes, {"skipped": json.dumps(skipped)}, beside=out)
+    texts = {"skipped": json.dumps(skipped)}
+    said = getattr(plan.reader, "detector", None)  # readers of other packages need not say it
+    if said is not None:
+        texts[TEXT] = said
+    shard_writer.write_index(plan.folder, shards, attributes, texts, beside=out)
     if plan.folder != out:
         replacement.move(out)
     _summary(out)

@@ -24,6 +24,7 @@ import xxhash
 from hpctrack.errors import InputError, MachineError
 from hpctrack.files.lock import BEATING
 from hpctrack.formats.detectors import Detectors, find_detectors, read_detectors
+from hpctrack.formats.geometry import text_of
 from hpctrack.formats.trackml import read_event
 from hpctrack.formats.trackml_files import Source, has_cells, recorded_field
 from hpctrack.process import pools
@@ -54,6 +55,10 @@ class Reader(Protocol):
     @property
     def field_t(self) -> float | None:
         """The magnetic field along z of the events, Tesla; None if the source does not say."""
+
+    @property
+    def detector(self) -> str | None:
+        """What the index says of the detector (storage/detector.py); None: it is TrackML's. It may be left out."""
 
     def stamp(self, event_id: int) -> tuple[object, int]:
         """JSON-able, changes when the event's input or the options change; and the event's size (bytes, say)."""
@@ -109,6 +114,11 @@ class TrackmlReader:
         truth = frozenset[str]() if self.with_truth else schema.ALL_OF_TRUTH
         cells = () if has_cells(self.source) else schema.PARTS["cells"]
         return truth.union(parts, cells)
+
+    @cached_property
+    def detector(self) -> str | None:
+        """Of the file of modules, if there is one that says where they lie; else TrackML's."""
+        return text_of(find_detectors(self.source, self.detectors), otherwise=None)
 
     @cached_property
     def _geometry(self) -> object:

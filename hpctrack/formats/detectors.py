@@ -87,6 +87,17 @@ def find_detectors(source: Source, path: str | Path | None) -> tuple[Source, str
     return archive, archive.detectors
 
 
+def named_detectors(path: str | None) -> tuple[Source, str] | None:
+    """The place and name of a file that was named, without events of its own; None if none was."""
+    return None if path is None else find_detectors(Source(Path(path).parent), path)
+
+
+def stamp_of(path: str | None) -> list[object]:
+    """What says that a file which was named has changed; nothing if none was."""
+    found = named_detectors(path)
+    return [] if found is None else [[str(found[0].path.absolute()), found[0].stamp(found[1])]]
+
+
 def read_detectors(source: Source, path: str | Path | None) -> Detectors | None:
     """The modules of the file that `find_detectors` finds, None if there is none."""
     found = find_detectors(source, path)

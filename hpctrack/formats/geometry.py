@@ -6,6 +6,7 @@ along it. Passive surfaces of ACTS' file (module_id 0 beside a `geometry_id`) ar
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,20 @@ from hpctrack.errors import InputError
 from hpctrack.formats.csvtable import Column, read_table
 from hpctrack.formats.detectors import find_detectors
 from hpctrack.formats.trackml_files import Source
+from hpctrack.storage.detector import TRACKML, UNKNOWN, Detector
 
 FORMAT = {"format": "hpctrack-geometry", "version": 1}
 SAME_MM = 1.0  # by which layers that mirror each other may differ
 _ID = Column(np.int64, lowest=0)
 _IDS = {name: _ID for name in ("volume_id", "layer_id", "module_id")}
-_CENTRE, _NORMAL = ("cx", "cy", "cz"), ("rot_xw", "rot_yw", "rot_zw")
+_PLACES = ("cx", "cy", "cz", "rot_xw", "rot_yw", "rot_zw")  # centre and normal
 _LENGTHS = {"module_t": "half_thickness_mm", "pitch_u": "pitch_u_mm", "pitch_v": "pitch_v_mm"}
-_COLUMNS = _IDS | {name: Column(np.float64) for name in (*_CENTRE, *_NORMAL)}
+_COLUMNS = _IDS | {name: Column(np.float64) for name in _PLACES}
 _COLUMNS |= {name: Column(np.float64, optional=True) for name in _LENGTHS}
 _COLUMNS |= {"geometry_id": Column(np.uint64, lowest=0, optional=True)}
+_AXES = [f"rot_{axis}{local}" for local in "uv" for axis in "xyz"]
+_COLUMNS |= {name: Column(np.float64, optional=True) for name in _AXES}
+ALIGNED = 0.9  # least cosine between an axis of a module and the direction where TrackML's has it
 Table = dict[str, np.ndarray]
 
 
@@ -35,14 +40,57 @@ def describe(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file; a detector's file is detectors.csv, .csv.gz or .zip")
-    place, member = find_detectors(Source(path.parent), path) or (Source(path.parent), path.name)
+    return _described(_modules(*(find_detectors(Source(path.parent), path) or (Source(path.parent), path.name))))
+
+
+def text_of(found: tuple[Source, str] | None, otherwise: str | None = UNKNOWN) -> str | None:
+    """What a dataset's index says of the detector whose file was found (storage/detector.py).
+
+    None: it is TrackML's, or a part of it. `otherwise`: without a file, or where it does not say how modules lie. Of a
+    detector that is not made of barrels and of endcaps on either side nothing is known.
+    """
+    if found is None:
+        return otherwise
+    table = _modules(*found, columns=_COLUMNS | {name: Column(np.float64, optional=True) for name in _PLACES})
+    if not table.keys() >= set(_PLACES):
+        return otherwise
+    volumes, neighbours = (_described(table)[name] for name in ("volumes", "neighbours"))
+    sides = {side: [v["volume_id"] for v in volumes if v["kind"] == "endcap" and v["side"] == side]
+             for side in ("negative", "positive", "both")}  # fmt: skip
+    if sides["both"]:
+        return UNKNOWN
+    ends = sides["negative"] + sides["positive"]
+    mirrors = {
+        (volume["volume_id"], layer["layer_id"]): tuple(layer["mirror"])
+        for volume in volumes
+        for layer in volume["layers"]
+        if volume["volume_id"] in ends and volume["mirror"] is not None
+    }
+    order = [*(pair[:2] for pair in neighbours[:1]), *(pair[2:] for pair in neighbours)]
+    detector = Detector(
+        barrels=tuple(v["volume_id"] for v in volumes if v["kind"] == "barrel"),
+        below=tuple(sides["negative"]),
+        above=tuple(sides["positive"]),
+        mirrors=mirrors,
+        neighbours=tuple((volume, layer) for volume, layer in order),
+        frames=_has_frames(table, np.isin(table["volume_id"], ends)),
+    )
+    return None if TRACKML.contains(detector) else detector.text()
+
+
+def _modules(place: Source, member: str, columns: Mapping[str, Column] = _COLUMNS) -> Table:
+    """The sensitive modules of a file; InputError if there are none."""
     where = place.display(member)
-    table = read_table(place.read(member, where), where, _COLUMNS)
+    table = read_table(place.read(member, where), where, columns)
     if "geometry_id" in table:
         sensitive = table["module_id"] > 0
         table = {name: values[sensitive] for name, values in table.items()}
     if not len(table["module_id"]):
         raise InputError(f"{where}: no modules")
+    return table
+
+
+def _described(table: Table) -> dict[str, Any]:
     volumes = [_volume(table, int(number)) for number in np.unique(table["volume_id"])]
     _mirror(volumes)
     barrels = [(sum(layer["r_mm"]), v["volume_id"], layer["layer_id"]) for v in volumes if v["kind"] == "barrel"
@@ -50,6 +98,19 @@ def describe(path: Path) -> dict[str, Any]:
     order = [[volume, layer] for _, volume, layer in sorted(barrels)]
     neighbours = [[*a, *b] for a, b in zip(order, order[1:], strict=False)]
     return FORMAT | {"modules": len(table["module_id"]), "volumes": volumes, "neighbours": neighbours}
+
+
+def _has_frames(table: Table, endcap: np.ndarray) -> bool:
+    """Whether the modules' axes lie as TrackML's: see `frames` of storage/detector.py."""
+    if not all(name in table for name in _AXES):
+        return False
+    r = np.maximum(np.hypot(table["cx"], table["cy"]), 1e-9)
+    cos, sin, none = table["cx"] / r, table["cy"] / r, np.zeros(len(r))
+    azimuth, radial, along = np.array([-sin, cos, none]), np.array([cos, sin, none]), np.array([none, none, none + 1])
+    u, v = (np.array([table[f"rot_{axis}{local}"] for axis in "xyz"]) for local in "uv")
+    u_must = np.where(endcap & (table["cz"] > 0), -azimuth, azimuth)
+    v_must = np.where(endcap, radial, along)
+    return bool(min((u * u_must).sum(0).min(), (v * v_must).sum(0).min()) > ALIGNED)
 
 
 def _volume(table: Table, number: int) -> dict[str, Any]:

@@ -64,7 +64,9 @@ class ColliderMLFormat:
     """ColliderML's parquet files: a file of hits, or a folder of files."""
 
     class Options(OfTables):
-        """As of all tables."""
+        """As of all tables, and what these do not say of the detector."""
+
+        detectors: str | None = Field(None, description="the detector's modules (`hpctrack geometry`); null: not known")
 
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -73,7 +75,9 @@ class ColliderMLFormat:
         """The reader; InputError for files that are not ColliderML's, and for events without particles."""
         o, with_truth = self.options, not self.options.no_truth
         found = find_tables(source, with_truth)
-        reader = ColliderMLReader(found, with_truth, o.without, o.field_t, unlisted_is_noise=o.unlisted == "noise")
+        reader = ColliderMLReader(
+            found, with_truth, o.without, o.field_t, unlisted_is_noise=o.unlisted == "noise", surfaces=o.detectors
+        )
         _refuse(found.faults, reader, None if skip_bad else limit or len(found.rows["tracker_hits"]))
         return reader
 
@@ -129,6 +133,7 @@ class AcornFormat:
             max_length=3,
             description="by what gnn_tracking has divided r, phi and z (mm, rad, mm)",
         )
+        detectors: str | None = Field(None, description="the detector's modules (`hpctrack geometry`); null: not known")
 
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -137,7 +142,9 @@ class AcornFormat:
         """The reader; InputError if there are no events, or one twice."""
         o = self.options
         files, faults = find_files(source)
-        reader = AcornReader(files, not o.no_truth, o.without, o.field_t, tuple(o.scales), faults=faults)
+        reader = AcornReader(
+            files, not o.no_truth, o.without, o.field_t, tuple(o.scales), faults=faults, surfaces=o.detectors
+        )
         _refuse(faults, reader, None if skip_bad else limit or len(files))
         return reader
 

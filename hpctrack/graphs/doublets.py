@@ -17,12 +17,13 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from hpctrack.config import Section
+from hpctrack.errors import InputError
 from hpctrack.events.truth import layer_number
 from hpctrack.graphs.contracts import Graph
+from hpctrack.storage.detector import TRACKML
 from hpctrack.storage.schema import Event
-from hpctrack.storage.store import Dataset
+from hpctrack.storage.store import Dataset, open_dataset
 
-BARREL = ((8, 2), (8, 4), (8, 6), (8, 8), (13, 2), (13, 4), (13, 6), (13, 8), (17, 2), (17, 4))
 CHUNK = 1 << 20  # candidates at a time: bounds the memory
 ROUNDING = 1e-5  # rad, by which the search goes beyond the cut, which decides
 
@@ -37,7 +38,7 @@ class Doublets(Graph):
         z0_max_mm: float = Field(200.0, gt=0, description="cut on |z| where the chord meets the beam line")
         pairs: Literal["barrel"] | list[tuple[int, int, int, int]] = Field(
             "barrel",
-            description="inner volume and layer, outer volume and layer; barrel: its ten layers, each with the next",
+            description="inner volume and layer, outer volume and layer; barrel: each barrel layer with the next",
         )
         skips: int = Field(0, ge=0, description="barrel: layers between two hits, at most; tracks may miss a layer")
 
@@ -50,8 +51,7 @@ class Doublets(Graph):
 
     def __init__(self, options: Options, folder: Path | None = None, data: Dataset | None = None) -> None:
         self.options = options
-        ahead = [(*a, *b) for k, a in enumerate(BARREL) for b in BARREL[k + 1 : k + 2 + options.skips]]
-        found = ahead if options.pairs == "barrel" else options.pairs
+        found = _ahead(options.skips, folder, data) if options.pairs == "barrel" else options.pairs
         self.pairs = [(a << 8 | b, c << 8 | d) for a, b, c, d in found]  # as layer_number
 
     def __call__(self, event: Event, rows: np.ndarray) -> np.ndarray:
@@ -92,3 +92,15 @@ class Doublets(Graph):
         turn = np.minimum(turn, np.float32(2 * np.pi) - turn)
         z0_dr = np.abs(z[i] * dr - r[i] * (z[j] - z[i]))
         return (dr > 0) & (turn < self.options.phi_slope_max_per_mm * dr) & (z0_dr < self.options.z0_max_mm * dr)
+
+
+def _ahead(skips: int, folder: Path | None, data: Dataset | None) -> list[tuple[int, int, int, int]]:
+    """Each barrel layer with the next ones, as the dataset's detector has them; InputError if that is not known."""
+    data = open_dataset(folder) if data is None and folder is not None else data
+    layers = TRACKML.neighbours if data is None else data.detector.neighbours
+    if len(layers) < 2:
+        raise InputError(
+            f"key 'data.graph.pairs': barrel: {folder}: no barrel layers of its detector are known (`hpctrack convert "
+            "--detectors` names its file); list pairs of layers instead"
+        )
+    return [(*a, *b) for k, a in enumerate(layers) for b in layers[k + 1 : k + 2 + skips]]

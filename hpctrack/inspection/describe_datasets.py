@@ -13,6 +13,7 @@ from hpctrack.formats.conversion import cut_down, left_out_of
 from hpctrack.inspection.text import histogram
 from hpctrack.storage import hdf5, schema, store
 from hpctrack.storage.columns import TYPES, axis_of, combined_digest
+from hpctrack.storage.detector import TRACKML, Detector
 from hpctrack.storage.hdf5 import ATTRIBUTES_DIGEST, INDEX, SHARDS, TEXTS, read_attributes
 
 
@@ -30,6 +31,7 @@ def describe_dataset(folder: Path) -> dict[str, Any]:
         **_totals(dataset.n_hits, dataset.n_noise, dataset.n_particles),
         "field_t": dataset.field_t,
         "field": "as the source says" if dataset.field_is_known else "assumed, TrackML's: the source does not say",
+        "detector": _detector(dataset.detector),
         "lacks": _lacks(dataset),
         "shards": len(dataset.shards),
         "bytes": sum(sizes),
@@ -42,6 +44,15 @@ def describe_dataset(folder: Path) -> dict[str, Any]:
         "columns": _schema_columns(dataset.columns, rows),
         "histograms": _histograms(dataset.n_hits, dataset.n_particles),
     }
+
+
+def _detector(found: Detector) -> str:
+    if found is TRACKML:
+        return "TrackML's"
+    if not found.is_known:
+        return "not known: `hpctrack convert --detectors` names its file"
+    names = {"barrels": found.barrels, "endcaps at z < 0": found.below, "endcaps at z > 0": found.above}
+    return "; ".join(f"{name}: volumes {', '.join(map(str, of))}" for name, of in names.items() if of)
 
 
 def describe_shard(path: Path) -> dict[str, Any]:

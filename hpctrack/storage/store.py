@@ -38,6 +38,7 @@ from hpctrack.storage.columns import (
     stored_type,
     table_checksum,
 )
+from hpctrack.storage.detector import TEXT, Detector
 from hpctrack.storage.hdf5 import INDEX, check_size, damage, open_h5, own, plain_name, read_attributes, small_array
 from hpctrack.storage.schema import faults_of_numbers
 
@@ -62,7 +63,8 @@ class Dataset:
     Picklable, and usable before and after fork and spawn, and from several threads; a copy looks for no file.
     Attributes: `event_ids`, `n_hits`, `n_noise`, `n_particles`, `shard`, `row`, `checksums` (numpy, one entry an event,
     in the order of the ids); `shards` (file names), `shard_bytes`, `attributes` (of the index), `columns` (that are
-    stored) and `field_t` (magnetic field along z, Tesla; `field_is_known` says whether the source has said it).
+    stored), `field_t` (magnetic field along z, Tesla; `field_is_known` says whether the source has said it) and
+    `detector` (what is known of it).
     `verify` is what `read` does unless told otherwise. Raises InputError if the folder is no whole dataset.
     """
 
@@ -82,6 +84,7 @@ class Dataset:
             self.attributes = read_attributes(file)
             self.field_t, self.field_is_known = _field(self.attributes), "field_t" in self.attributes
             self._said_lacks = lacks_of(self.attributes)
+            self.detector = Detector.parse(self.attributes.get(TEXT))
             self.shards = [plain_name(name.decode()) for name in table["shard_files"]]
         self.columns = schema.stored_columns(self._said_lacks or ())
         self.event_ids, self.checksums, self.shard, self.row = (

@@ -340,6 +340,6 @@ def test_ranks_end_with_their_own_exit_code(tmp_path):
     """Threads of gloo that meet the end of the interpreter abort their rank."""
     place = {"WORLD_SIZE": "4", "HPCTRACK_INIT_METHOD": f"file://{tmp_path}/meeting"}
     done = subprocess.run(
-        [sys.executable, "-c", END], env=os.environ | place, stdout=subprocess.PIPE, text=True, timeout=120
+        [sys.executable, "-c", END], env=os.environ | place, stdout=subprocess.PIPE, text=True, timeout=120, check=True
     )
     assert done.stdout.splitlines()[-1] == "7 7 7 7"

@@ -12,12 +12,14 @@ from hpctrack.config import AugmentConfig, Named, SelectionConfig, parse
 from hpctrack.errors import InputError
 from hpctrack.events.loader import EventLoader
 from hpctrack.graphs import build_graph, doublets
-from hpctrack.graphs.doublets import BARREL, Doublets
+from hpctrack.graphs.doublets import Doublets
 from hpctrack.storage import schema
+from hpctrack.storage.detector import TRACKML
 from hpctrack.storage.store import Dataset
 from hpctrack.testing import GraphContract
 from hpctrack.testing.toys import FEATURES, toy_dataset
 
+BARREL = TRACKML.neighbours
 RADII = dict(zip(BARREL, (32, 72, 116, 172, 260, 360, 500, 660, 820, 1020), strict=True))
 
 

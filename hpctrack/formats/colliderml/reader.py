@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
 from hpctrack.errors import InputError
 from hpctrack.formats.colliderml import schema as tables
 from hpctrack.formats.colliderml.parquet_files import HITS, PARTICLES, Arrow, File, Found, Rows, import_arrow
+from hpctrack.formats.detectors import named_detectors, stamp_of
+from hpctrack.formats.geometry import text_of
 from hpctrack.formats.tables import event_of, first_twice, no_truth, rows_of
 from hpctrack.storage import schema
 
@@ -31,13 +34,17 @@ NEVER = frozenset({"truth.weight", "truth.tpx", "truth.tpy", "truth.tpz", *schem
 
 @dataclass
 class ColliderMLReader:
-    """Events of parquet files; `without`: parts (schema.PARTS) that are not read, or are not there."""
+    """Events of parquet files; `without`: parts (schema.PARTS) that are not read, or are not there.
+
+    `surfaces`: the file of the detector's modules, if there is one.
+    """
 
     found: Found
     with_truth: bool
     without: Sequence[str] = ()
     field_t: float | None = None
     unlisted_is_noise: bool = False
+    surfaces: str | None = None
     _rows: dict[str, Rows] = field(default_factory=dict, repr=False)
 
     def event_ids(self) -> list[int]:
@@ -57,7 +64,12 @@ class ColliderMLReader:
                 places.append([*file.stamp, row])
                 size += file.bytes_a_row
         options = [self.with_truth, sorted(self.without), self.field_t, self.unlisted_is_noise]
-        return ["colliderml", event_id, places, options], size
+        return ["colliderml", event_id, places, options, *stamp_of(self.surfaces)], size
+
+    @cached_property
+    def detector(self) -> str | None:
+        """Of the file that was named; the tables say nothing of it."""
+        return text_of(named_detectors(self.surfaces))
 
     @property
     def lacks(self) -> frozenset[str]:

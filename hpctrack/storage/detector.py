@@ -1,0 +1,116 @@
+"""What a dataset says of its detector: which volumes are endcaps, where z -> -z takes a layer, and which barrel layers
+are neighbours.
+
+A dataset that says nothing is of TrackML's detector, and so are parts of that detector. Others carry a text `detector`
+in their index, which `hpctrack convert` writes from the source's modules; of a source without modules it says that the
+detector is not known.
+
+Legend: N hits.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+TEXT = "detector"  # of the index
+FORMAT = {"format": "hpctrack-detector", "version": 1}
+UNKNOWN = "null"  # its text where nothing is known of it
+Place = tuple[int, int]  # volume and layer
+
+
+@dataclass(frozen=True)
+class Detector:
+    """Volumes by their numbers.
+
+    `below`, `above`: endcaps at z < 0 and at z > 0. `mirrors`: the place where z -> -z takes a layer of an endcap, and
+    `sides` the volume. `neighbours`: barrel layers from the beam outwards. `frames`: whether modules' axes (u, v, w)
+    lie as TrackML's do: in barrels along (azimuth, z, r), below along (azimuth, r, -z), above along (-azimuth, r, z).
+    """
+
+    barrels: tuple[int, ...]
+    below: tuple[int, ...]
+    above: tuple[int, ...]
+    mirrors: Mapping[Place, Place]
+    neighbours: tuple[Place, ...]
+    frames: bool = True
+
+    @property
+    def endcaps(self) -> tuple[int, ...]:
+        """On both sides."""
+        return self.below + self.above
+
+    @property
+    def sides(self) -> dict[int, int]:
+        """The volume at the other side of each endcap that has one."""
+        return {volume: other for (volume, _), (other, _) in self.mirrors.items()}
+
+    def reflected_layers(self, volume_N: np.ndarray, layer_N: np.ndarray) -> np.ndarray:
+        """Layers [N] where z -> -z takes them; of barrels, and of what has no mirror image, the same."""
+        found = layer_N.copy()
+        for volume in self.sides:
+            there = volume_N == volume
+            layers, which = np.unique(layer_N[there], return_inverse=True)
+            found[there] = np.array([self.mirrors.get((volume, n), (0, n))[1] for n in layers.tolist()], found.dtype)[
+                which
+            ]
+        return found
+
+    def contains(self, other: Detector) -> bool:
+        """Whether all that `other` says holds of this one."""
+        order = [self.neighbours.index(place) for place in other.neighbours if place in self.neighbours]
+        return (
+            set(other.barrels) <= set(self.barrels)
+            and set(other.below) <= set(self.below)
+            and set(other.above) <= set(self.above)
+            and other.mirrors.items() <= self.mirrors.items()
+            and len(order) == len(other.neighbours)
+            and order == sorted(order)
+            and other.frames == self.frames
+        )
+
+    def text(self) -> str:
+        """For the index."""
+        values: dict[str, Any] = {name: list(getattr(self, name)) for name in ("barrels", "below", "above")}
+        values["mirrors"] = [[*place, *other] for place, other in sorted(self.mirrors.items())]
+        values["neighbours"] = list(map(list, self.neighbours))
+        return json.dumps(FORMAT | values | {"frames": self.frames})
+
+    @property
+    def is_known(self) -> bool:
+        """Whether anything is known of it."""
+        return bool(self.barrels or self.endcaps)
+
+    @classmethod
+    def parse(cls, text: str | None) -> Detector:
+        """Of an index's text, of which TrackML's has none. ValueError for a text that is none of `text`."""
+        if text is None:
+            return TRACKML
+        if text == UNKNOWN:
+            return NOT_KNOWN
+        values: dict[str, Any] = json.loads(text)
+        if {key: values.pop(key, None) for key in FORMAT} != FORMAT:
+            raise ValueError(f"the text '{TEXT}' is of another version")
+        volumes = (tuple(values[name]) for name in ("barrels", "below", "above"))
+        mirrors = {(a, b): (c, d) for a, b, c, d in values["mirrors"]}
+        return cls(*volumes, mirrors, tuple((a, b) for a, b in values["neighbours"]), bool(values["frames"]))
+
+
+def _trackml() -> Detector:
+    """Endcaps' layers are numbered along z, so that a layer's number and its partner's have one sum."""
+    pairs, sums = {7: 9, 12: 14, 16: 18}, {7: 16, 12: 14, 16: 14}
+    mirrors = {}
+    for below, above in pairs.items():
+        for layer in range(sums[below] + 1):
+            mirrors[below, layer] = (above, sums[below] - layer)
+            mirrors[above, layer] = (below, sums[below] - layer)
+    barrel = [(8, layer) for layer in (2, 4, 6, 8)] + [(13, layer) for layer in (2, 4, 6, 8)] + [(17, 2), (17, 4)]
+    return Detector((8, 13, 17), tuple(pairs), tuple(pairs.values()), mirrors, tuple(barrel))
+
+
+TRACKML = _trackml()
+NOT_KNOWN = Detector((), (), (), {}, ())
