@@ -12,7 +12,7 @@ from hpctrack.formats.building import Conversion, convert
 from hpctrack.formats.simulated import SimulatedReader
 from hpctrack.process import arguments
 from hpctrack.process.ends import verb
-from hpctrack.simulation import SOURCES, OwnDetector, package_versions, source_class
+from hpctrack.simulation import SOURCES, OwnDetector, package_versions, source_class, unused_by
 from hpctrack.simulation.digitization import METHODS
 from hpctrack.simulation.run import check_ids, run, show_progress
 from hpctrack.simulation.settings import HARD_PROCESSES, NUMBERS, PILEUP, PRESETS, Settings, option
@@ -20,7 +20,7 @@ from hpctrack.simulation.settings import HARD_PROCESSES, NUMBERS, PILEUP, PRESET
 EVENTS_PER_SHARD = 256  # of toys, which are small
 
 _HELP: dict[str, dict] = {
-    "source": {"help": "acts: Pythia 8 + ACTS Fatras; helix: numpy only; planes, cylinders: toys"},
+    "source": {"help": "acts: Pythia 8 + ACTS Fatras; helix: numpy only; telescope: protons; planes, cylinders: toys"},
     "seed": {"help": "seed of the data set; event k of a seed is always the same"},
     "mu": {"help": "acts: mean number of pile-up collisions"},
     "pileup": {"choices": PILEUP, "help": "acts: the number varies from event to event, or is mu, rounded"},
@@ -33,6 +33,8 @@ _HELP: dict[str, dict] = {
         "help": "acts: hadronic interactions, for so many times the detector's own material; 0: none",
     },
     "particles": {"help": "helix: mean number of charged particles"},
+    "protons": {"help": "telescope: primaries of a frame that leave a hit"},
+    "phantom_mm": {"metavar": "MM", "help": "telescope: water in front of it"},
     "pt_min_gev": {"metavar": "GEV", "help": "generated particles below are left out"},
     "eta_max": {"help": "and so are those beyond this |eta|"},
     "field_t": {"metavar": "TESLA", "help": "magnetic field along z"},
@@ -94,6 +96,8 @@ def settings_of(args: argparse.Namespace) -> Settings:
     if args.preset:
         given = PRESETS[args.preset] | given
     settings = Settings(**given)
+    for name in sorted(given.keys() & set(unused_by(settings.source))):
+        raise InputError(f"{option(name)}: means nothing to --source {settings.source}; leave it out")
     own = set(source_class(settings.source).OPTIONS)
     for other in SOURCES.own:
         for name in sorted(given.keys() & set(source_class(other).OPTIONS) - own):

@@ -172,6 +172,8 @@ def recorded_field(source: Source) -> float | None:
             record = json.loads(source.read(member, where))
             if record["format"] != FORMAT["format"]:
                 raise ValueError(f"format {record['format']!r}")
+            if record["settings"]["field_t"] is None:  # a source without one
+                continue
             value = float(record["settings"]["field_t"])
             if not math.isfinite(value) or value == 0:
                 raise ValueError(f"settings.field_t is {value}")

@@ -9,13 +9,13 @@ import numpy as np
 
 from hpctrack.errors import InputError
 from hpctrack.registry import Lazy, Registry
-from hpctrack.simulation.event import Crossings, Tables
-from hpctrack.simulation.geometry import Geometry
+from hpctrack.simulation.event import Crossings, Measurements, Tables
+from hpctrack.simulation.geometry import Geometry, trackml_geometry
 from hpctrack.simulation.settings import Settings
 
 
 class AnySource(Protocol):
-    """Made once in a process; either a Source or an OwnDetector."""
+    """Made once in a process; a Source, an OwnDetector or a MeasuringSource."""
 
     OPTIONS: ClassVar[tuple[str, ...]]  # settings that only this source reads
     PACKAGES: ClassVar[tuple[str, ...]]  # distributions that it needs, whose versions the data set records
@@ -38,6 +38,26 @@ class OwnDetector(Protocol):
         """The four TrackML tables of one event."""
 
 
+class MeasuringSource:
+    """A source that measures as well, in a detector of its own."""
+
+    OPTIONS: ClassVar[tuple[str, ...]]
+    UNUSED: ClassVar[tuple[str, ...]]  # settings of all sources that mean nothing to it
+    PACKAGES: ClassVar[tuple[str, ...]]
+
+    def __init__(self, settings: Settings, geometry: Geometry) -> None:
+        raise NotImplementedError
+
+    @staticmethod
+    def detector() -> Geometry:
+        """The modules that it measures with."""
+        raise NotImplementedError
+
+    def measure(self, event_id: int) -> tuple[dict[str, np.ndarray], Measurements, np.ndarray]:
+        """Particles as of `Source`, measured hits of one event, and which of these weigh in scores, bool [H]."""
+        raise NotImplementedError
+
+
 SOURCES: Registry[type[AnySource]] = Registry(
     "hpctrack.sources",
     "source",
@@ -46,6 +66,7 @@ SOURCES: Registry[type[AnySource]] = Registry(
         "cylinders": Lazy("hpctrack.simulation.planes.cylinders:CylindersSource"),
         "helix": Lazy("hpctrack.simulation.helix:HelixSource"),
         "planes": Lazy("hpctrack.simulation.planes.straight:PlanesSource"),
+        "telescope": Lazy("hpctrack.simulation.telescope.source:TelescopeSource"),
     },
     attributes=("OPTIONS", "PACKAGES"),
 )
@@ -56,6 +77,18 @@ def source_class(name: str) -> type[AnySource]:
     if name not in SOURCES:
         raise InputError(f"--source {name}: must be one of {', '.join(SOURCES)}")
     return SOURCES[name]
+
+
+def detector_of(name: str) -> Geometry:
+    """The detector that a source's particles cross: its own, or TrackML's."""
+    kind = source_class(name)
+    return kind.detector() if issubclass(kind, MeasuringSource) else trackml_geometry()
+
+
+def unused_by(name: str) -> tuple[str, ...]:
+    """Settings of all sources that mean nothing to this one."""
+    kind = source_class(name)
+    return kind.UNUSED if issubclass(kind, MeasuringSource) else ()
 
 
 def package_versions(name: str) -> dict[str, str]:

@@ -103,12 +103,17 @@ class Measurements:
 
 
 def trackml_tables(
-    particles: dict[str, np.ndarray], measured: Measurements, geometry: Geometry, rng: np.random.Generator
+    particles: dict[str, np.ndarray],
+    measured: Measurements,
+    geometry: Geometry,
+    rng: np.random.Generator,
+    weighs: np.ndarray | None = None,
 ) -> Tables:
     """Number the hits and write down the event as TrackML does.
 
     Hits stand in the order of volume, layer and module, shuffled within a module, so that hit_id says nothing about the
     particle; hit_id runs from 1. `particles` has schema.PARTICLES' columns without nhits, which is counted here.
+    `weighs` [H]: the hits that weigh the same, others nothing; None: TrackML's weights.
     """
     n = len(measured.truth)
     order = np.lexsort([rng.random(n), measured.truth.module])
@@ -119,6 +124,10 @@ def trackml_tables(
     signal = truth.particle_id != 0
     row = np.where(signal, np.searchsorted(known, truth.particle_id), -1)
     particles["nhits"] = np.bincount(row[signal], minlength=len(known))
+    if weighs is None:
+        weight = hit_weights(row, truth.position[:, 2], particles)
+    else:
+        weight = weighs[order] / max(1, np.count_nonzero(weighs))
     hit_id = np.arange(1, n + 1)
     ids = {name: geometry.columns[name][truth.module] for name in ("volume_id", "layer_id", "module_id")}
     return {
@@ -130,7 +139,7 @@ def trackml_tables(
             "particle_id": truth.particle_id,
             **dict(zip(("tx", "ty", "tz"), truth.position.T, strict=True)),
             **dict(zip(("tpx", "tpy", "tpz"), truth.momentum.T, strict=True)),
-            "weight": hit_weights(row, truth.position[:, 2], particles),
+            "weight": weight,
         },
     }
 

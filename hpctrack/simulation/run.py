@@ -18,10 +18,18 @@ from hpctrack.errors import InputError, MachineError
 from hpctrack.files.lock import only_writer_of
 from hpctrack.files.outputs import check_folder
 from hpctrack.process import pools
-from hpctrack.simulation import OwnDetector, package_versions, source_class, writer
+from hpctrack.simulation import (
+    MeasuringSource,
+    OwnDetector,
+    detector_of,
+    package_versions,
+    source_class,
+    unused_by,
+    writer,
+)
 from hpctrack.simulation.digitization import add_noise, digitize
 from hpctrack.simulation.event import Tables, trackml_tables
-from hpctrack.simulation.geometry import Geometry, trackml_geometry
+from hpctrack.simulation.geometry import Geometry
 from hpctrack.simulation.settings import MAX_EVENT_ID, Settings
 
 
@@ -30,7 +38,7 @@ class Simulation:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.geometry: Geometry = trackml_geometry()
+        self.geometry: Geometry = detector_of(settings.source)
         self.source: Any = source_class(settings.source)(settings, self.geometry)
 
     @property
@@ -43,6 +51,9 @@ class Simulation:
         settings = self.settings
         if self.own_detector:
             return self.source.tables(event_id)
+        if isinstance(self.source, MeasuringSource):
+            particles, measured, weighs = self.source.measure(event_id)
+            return trackml_tables(particles, measured, self.geometry, settings.stream(event_id, "order"), weighs)
         particles, crossings = self.source.generate(event_id)
         rng = settings.stream(event_id, "digitization")
         measured = digitize(crossings, self.geometry, settings.digitization, settings.efficiency, rng)
@@ -85,7 +96,8 @@ def _owned(
 ) -> Iterator[Done | None]:
     """`run`, by the only one that makes these events here."""
     everything = {"hpctrack": hpctrack.__version__, "numpy": np.__version__, "python": platform.python_version()}
-    writer.claim(folder, settings.as_dict(), {**everything, **versions}, decisive=versions)
+    recorded = settings.as_dict() | dict.fromkeys(unused_by(settings.source))
+    writer.claim(folder, recorded, {**everything, **versions}, decisive=versions)
     todo = []
     for event_id in event_ids:
         if writer.is_finished(folder, event_id, settings.gzip):
@@ -94,7 +106,7 @@ def _owned(
             todo.append(event_id)
     writer.clean(folder, todo)
     if not issubclass(source_class(settings.source), OwnDetector):
-        writer.write_detectors(folder, trackml_geometry(), settings.gzip)
+        writer.write_detectors(folder, detector_of(settings.source), settings.gzip)
     if todo:
         yield from _in_processes(settings, folder, todo, min(jobs, len(todo)))
 

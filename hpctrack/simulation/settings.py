@@ -26,6 +26,7 @@ OF_TOYS = (
     *("planes", "pixels", "axes", "windows", "signal", "seed_planes", "tracks", "tracks_number", "tracks_max"),
     *("pixel_noise", "sagitta"),
 )
+OF_TELESCOPE = ("protons", "phantom_mm")  # likewise
 TOYS = ("planes", "cylinders")
 _REAL = ("tracks", "pixel_noise", "sagitta")
 _PLANES = {"source": "planes", "tracks_number": "poisson", "signal": True}
@@ -66,6 +67,7 @@ PRESETS: dict[str, dict[str, object]] = {
         "pixel_noise": 0.01,
     },
     "cylinders": {"source": "cylinders", "tracks": 10.0, "tracks_number": "poisson", "field_t": 1.0},
+    **{f"proton-ct-{mm}": {"source": "telescope", "phantom_mm": float(mm)} for mm in (100, 150, 200)},
 }
 
 
@@ -83,6 +85,8 @@ class Settings:
     decays: bool = False  # acts: decays in flight
     interactions: float = 0.0  # acts: hadronic ones, for this many times the detector's material; 0: none
     particles: float = 1000.0  # helix: mean number of charged particles
+    protons: int = 100  # telescope: primaries of a frame
+    phantom_mm: float = 150.0  # telescope: water in front of it
     pt_min_gev: float = 0.15
     eta_max: float = 4.0
     field_t: float = 2.0
@@ -109,7 +113,18 @@ class Settings:
 
     def check(self) -> Settings:
         """Itself; InputError that names the first option out of bounds."""
-        for name in ("mu", "particles", "pt_min_gev", "eta_max", "field_t", "efficiency", "noise", *ADDED, *_REAL):
+        for name in (
+            "mu",
+            "particles",
+            "pt_min_gev",
+            "eta_max",
+            "field_t",
+            "efficiency",
+            "noise",
+            "phantom_mm",
+            *ADDED,
+            *_REAL,
+        ):
             if not math.isfinite(getattr(self, name)):
                 raise InputError(f"{option(name)} {getattr(self, name)}: must be a finite number")
         bounds = {
@@ -123,6 +138,8 @@ class Settings:
             "noise": (0 <= self.noise <= 0.9, "must be between 0 and 0.9 (share of all hits)"),
             "photon_pt_min_gev": (0 <= self.photon_pt_min_gev <= 100, "must be between 0 and 100 GeV"),
             "interactions": (0 <= self.interactions <= 10, "must be between 0 and 10 (times the material)"),
+            "protons": (1 <= self.protons <= 10_000, "must be between 1 and 10000 a frame"),
+            "phantom_mm": (0 < self.phantom_mm <= 300, "must be above 0 and at most 300 mm; protons stop in more"),
             "pileup": (self.pileup in PILEUP, f"must be one of {', '.join(PILEUP)}"),
             "hard_process": (self.hard_process in HARD_PROCESSES, f"must be one of {', '.join(HARD_PROCESSES)}"),
             "planes": (2 <= self.planes <= 256, "must be from 2 to 256"),
@@ -148,9 +165,10 @@ class Settings:
         return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(event_id, PURPOSES.index(purpose))))
 
     def as_dict(self) -> dict:
-        """Settings as plain values, without those of the toy sources where it is another."""
-        found = dataclasses.asdict(self)
-        return found if self.source in TOYS else {name: value for name, value in found.items() if name not in OF_TOYS}
+        """Settings as plain values, without those of toys and telescope where the source is another."""
+        others = () if self.source in TOYS else OF_TOYS
+        others += () if self.source == "telescope" else OF_TELESCOPE
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in others}
 
 
 PURPOSES = ("particles", "passage", "digitization", "noise", "order", "matter")
