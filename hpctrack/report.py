@@ -17,10 +17,11 @@ from hpctrack.evaluation.tally import COLUMNS, Cuts
 from hpctrack.files.outputs import check_output, write_output
 from hpctrack.process import arguments
 from hpctrack.process.ends import verb
-from hpctrack.reporting import by_kind, by_rule, page, sections, studies
+from hpctrack.reporting import by_kind, by_rule, landscapes, page, sections, studies
 from hpctrack.reporting.display import Display, display_png, make_display
 from hpctrack.results import comparison
 from hpctrack.results.comparison import Named
+from hpctrack.results.landscapes import load_landscape
 from hpctrack.storage.candidates import CandidateStore
 from hpctrack.storage.store import Dataset
 from hpctrack.training.run_folder import Run
@@ -38,6 +39,13 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         if path:
             check_output(path)
     given = comparison.load([*([args.results] if args.results else []), *args.compare])
+    looks = [load_landscape(path) for path in args.landscape]
+    if not given and looks and not (args.run or args.candidates):
+        parts = [part for look in looks for part in landscapes.sections(look)]
+        write_page(
+            args.out, page.page(args.title or "Are these trainings the same model?", landscapes.lead(looks[0]), parts)
+        )
+        return None
     if not given:
         raise InputError("give --results, or --compare with several: results.json of `hpctrack evaluate`")
     results, references = given[0].results, [(one.name, one.results) for one in given[1:]]
@@ -55,15 +63,21 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         sections.event_display(display, results),
         sections.timings(run, results, references),
         *study_parts,
+        *(part for look in looks for part in landscapes.sections(look)),
         sections.provenance(run, results),
     ]
     title = args.title or f"Track candidates: {args.run.resolve().name if args.run else given[0].name}"
     text = page.page(title, sections.lead(results), parts)
     if args.display_png and display is not None:
         write_output(args.display_png, display_png(display))
-    write_output(args.out, text)
-    print(f"written: {args.out} ({len(text) / 1e6:.1f} MB)" + (f", {args.display_png}" if args.display_png else ""))
+    write_page(args.out, text, args.display_png)
     return None
+
+
+def write_page(out: Path, text: str, picture: Path | None = None) -> None:
+    """Write the page, and say so."""
+    write_output(out, text)
+    print(f"written: {out} ({len(text) / 1e6:.1f} MB)" + (f", {picture}" if picture else ""))
 
 
 def parser() -> arguments.Parser:
@@ -83,6 +97,10 @@ def parser() -> arguments.Parser:
     p.add_argument(
         "--study", type=Path, action="append", default=[], metavar="FOLDER",
         help="also show this study's table and picture (what tests/campaigns wrote); may be given several times",
+    )  # fmt: skip
+    p.add_argument(
+        "--landscape", type=Path, action="append", default=[], metavar="FOLDER",
+        help="also show what `hpctrack landscape` wrote; without --results, this alone; may be given several times",
     )  # fmt: skip
     p.add_argument("--title", help="heading of the page (name of the run)")
     p.add_argument(

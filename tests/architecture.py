@@ -42,7 +42,7 @@ ORDER = [  # each may import what stands before it
         "resources",
         "training",
     ),
-    *("testing", "inference", "deployment", "inspection", "reporting", "benchmarks", "reference", "verbs"),
+    *("testing", "inference", "deployment", "stability", "inspection", "reporting", "benchmarks", "reference", "verbs"),
 ]
 FILES = sorted((ROOT / "hpctrack").rglob("*.py"))
 HEAD = """# Architecture

@@ -34,6 +34,15 @@ def broadcast(value: T, env: Env) -> T:
     return box[0]
 
 
+def broadcast_tensor(value: torch.Tensor, source: int, env: Env) -> torch.Tensor:
+    """The tensor that rank `source` has; those of the other ranks are of the same shape and type."""
+    if env.backend is None:
+        return value
+    box = value.clone()
+    dist.broadcast(box, src=source)
+    return box
+
+
 def gather(value: T, env: Env) -> list[T]:
     """Every rank's value, a picklable object, on every rank."""
     if env.backend is None:

@@ -26,7 +26,7 @@ BY_HAND = (signal.SIGINT, signal.SIGHUP)
 BY_SYSTEM = (signal.SIGTERM, signal.SIGUSR1)
 ALL = (*BY_SYSTEM, *BY_HAND)
 SAVING = ("train", "infer")  # verbs that save what they have when they are told to end
-GOES_ON = ("simulate", "convert", *SAVING)  # verbs that the same command takes up where they ended
+GOES_ON = ("simulate", "convert", "landscape", *SAVING)  # verbs that the same command takes up where they ended
 LOOK_S = 1.0  # how often a worker looks for its parent where the kernel does not tell it
 PR_SET_PDEATHSIG = 1
 

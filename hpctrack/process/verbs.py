@@ -8,6 +8,7 @@ VERBS = {
     "train": "train a model (also: torchrun -m hpctrack.train)",
     "infer": "write track candidates (also: torchrun -m hpctrack.infer)",
     "evaluate": "candidates against truth -> results.json",
+    "landscape": "are trainings the same model? loss landscapes, connections, similarity, churn",
     "report": "one self-contained HTML page of a run",
     "export": "a run's newest checkpoint without what only training needs, to give away",
     "export-candidates": "candidates as files of others: TrackML, ColliderML, ACTS, parquet",
