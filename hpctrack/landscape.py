@@ -142,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         Heartbeat(env, meeting_s, "--timeout-s", lambda: watchdog.at),
     ):
         run_on_main(lambda: [Subject(named) for named in args.runs], env)
-        place = Place(env, args.out, args.precision, args.seed, watchdog.feed, watchdog.rest)
+        place = Place(env, args.out, args.precision, args.seed, watchdog.feed, rest=watchdog.rest)
         path = analyse([Subject(named) for named in args.runs], request, place)
         if env.is_main:
             print("\n".join(lines(load_landscape(path))))

@@ -30,8 +30,8 @@ def sections(results: dict[str, Any]) -> list[str]:
 
 def lead(results: dict[str, Any]) -> str:
     """The line under a title: what was looked at."""
-    n, of = len(results["runs"]), next(iter(results["parts"].values()), {"settings": {}})
-    return f"{n} run{'s' * (n > 1)}, {of['settings'].get('events', 0)} events."
+    n, events = len(results["runs"]), [of["settings"].get("events", 0) for of in results["parts"].values()]
+    return f"{n} run{'s' * (n > 1)}, {max(events, default=0)} events."
 
 
 def runs(results: dict[str, Any]) -> str:
@@ -228,8 +228,13 @@ def similarity(results: dict[str, Any]) -> Iterator[str]:
         if pair["a"] != pair["b"]:
             least = sorted((v, name) for v, name in by_name(pair, part["layers"]) if v is not None)
             where = f"{least[0][0]:.3f} in {escape(least[0][1])}" if least else "–"
-            both = f"{escape(names[pair['a']])} and {escape(names[pair['b']])}"
-            rows.append([both, text(same_layers(pair, part["layers"])), where])
+            rows.append(
+                [
+                    f"{escape(names[pair['a']])} and {escape(names[pair['b']])}",
+                    text(same_layers(pair, part["layers"])),
+                    where,
+                ]
+            )
     if rows:
         yield page.table(["Runs", "CKA, mean of the same layers", "Least"], rows)
 
