@@ -40,7 +40,7 @@ setup(
     python_requires=">=3.10",
     cmdclass={"build_py": BuildWithRecipes},
     packages=find_packages(include=["hpctrack", "hpctrack.*"]),
-    package_data={"hpctrack": ["pretrained/*/*"]},
+    package_data={"hpctrack": ["pretrained/*/*", "tracking/hopfield/*.json"]},
     install_requires=[
         "torch>=2.7",
         "torch-geometric>=2.6",

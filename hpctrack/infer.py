@@ -3,8 +3,8 @@
 Each event goes to exactly one rank, by cost, and is committed when it is done. The same command again finishes what a
 kill left; the result does not depend on the number of ranks. With `--part 3/16`, sixteen jobs each do a share, in any
 order and side by side; the last one to end joins them. Several `--checkpoint`s are the stages of a pipeline: each sees
-the edges that the one before has found, and all behind a hit filter see the hits that it has kept. `--method ckf` and
-`--method dbscan` need no checkpoint: they are what models are compared with (tracking/methods.py).
+the edges that the one before has found, and all behind a hit filter see the hits that it has kept. `--method ckf`,
+`dbscan` and `hopfield` need no checkpoint: they are what models are compared with (tracking/methods.py).
 """
 
 from __future__ import annotations

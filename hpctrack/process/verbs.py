@@ -15,6 +15,7 @@ VERBS = {
     "fit": "candidates through ACTS' Kalman filter: parameters, chi2, outliers; cuts on these",
     "inspect": "what a dataset, candidates, run or checkpoint holds; --verify checks it",
     "geometry": "a detector's volumes, layers and modules, from detectors.csv or ACTS' surfaces",
+    "segments": "which layers follow each other on true tracks, and how well segments agree",
     "recipes": "the recipes that come with the package, for train",
     "config": "a recipe with every default filled in; --reference: every key there is",
     "bench": "measured performance, as ratios within one run",

@@ -26,7 +26,10 @@ class Method(Protocol):
     COLUMNS: ClassVar[Sequence[str]]  # of an event, that it sees, as `hits.phi`; none of the truth
 
     def __init__(self, options: Any) -> None:
-        """`options`: of `Options`; a `field_t` of None among them becomes the dataset's magnetic field, Tesla."""
+        """`options`: of `Options`; a `field_t` of None among them becomes the dataset's magnetic field, Tesla.
+
+        A method that reads files may have an attribute `inputs`, {name: digest}, which goes into the recipe.
+        """
 
     def reconstruct(self, event: Event, rows: np.ndarray) -> tuple[Candidates, dict[str, float]]:
         """Candidates of the hits `rows` [N], ascending, and the seconds of its parts.
@@ -41,6 +44,7 @@ METHODS: Registry[type[Method]] = Registry(
     {
         "ckf": Lazy("hpctrack.tracking.ckf:Ckf", "pyacts", "reference"),
         "dbscan": Lazy("hpctrack.tracking.dbscan:Dbscan", "scikit-learn", "reference"),
+        "hopfield": Lazy("hpctrack.tracking.hopfield.method:Hopfield"),
     },
 )
 
@@ -91,6 +95,7 @@ class ByMethod:
         self._method, self._data = cls(options), data
         settings = config.model_dump(mode="json") | {"selection": config.selection.recorded()}
         settings |= {"method": {"name": config.method.name, **options.model_dump()}}
+        settings |= getattr(self._method, "inputs", {})  # digests of files that options name
         self.recipe: dict[str, Any] = settings | {"versions": METHODS.versions(config.method.name)}
 
     def __call__(self, row: int) -> tuple[Candidates, Timing]:

@@ -1,0 +1,1 @@
+"""Tracks as the ground state of a network of neurons on segments: B. Denby, C. Peterson, ALEPH."""
