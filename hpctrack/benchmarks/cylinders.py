@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hpctrack.graphs.doublets import BARREL
+from hpctrack.storage.detector import TRACKML
 from hpctrack.storage.schema import FIELD_T, GEV_PER_T_MM, Event
 
 RADII_MM = (32.0, 72.0, 116.0, 172.0, 260.0, 360.0, 500.0, 660.0, 820.0, 1020.0)
@@ -38,7 +38,7 @@ def event(tracks: int, noise: float = 0.0, seed: int = 1) -> Event:
     order = rng.permutation(len(layer))
     phi, z, layer, track = phi[order], z[order], layer[order], track[order]
     r = radius[layer]
-    volume_of, layer_of = np.array(BARREL).T
+    volume_of, layer_of = np.array(TRACKML.neighbours).T
     hits = {
         "x": r * np.cos(phi),
         "y": r * np.sin(phi),

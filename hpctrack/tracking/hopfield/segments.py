@@ -92,13 +92,10 @@ class Measured:
     @classmethod
     def parse(cls, content: dict[str, Any]) -> Measured:
         """Of what `measure` gives."""
-        pairs = [
-            (
-                *map(_number, (pair["from"], pair["to"])),
-                Doublets(_cuts(pair["phi_slope_max_per_mm"], pair["z0_max_mm"])),
-            )
-            for pair in content["pairs"]
-        ]
+        pairs: list[Cut] = []
+        for pair in content["pairs"]:
+            accepting = Doublets(_cuts(pair["phi_slope_max_per_mm"], pair["z0_max_mm"]))
+            pairs.append((_number(pair["from"]), _number(pair["to"]), accepting))
         triplets = content["triplets"]
         layers = np.array([[_number(layer) for layer in one["layers"]] for one in triplets], dtype=np.int64).reshape(
             -1, 3
