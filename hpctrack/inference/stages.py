@@ -7,13 +7,14 @@ Settings of each stage come from its checkpoint's run, then from overrides. A me
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch_geometric.data import Batch
 
 from hpctrack.config import AugmentConfig, KeptConfig, Named, Section, Seed, SelectionConfig, parse
@@ -219,16 +220,17 @@ class ByModel:
         times = [time.perf_counter()]
         batch, part = self.read(row)
         times.append(time.perf_counter())
+        stays = part is None and self._builder.on_device and self._device.type != "cpu"
         with torch.inference_mode(), self._precision.autocast():
-            found_here = self._model(batch if part is None else part)
-            outputs = to_numpy(found_here if part is None else collect_outputs(found_here, part, batch), batch)
+            here = self._model(batch if part is None else part)
+            outputs = here if stays else to_numpy(here if part is None else collect_outputs(here, part, batch), batch)
         check_finite(outputs, int(batch.event_id))
         times.append(time.perf_counter())
-        n_hits = int(self._data.n_hits[row])
+        build = self._builder.build_on_device if stays else self._builder.build
         hit_rows = batch.hit_row.cpu().numpy()
-        found = self._builder.build(outputs, hit_rows, n_hits, int(batch.event_id))
-        if isinstance(found, Candidates):
-            found = with_parameters(found, outputs, hit_rows)
+        found = build(outputs, hit_rows, int(self._data.n_hits[row]), int(batch.event_id))
+        if isinstance(found, Candidates) and "parameters" in outputs:
+            found = with_parameters(found, to_numpy(outputs, batch) if stays else outputs, hit_rows)
         times.append(time.perf_counter())
         seconds = zip(("read_s", "model_s", "build_s"), np.diff(times).tolist(), strict=True)
         return found, Timing(batch.num_nodes, dict(seconds))
@@ -294,9 +296,12 @@ class NotFinite(MachineError):
     """A model has given infinities or not-a-number for an event, from which nothing is built."""
 
 
-def check_finite(outputs: dict[str, np.ndarray], event_id: int) -> None:
+def check_finite(outputs: Mapping[str, np.ndarray | Tensor], event_id: int) -> None:
     """NotFinite that names the event and the first of a model's outputs that is not finite."""
-    for name, values in outputs.items():
+    for name, value in outputs.items():
+        if isinstance(value, Tensor) and bool(value.isfinite().all()):
+            continue  # asked where it is
+        values = value.float().cpu().numpy() if isinstance(value, Tensor) else value
         if not np.isfinite(values).all():
             row = int(np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))[0])
             raise NotFinite(f"event {event_id}: the model's output '{name}' is not finite (row {row} of {len(values)})")

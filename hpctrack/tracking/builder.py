@@ -133,6 +133,7 @@ class Builder:
     Options: ClassVar[type[Section]]  # the keys of the section `builder` besides `name`
     product: ClassVar[str] = "candidates"  # what it makes: the name of a kind of product (storage/products.py)
     n_counts: ClassVar[int] = 5  # numbers that `count` has of each setting
+    on_device: ClassVar[bool] = False  # whether it has `build_on_device`
     options: Any
 
     def __init__(self, options: Any) -> None:
@@ -154,6 +155,12 @@ class Builder:
 
         `outputs` has also `edge_index` [2, M], if the event has a graph. Candidates are of rows of the whole event.
         """
+        raise NotImplementedError
+
+    def build_on_device(
+        self, outputs: Mapping[str, torch.Tensor], hit_rows: np.ndarray, n_hits: int, event_id: int
+    ) -> Candidates:
+        """As `build`, of tensors, where these are; of builders with `on_device` alone."""
         raise NotImplementedError
 
     @classmethod

@@ -5,7 +5,7 @@ Legend: N hits of the event, E embedding dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
@@ -13,8 +13,10 @@ import numpy as np
 from pydantic import Field
 from scipy.sparse import csr_matrix
 from scipy.spatial import cKDTree
+from torch import Tensor
 
 from hpctrack.storage.schema import Candidates
+from hpctrack.tracking import radius_on_device
 from hpctrack.tracking.builder import BaseBuilder, Lists, Outputs, TooManyPairs, check_pairs, pairs_limit, radii
 
 if TYPE_CHECKING:
@@ -54,6 +56,28 @@ class RadiusBuilder(BaseBuilder):
         )
 
     grid = staticmethod(radii)
+    on_device = True
+
+    def build_on_device(
+        self, outputs: Mapping[str, Tensor], hit_rows: np.ndarray, n_hits: int, event_id: int
+    ) -> Candidates:
+        """As `build`, of `user` and `influencer` as tensors, on the device that they are on."""
+        options = self.options
+        around = outputs["user" if options.around == "users" else "influencer"]
+        reach = options.reach if options.assign == "nearest" else None
+        try:
+            return radius_on_device.candidates(
+                around,
+                outputs["user"],
+                options.radius,
+                min_hits=options.min_hits,
+                reach=reach,
+                hit_rows=hit_rows,
+                n_hits=n_hits,
+                event_id=event_id,
+            )
+        except TooManyPairs as error:
+            raise TooManyPairs(f"event {event_id}: {error}") from error
 
     def build(self, outputs: Outputs, hit_rows: np.ndarray, n_hits: int, event_id: int) -> Candidates:
         """Candidates of one event from `user` and `influencer` [N, E] of its hits `hit_rows` [N], ascending."""

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hpctrack.benchmarks.measure import embeddings, tracks
+from hpctrack.config import Named
+from hpctrack.errors import MachineError
 from hpctrack.graphs import cells, neighbours
 from hpctrack.graphs.cells import nearest_rows, square_distance
 from hpctrack.graphs.neighbours import cell_blocks
 from hpctrack.losses import pairs
 from hpctrack.losses.pairs import Points, hinge_sum
+from hpctrack.tracking import builder as tracking_builder
+from hpctrack.tracking.builders import build_builder
 
 KINDS = ("even", "clusters", "lattice", "duplicates", "one place", "line", "huge", "tiny", "one far")
 
@@ -130,3 +136,32 @@ def test_sums_of_hinges_by_cells_are_those_by_trees(monkeypatch):
     for tree, cell in zip(found[:2], found[2:], strict=True):
         assert tree[1] == cell[1] and tree[0] == pytest.approx(cell[0], rel=1e-12)
         assert torch.allclose(tree[2], cell[2], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("around", ["influencers", "users"])
+@pytest.mark.parametrize("assign", ["nearest", "best"])
+def test_building_in_torch_is_building_in_numpy(around, assign, monkeypatch):
+    monkeypatch.setattr(cells, "FEW", 0)
+    builder = build_builder(Named(name="radius", radius=0.4, around=around, assign=assign, reach=0.9))
+    rows = np.arange(300) * 2
+    user, influencer = embeddings(tracks(300, 0.2), 5, copies=2, seed=4)
+    for kept in (300, 2, 0):
+        outputs = {"user": user[:kept], "influencer": influencer[:kept]}
+        tensors = {name: torch.from_numpy(value) for name, value in outputs.items()}
+        there = builder.build_on_device(tensors, rows[:kept], 600, 3)
+        here = builder.build(outputs, rows[:kept], 600, 3)
+        assert len(here) > 20 or kept < 300
+        for name in ("event_id", "hit_offsets", "hit_rows", "track_ids"):
+            assert np.array_equal(getattr(here, name), getattr(there, name)), name
+        assert np.allclose(here.scores, there.scores, rtol=1e-6, atol=1e-7)
+        assert [getattr(here, n).dtype for n in vars(here) if n[:4] in ("hit_", "scor")] == [
+            getattr(there, n).dtype for n in vars(there) if n[:4] in ("hit_", "scor")
+        ]
+
+
+def test_building_in_torch_refuses_too_many_pairs(monkeypatch):
+    monkeypatch.setattr(tracking_builder, "PAIRS_ALWAYS", 1000)
+    monkeypatch.setattr(tracking_builder, "PAIRS_PER_HIT", 10)
+    crowd = {name: torch.zeros(300, 3) for name in ("user", "influencer")}
+    with pytest.raises(MachineError, match=r"event 4: .* pairs of 300 hits are within builder.radius=0.5"):
+        build_builder(Named(name="radius", radius=0.5)).build_on_device(crowd, np.arange(300), 300, 4)
