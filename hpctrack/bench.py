@@ -20,7 +20,7 @@ from hpctrack.process import arguments
 from hpctrack.process.ends import verb
 from hpctrack.process.versions import versions
 
-OPTIONAL = {"data": "dataset", "runs": "runs", "chain": "pipelines"}  # options that some benchmarks take
+OPTIONAL = {"data": "dataset", "runs": "runs", "chain": "pipelines", "parts": "parts"}  # options that some benchmarks take
 
 
 def parser() -> arguments.Parser:
@@ -38,6 +38,7 @@ def parser() -> arguments.Parser:
         metavar="NAME=RUN,RUN",
         help="checkpoints of a pipeline in order, where the benchmark runs pipelines; again for each pipeline",
     )
+    p.add_argument("--parts", help="some parts of a benchmark alone, e.g. influencer-500,chain (gpu)")
     p.add_argument("--threads", type=arguments.threads, default=1, help="CPU threads (default 1)")
     return p
 
@@ -71,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run(bench: Callable[..., list[Figure] | Page], args: argparse.Namespace) -> Page:
-    """Run a benchmark on what was asked for; InputError if it takes no dataset, runs or pipelines."""
+    """Run a benchmark on what was asked for; InputError if it takes no dataset, runs, pipelines or parts."""
     options = {name: value for name in OPTIONAL if (value := getattr(args, name))}
     for name, value in options.items():
         if name not in inspect.signature(bench).parameters:

@@ -1,6 +1,7 @@
 """Benchmarks: one file each, one name here. `run(quick) -> list[Figure] | Page`, peers measured in the same run.
 
-A `run(quick, data=None)` also takes a dataset (`--data FOLDER`), one with `chain` pipelines (`--chain NAME=RUN,RUN`).
+A `run(quick, data=None)` also takes a dataset (`--data FOLDER`), one with `chain` pipelines (`--chain NAME=RUN,RUN`),
+one with `parts` some parts alone (`--parts A,B`).
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib import import_module
 
-BENCHES = ("chain", "inference", "io", "layout", "loss", "memory", "model", "plan", "scaling")
+BENCHES = ("chain", "gpu", "inference", "io", "layout", "loss", "memory", "model", "plan", "scaling")
 
 
 def benchmark(name: str) -> Callable:

@@ -92,10 +92,11 @@ def status_gib(field: str) -> float:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, memory and system."""
+    """Processor, cores, memory and system; the GPU, if there is one."""
     cpu = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "")
     memory = next((int(line.split()[1]) / 2**20 for line in _lines("/proc/meminfo") if line.startswith("MemTotal")), 0)
-    return {
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    return gpu | {
         "cpu": cpu or platform.processor(),
         "cores": os.cpu_count(),
         "memory_gib": round(memory, 1),

@@ -31,6 +31,7 @@ import numpy as np
 import torch
 
 from hpctrack.benchmarks.measure import Figure, Page, helix_dataset
+from hpctrack.benchmarks.measured_gpu import Speed, speed
 from hpctrack.errors import InputError, MachineError
 from hpctrack.files.jsonlines import read_metrics
 from hpctrack.named_recipes import path_of
@@ -143,9 +144,12 @@ def page(runs: list[Run]) -> Page:
     largest = max(run.batch for run in runs)
     most = runs[-1].ranks
     found = efficiencies(runs)
-    speedup = 1.0 if torch.cuda.is_available() else PERLMUTTER_LIKE.flops / core_flops()
+    if torch.cuda.is_available():
+        gpu = Speed(1.0, "A GPU is taken to be as fast as those measured.", measured=True)
+    else:
+        gpu = speed(PERLMUTTER_LIKE.flops / core_flops())
     best = max((r for r in runs if r.ranks == runs[0].ranks), key=lambda r: len(r.cost["samples"]))
-    projected = project(best.cost, best.parameters, speedup, PERLMUTTER_LIKE)
+    projected = project(best.cost, best.parameters, gpu.ratio, PERLMUTTER_LIKE)
     figures = [
         Figure(f"{kind}_{n}", values, "", f"efficiency on {n} ranks against {runs[0].ranks}: {about(kind, largest)}")
         for (kind, n), values in sorted(found.items())
@@ -168,12 +172,12 @@ def page(runs: list[Run]) -> Page:
             f"projected_{p.kind}_{p.world}",
             [p.efficiency],
             "",
-            f"PROJECTION, not measured: efficiency on {p.world} GPUs, {PERLMUTTER_LIKE.name}",
+            f"PROJECTION, not measured, GPU speed {gpu.word}: efficiency on {p.world} GPUs, {PERLMUTTER_LIKE.name}",
         )
         for p in projected
         if p.world >= 64
     ]
-    return Page(figures, text(runs, found, projected, speedup), partial(plot, found, projected))
+    return Page(figures, text(runs, found, projected, gpu), partial(plot, found, projected, gpu))
 
 
 def about(kind: str, largest: int) -> str:
@@ -181,7 +185,7 @@ def about(kind: str, largest: int) -> str:
     return f"{largest} events a step" if kind == "strong" else "as many events a rank"
 
 
-def text(runs: list[Run], found: dict, projected: list[Projected], speedup: float) -> str:
+def text(runs: list[Run], found: dict, projected: list[Projected], gpu: Speed) -> str:
     """Tables below the figures."""
     lines = [
         "## Measured",
@@ -207,16 +211,10 @@ def text(runs: list[Run], found: dict, projected: list[Projected], speedup: floa
         )
     lines += [
         "",
-        "## Projected, not measured",
+        f"## Projected, not measured: the speed of a GPU is {gpu.word}",
         "",
         f"To {PERLMUTTER_LIKE.name}, by simulating the plan with the measured cost model and its errors, and an "
-        "alpha-beta model of a hierarchical all-reduce, not overlapped with computing. "
-        + (
-            "A GPU is taken to be as fast as those measured."
-            if speedup == 1
-            else f"A GPU is taken to be {speedup:.0f} times as fast as a rank here: its fp32 peak over what a matrix "
-            "product reaches here. Faster GPUs scale worse, so this matters; it has not been measured with this code."
-        ),
+        "alpha-beta model of a hierarchical all-reduce, not overlapped with computing. " + gpu.source,
         "",
         f"Parameters: {PERLMUTTER_LIKE.source}.",
         "",
@@ -232,7 +230,7 @@ def text(runs: list[Run], found: dict, projected: list[Projected], speedup: floa
     return "\n".join(lines)
 
 
-def plot(found: dict[tuple[str, int], list[float]], projected: list[Projected], file: BinaryIO) -> None:
+def plot(found: dict[tuple[str, int], list[float]], projected: list[Projected], gpu: Speed, file: BinaryIO) -> None:
     """Efficiency over ranks: measured points, projected lines."""
     from matplotlib.figure import Figure as Canvas
 
@@ -246,7 +244,7 @@ def plot(found: dict[tuple[str, int], list[float]], projected: list[Projected], 
             "--",
             color=colour,
             lw=1,
-            label=f"{kind}, PROJECTED to {PERLMUTTER_LIKE.name}",
+            label=f"{kind}, PROJECTED to {PERLMUTTER_LIKE.name}, GPU speed {gpu.word}",
         )
         measured = sorted((n, values) for (k, n), values in found.items() if k == kind)
         middle = [statistics.median(values) for _, values in measured]

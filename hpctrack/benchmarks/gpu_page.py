@@ -1,0 +1,163 @@
+"""The page docs/benchmarks/gpu.md: goals and what was measured on a GPU, from what launch/gpu_check.sh writes.
+
+    python -m hpctrack.benchmarks.gpu_page FOLDER [--markdown FILE] [--json FILE]
+
+`FOLDER` holds `bench-PART.json` (as `hpctrack bench gpu --json` writes them), `tests.xml` (pytest's) and `status.jsonl`
+({name, rc, seconds} of each piece of work). What is not there has not been run, and the page says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import operator
+import xml.etree.ElementTree as xml
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hpctrack.benchmarks.gpu import PARTS
+from hpctrack.errors import InputError
+from hpctrack.files.outputs import write_json_output, write_output
+
+HEAD = """# On one GPU
+
+For whoever wants to know how fast hpctrack is on a GPU, and whether that has been measured.
+The page is made by `bash launch/gpu_check.sh OUT [MINUTES]`, in one call on a machine with PyTorch and a GPU.
+A figure that says *not run* has not been measured: nothing on this page is an estimate.
+"""
+NOT_RUN = "*not run*"
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A figure of `hpctrack bench gpu` that has a goal: `limit` bounds it from above, or if `least`, from below."""
+
+    figure: str
+    meaning: str
+    limit: float
+    unit: str
+    least: bool = False
+
+    def row(self, figures: dict[str, dict[str, Any]]) -> str:
+        """The table's row."""
+        found = figures.get(self.figure)
+        goal = f"{'>=' if self.least else '<='} {self.limit:g} {self.unit}".strip()
+        if found is None:
+            return f"| `{self.figure}` | {self.meaning} | {goal} | {NOT_RUN} | |"
+        reached: Callable[[float, float], bool] = operator.ge if self.least else operator.le
+        value = f"{found['median']:.3g} ({found['min']:.3g} – {found['max']:.3g})"
+        said = "reached" if reached(found["median"], self.limit) else "**not reached**"
+        return f"| `{self.figure}` | {self.meaning} | {goal} | {value} | {said} |"
+
+
+GOALS = (
+    Goal("gpu_full_event_gib", "interaction network 128 x 8, full event, forward + backward: peak", 40, "GiB"),
+    Goal("gpu_full_event_edges", "edges of that event", 1e6, "edges", least=True),
+    Goal("gpu_slope", "default backbone's seconds against 1k to 340k hits", 1.1, "power of hits"),
+    Goal("gpu_step_over_baseline", "influencer step over the baseline's, 500 tracks", 1.2, "x"),
+    Goal("gpu_build_over_greedy", "the baseline's loop over building, 500 tracks", 10, "x", least=True),
+    Goal("gpu_infer_full_s", "influencer-full, pT > 1 GeV targets and noise: inference", 0.030, "s"),
+    Goal("gpu_chain_s", "chain with all hits: inference", 0.150, "s"),
+    Goal("gpu_infer_pixel_s", "pixel event (HEPTv2 on an A100: 15.1 ms): inference", 0.015, "s"),
+)
+
+
+def figures_of(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """All figures that were measured on a GPU, by name; a rehearsal's are not."""
+    return {name: f for result in results if result["machine"].get("gpu") for name, f in result["figures"].items()}
+
+
+def tests_of(path: Path) -> str:
+    """How many of tests/gpu passed, failed and were skipped."""
+    if not path.exists():
+        return f"tests/gpu: {NOT_RUN}."
+    suites = list(xml.parse(path).getroot().iter("testsuite"))
+    count = {k: sum(int(s.get(k, 0)) for s in suites) for k in ("tests", "failures", "errors", "skipped")}
+    bad = count["failures"] + count["errors"]
+    return f"tests/gpu: {count['tests'] - bad - count['skipped']} passed, {bad} failed, {count['skipped']} skipped."
+
+
+def results_of(folder: Path) -> list[dict[str, Any]]:
+    """What was measured, part by part."""
+    files = [folder / f"bench-{part}.json" for part in PARTS]
+    return [json.loads(file.read_text()) for file in files if file.exists()]
+
+
+def page(folder: Path) -> str:
+    """The page as Markdown."""
+    results = results_of(folder)
+    figures, devices = figures_of(results), sorted({r["machine"].get("gpu", "") for r in results} - {""})
+    rehearsed = bool(results) and not devices
+    lines = [HEAD]
+    if devices:
+        made = results[0]
+        versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
+        lines += [f"GPU: {', '.join(devices)}. Commit {made['commit']}. Versions: {versions}.", ""]
+    elif rehearsed:
+        lines += ["This is a **rehearsal on the CPU**: all of it ran, no figure of it is a GPU's.", ""]
+    else:
+        lines += ["**No GPU has been at hand yet: nothing below has been run on one.**", ""]
+    lines += [tests_of(folder / "tests.xml"), "", "## Goals", ""]
+    lines += ["| figure | of what | goal | median (range) | |", "|---|---|---|---|---|"]
+    lines += [goal.row(figures) for goal in GOALS]
+    lines += ["", "## All figures", ""]
+    rows = [
+        f"| `{name}` | {f['median']:.3g} | {f['min']:.3g} – {f['max']:.3g} | {f['unit']} | {f['meaning']} |"
+        for result in results
+        for name, f in result["figures"].items()
+    ]
+    lines += (
+        ["| figure | median | range | unit | meaning |", "|---|---|---|---|---|", *rows] if rows else [NOT_RUN + "."]
+    )
+    lines += ["", "## What ran", "", *ran(folder / "status.jsonl"), "", HOW]
+    return "\n".join(lines)
+
+
+def ran(path: Path) -> list[str]:
+    """The pieces of work, their exit codes and seconds."""
+    if not path.exists():
+        return [NOT_RUN + "."]
+    entries = [json.loads(line) for line in path.read_text().splitlines()]
+    said = {0: "done", 124: "stopped: time was up", 125: "left out: no time left"}
+    ends = [said.get(entry["rc"], f"exit code {entry['rc']}") for entry in entries]
+    rows = [f"| {e['name']} | {end} | {e['seconds']} |" for e, end in zip(entries, ends, strict=True)]
+    return ["| work | end | s |", "|---|---|---|", *rows]
+
+
+HOW = """## How it is measured
+
+- Events are straight tracks through twelve layers; weights are as initialised. Where a loss or a builder depends on
+  what a model has learned, its outputs take the geometry of a trained model's (`hpctrack/benchmarks/measure.py`).
+- Seconds are wall-clock, the device synchronised before and after; one repetition is left out as a warm-up.
+- GiB are the peak of torch's allocator.
+- The share of the roofline is the least time for the FLOP and bytes of a pass over the time that it took. FLOP and
+  bytes are counted, operator by operator; what the device reaches is measured (`hpctrack/benchmarks/roofline.py`).
+- Seconds of inference are of the model and the candidates, without reading the event.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line."""
+    p = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    p.add_argument("folder", type=Path)
+    p.add_argument("--markdown", type=Path, help="write the page here, not to the screen")
+    p.add_argument(
+        "--json", type=Path, help="write all figures of a GPU here, if there are any: docs/benchmarks/gpu.json"
+    )
+    args = p.parse_args(argv)
+    if not args.folder.is_dir():
+        raise InputError(f"{args.folder}: no such folder")
+    text, results = page(args.folder), results_of(args.folder)
+    if args.json and (figures := figures_of(results)):
+        first = next(result for result in results if result["machine"].get("gpu"))
+        write_json_output(args.json, first | {"figures": figures, "command": "bash launch/gpu_check.sh"})
+    if args.markdown:
+        write_output(args.markdown, text)
+    else:
+        print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""Every model in every memory mode and number format on the device against fp64 on the CPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from gpu_passes import CPU, engine_on, off, one_pass, toy
+
+from hpctrack.config import Named
+from tests.unit.test_models_contract import CONFIGS, LOSS_OF
+
+PRECISIONS = {"fp64": 1e-9, "fp32": 2e-4, "tf32": 2e-2, "bf16": 0.1, "fp16": 0.03}  # relative, of outputs
+LOSSES = LOSS_OF | {  # with the sums over all pairs
+    "condensation": {"name": "condensation"},
+    "embedding": {"name": "contrastive"},
+    "influencer": {"name": "influencer", "compactness": 1.0, "influencer_margin": 0.5},
+}
+SEARCHES = 3.0  # a rounded place may change who is near: looser by this in half precision
+
+
+def loss_of(model: Named) -> Named:
+    return Named(**LOSSES.get(model.name, {"name": "edges"}))
+
+
+@pytest.fixture(params=sorted(CONFIGS))
+def model(request) -> Named:
+    return Named(name=request.param.split()[0], **CONFIGS[request.param])
+
+
+@pytest.fixture(scope="module")
+def expected():
+    """Passes in fp64 on the CPU, by model."""
+    found = {}
+
+    def make(model: Named):
+        key = repr(model)
+        if key not in found:
+            found[key] = one_pass(engine_on(CPU, model, "fp64"), toy("fp64"), loss_of(model))
+        return found[key]
+
+    return make
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_outputs_losses_and_gradients_in_every_mode(model, precision, device, expected):
+    exact = expected(model)
+    engine = engine_on(device, model, "fp32" if precision == "tf32" else precision, tf32=precision == "tf32")
+    searches = model.options.get("backbone", {}).get("name") == "neighbours"
+    tolerance = PRECISIONS[precision] * (SEARCHES if searches and PRECISIONS[precision] > 1e-3 else 1)
+    try:
+        for mode in engine.module.memory_modes:
+            found = one_pass(engine, toy(engine.precision.name), loss_of(model), mode)
+            for name, value in exact.outputs.items():
+                assert off(found.outputs[name], value) < tolerance, (mode, name)
+            for name, value in exact.terms.items():
+                assert found.terms[name] == pytest.approx(value, rel=3 * tolerance, abs=3 * tolerance), (mode, name)
+            assert off(found.gradient, exact.gradient) < 5 * tolerance, mode
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.cuda
+def test_offload_waits_in_pinned_memory(device):
+    model = Named(name="interaction", width=64, iterations=4)
+    engine, batch = engine_on(device, model, "fp32"), toy(sizes=(2000,), noise=2000).to(device)
+    peaks = {}
+    for mode in ("plain", "offload"):
+        torch.cuda.reset_peak_memory_stats(device)
+        one_pass(engine, batch, loss_of(model), mode)
+        peaks[mode] = torch.cuda.max_memory_allocated(device)
+    assert peaks["offload"] < 0.6 * peaks["plain"]
+
+
+@pytest.mark.cuda
+def test_compiled_is_eager(device):
+    for name in ("influencer neighbours", "interaction"):
+        model = Named(name=name.split()[0], **CONFIGS[name])
+        passes = []
+        for compiled in (False, True):
+            engine = engine_on(device, model, "fp32")
+            if compiled:
+                engine.module.compile(dynamic=True)
+            passes.append([one_pass(engine, toy(sizes=sizes), loss_of(model)) for sizes in ((14, 9), (21,))])
+        for eager, fast in zip(*passes, strict=True):
+            assert off(fast.gradient, eager.gradient) < 1e-3, name
