@@ -302,7 +302,7 @@ def chain(bench: Bench) -> list[Figure]:
         with torch.inference_mode():
             models[name](here)
 
-    stages = {
+    stages: dict[str, Callable[[], Any]] = {
         "embedding": partial(predict, "embedding"),
         "radius_graph": lambda: [len(i) for i, _ in radius_pairs(place, None, RADIUS)],
         "filter": partial(predict, "filter"),

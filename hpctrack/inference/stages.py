@@ -222,15 +222,18 @@ class ByModel:
         times.append(time.perf_counter())
         stays = part is None and self._builder.on_device and self._device.type != "cpu"
         with torch.inference_mode(), self._precision.autocast():
-            here = self._model(batch if part is None else part)
-            outputs = here if stays else to_numpy(here if part is None else collect_outputs(here, part, batch), batch)
-        check_finite(outputs, int(batch.event_id))
+            here: dict[str, Tensor] = self._model(batch if part is None else part)
+            whole = {} if stays else here if part is None else collect_outputs(here, part, batch)
+            outputs = to_numpy(whole, batch) if whole else {}
+        check_finite(here if stays else outputs, int(batch.event_id))
         times.append(time.perf_counter())
-        build = self._builder.build_on_device if stays else self._builder.build
-        hit_rows = batch.hit_row.cpu().numpy()
-        found = build(outputs, hit_rows, int(self._data.n_hits[row]), int(batch.event_id))
-        if isinstance(found, Candidates) and "parameters" in outputs:
-            found = with_parameters(found, to_numpy(outputs, batch) if stays else outputs, hit_rows)
+        hit_rows, n_hits = batch.hit_row.cpu().numpy(), int(self._data.n_hits[row])
+        if stays:
+            found: Built = self._builder.build_on_device(here, hit_rows, n_hits, int(batch.event_id))
+        else:
+            found = self._builder.build(outputs, hit_rows, n_hits, int(batch.event_id))
+        if isinstance(found, Candidates) and "parameters" in here:
+            found = with_parameters(found, outputs or to_numpy(here, batch), hit_rows)
         times.append(time.perf_counter())
         seconds = zip(("read_s", "model_s", "build_s"), np.diff(times).tolist(), strict=True)
         return found, Timing(batch.num_nodes, dict(seconds))
