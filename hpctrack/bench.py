@@ -20,7 +20,7 @@ from hpctrack.process import arguments
 from hpctrack.process.ends import verb
 from hpctrack.process.versions import versions
 
-OPTIONAL = {"data": "dataset", "runs": "runs", "chain": "pipelines", "parts": "parts"}  # options that some benchmarks take
+OPTIONAL = {"data": "dataset", "runs": "runs", "chain": "pipelines", "parts": "parts"}  # of some
 
 
 def parser() -> arguments.Parser:
