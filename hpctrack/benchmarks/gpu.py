@@ -63,12 +63,12 @@ class Sizes:
         slope = tuple(max(200, n // by) for n in self.slope)
         least = HITS_PER_TRACK * 2
         return Sizes(
-            max(4, self.small // by),
-            max(4, self.full // by),
-            max(least, self.pixel // by),
-            max(least, self.event // by),
-            max(100, self.edges // by),
-            tuple(n + k for k, n in enumerate(slope)),  # no two alike
+            small=max(4, self.small // by),
+            full=max(4, self.full // by),
+            pixel=max(least, self.pixel // by),
+            event=max(least, self.event // by),
+            edges=max(100, self.edges // by),
+            slope=tuple(n + k for k, n in enumerate(slope)),  # no two alike
         )
 
 
