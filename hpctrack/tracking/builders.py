@@ -16,6 +16,7 @@ from hpctrack.registry import Registry
 from hpctrack.tracking.builder import Builder, Outputs
 from hpctrack.tracking.condensing import CondensationBuilder, GreedyBuilder
 from hpctrack.tracking.edge_clustering import ComponentsBuilder, DbscanBuilder, HdbscanBuilder, WalkBuilder
+from hpctrack.tracking.hopfield.builder import HopfieldBuilder
 from hpctrack.tracking.radius_builder import RadiusBuilder
 from hpctrack.tracking.stage_edges import EdgesBuilder, RadiusEdgesBuilder, RadiusGraphBuilder
 from hpctrack.tracking.stage_hits import HitsBuilder
@@ -31,6 +32,7 @@ BUILDERS: Registry[type[Builder]] = Registry(
         "greedy": GreedyBuilder,
         "hdbscan": HdbscanBuilder,
         "hits": HitsBuilder,
+        "hopfield": HopfieldBuilder,
         "radius": RadiusBuilder,
         "radius_edges": RadiusEdgesBuilder,
         "radius_graph": RadiusGraphBuilder,

@@ -24,6 +24,7 @@ ON_EDGES = {
     "dbscan",
     "edges",
     "hdbscan",
+    "hopfield",
     "radius_edges",
     "radius_graph",
     "walk",

@@ -17,6 +17,7 @@ from hpctrack.storage.candidates import CandidateStore
 from hpctrack.storage.schema import Candidates, Event
 from hpctrack.testing.toys import toy_dataset
 from hpctrack.tracking.builder import TooManyPairs
+from hpctrack.tracking.hopfield.builder import HopfieldBuilder
 from hpctrack.tracking.hopfield.chains import chains, greedy
 from hpctrack.tracking.hopfield.couplings import Cosine, Curvature, Hits, best_partners, supports
 from hpctrack.tracking.hopfield.method import Hopfield
@@ -186,6 +187,23 @@ def test_couplings_are_the_published_ones():
     assert Cosine(hits, 5.0, 0.0, 2.0, 0.9)(*of)[0] == pytest.approx(cosine**5 / 2)
     assert Cosine(hits, 5.0, 2.0, 2.0, 0.999)(*of)[0] == 0
     assert Curvature(hits, 0.02, 0.25)(*of)[0] == pytest.approx(np.exp(-0.5 * 0.25 - 0.5 * 4))
+
+
+def test_edges_of_a_model_decide_together():
+    """Of two edges that leave a hit the less probable goes on; a third is improbable, but between two good ones."""
+    edge_2M = np.array([(0, 1), (1, 2), (1, 3), (2, 4), (5, 6), (6, 7), (7, 8)]).T
+    probability = np.array([0.9, 0.5, 0.6, 0.95, 0.9, 0.4, 0.9])
+    builder = HopfieldBuilder(HopfieldBuilder.Options(cut=0.05))
+    v = relax(builder.network(edge_2M, probability), probability, builder.cooling)
+    assert v[1] > v[2] and v[5] > 0.5 and (v[[0, 3, 4, 6]] > 0.9).all()
+    strict = HopfieldBuilder(HopfieldBuilder.Options(cut=0.05, competition=5.0))
+    v = relax(strict.network(edge_2M, probability), probability, strict.cooling)
+    assert v[1] > 0.5 > v[2]
+    outputs = {"edge_index": edge_2M, "edge_score": np.log(probability / (1 - probability)).astype(np.float32)}
+    alone = HopfieldBuilder(HopfieldBuilder.Options(cut=0.05, join=None))  # else hit 3 joins as one beside
+    assert alone.lists(outputs).rows.tolist() == [0, 1, 2, 4, 5, 6, 7, 8]
+    nothing = HopfieldBuilder(HopfieldBuilder.Options(cut=0.05, threshold=1.0)).lists(outputs)
+    assert len(nothing.scores) == 0
 
 
 @pytest.fixture(scope="module")
