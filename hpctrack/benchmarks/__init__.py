@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib import import_module
 
-BENCHES = ("chain", "gpu", "inference", "io", "layout", "loss", "memory", "model", "plan", "scaling")
+BENCHES = ("chain", "event-parallel", "gpu", "inference", "io", "layout", "loss", "memory", "model", "plan", "scaling")
 
 
 def benchmark(name: str) -> Callable:
     """The `run` of one; others are not imported, so that a benchmark's processes hold nothing else."""
-    return import_module(f"{__name__}.{name}").run
+    return import_module(f"{__name__}.{name.replace('-', '_')}").run
