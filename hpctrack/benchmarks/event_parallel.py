@@ -37,7 +37,7 @@ EDGES = 1_000_000
 SLOPES = {"1 GeV": 0.0003, "0.5 GeV": 0.0006}  # |dphi / dr| in rad per mm of a track of this pT in 2 T
 GRAPH = "0.5 GeV"  # of the interaction network
 QUICK_RAD = 0.25  # sector of the event
-ROUNDS = 2
+ROUNDS = {"neighbours": 2, "interaction": 1}
 LIMIT_S = 3600.0
 FEATURES = ["r", "cos_phi", "sin_phi", "z", "eta", "cell_count", "cell_charge"]
 DISCS = {  # volume: its layers from the innermost disc on, and the barrel inside of it with its layers
@@ -61,7 +61,7 @@ def run(quick: bool, data: Path | None = None) -> Page:
         graphs = {name: doublets(dataset, row, slope) for name, slope in SLOPES.items()}
         cuts = {name: partition(dataset, row, graph) for name, graph in graphs.items()}
         what = {"data": str(data.resolve()), "row": row, "sector_rad": QUICK_RAD if quick else None, "steps": 1}
-        found = {name: turns(what | task, 1 if quick else ROUNDS) for name, task in tasks(graphs[GRAPH]).items()}
+        found = {name: turns(what | task, 1 if quick else ROUNDS[name]) for name, task in tasks(graphs[GRAPH]).items()}
     hits = sum(rank["hits"] for rank in found["neighbours"][1][0])
     about = f"The largest event of {data}" if data else "A helix event made for this run"
     return page(found, cuts, f"{about}, {hits:,} of its hits{' (a sector)' if quick else ''}.")
@@ -79,7 +79,7 @@ def tasks(graph: dict[str, Any]) -> dict[str, dict[str, Any]]:
             "selection": shipped.data.selection.model_dump(),
             "weights": SHIPPED,
             "graph": None,
-            "mode": "chunks",
+            "mode": "plain",
         },
         "interaction": {
             "model": {"name": "interaction", "width": 128, "iterations": 8},
@@ -137,7 +137,12 @@ def edges_of(dataset: Dataset, row: int, options: dict[str, Any]) -> tuple[np.nd
 
 def doublets(dataset: Dataset, row: int, slope: float) -> dict[str, Any]:
     """Section `data.graph` that gives the event about EDGES doublets, by the cut on z0; InputError without any."""
-    options = {"name": "doublets", "phi_slope_max_per_mm": slope, "z0_max_mm": 100.0, "pairs": layer_pairs()}
+    options: dict[str, Any] = {
+        "name": "doublets",
+        "phi_slope_max_per_mm": slope,
+        "z0_max_mm": 100.0,
+        "pairs": layer_pairs(),
+    }
     for _ in range(2):  # their number goes about linearly with the cut
         n_edges = edges_of(dataset, row, options)[0].shape[1]
         if not n_edges:
@@ -296,7 +301,7 @@ def projected(found: dict[str, Runs], speed: float) -> Sequence[str]:
         "## Projected, not measured",
         "",
         f"To {PARTS} GPUs, {PERLMUTTER_LIKE.name}. Assumed: a GPU computes {speed:.0f} times as fast as a rank here "
-        "(its fp32 peak over what a matrix product reaches here), also what is small; calls and bytes are those measured "
+        "(its fp32 peak over what a matrix product reaches here), also what is small; calls and bytes are those found "
         f"on {PARTS} ranks, one after the other and not overlapped; parameters of the machine as in scaling.md.",
         "",
         "| model | 1 GPU, s | computing, s | exchange, s | speed-up of 8 | without exchange |",

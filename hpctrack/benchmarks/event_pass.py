@@ -5,6 +5,7 @@ Peaks are the process's high-water mark (VmHWM) beyond what it held before the e
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -18,14 +19,13 @@ from torch_geometric.data import Batch
 from hpctrack.benchmarks.measure import new_high_water_gib, status_gib
 from hpctrack.config import AugmentConfig, Named, ParallelConfig, SelectionConfig
 from hpctrack.division.divided import Place
-from hpctrack.division.exchange import Exchange
 from hpctrack.events.loader import EventLoader
 from hpctrack.graphs import build_graph
 from hpctrack.losses import build_loss
 from hpctrack.models import Model, build_model
 from hpctrack.parallel.collectives import all_max
 from hpctrack.parallel.env import Env, distributed
-from hpctrack.parallel.groups import make_groups
+from hpctrack.parallel.groups import GroupExchange, make_groups
 from hpctrack.parallel.precision import Precision
 from hpctrack.parallel.strategies import DDPEngine
 from hpctrack.resources.peak_memory import GIB, return_freed_memory
@@ -36,35 +36,30 @@ from hpctrack.training.step import empty_batch, train_step
 CAP_GIB = 16.0
 
 
-class Counted:
-    """An exchange that counts: by kind, its calls and the bytes that this rank received of others."""
+class Counted(GroupExchange):
+    """The same exchange, counting: by kind, its calls and the bytes that this rank received of others."""
 
-    def __init__(self, exchange: Exchange) -> None:
-        self.exchange, self.number, self.of = exchange, exchange.number, exchange.of
+    def __init__(self, found: GroupExchange) -> None:
+        super().__init__(found.group, found.number, found.of, found.backend)
         self.kinds = {kind: [0, 0] for kind in ("all_sum", "all_rows", "swap")}
-        self.halo = 0  # rows of values that came in one swap, at most
-
-    @property
-    def seconds(self) -> float:
-        """As of the exchange."""
-        return self.exchange.seconds
+        self.halo = 0  # rows of others that were asked for at once, at most
 
     def all_sum(self, x: Tensor) -> Tensor:
-        """As of the exchange; its size counts once."""
+        """As of a group; its size counts once."""
         self.count("all_sum", x.numel() * x.element_size())
-        return self.exchange.all_sum(x)
+        return super().all_sum(x)
 
     def all_rows(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
-        """As of the exchange."""
+        """As of a group."""
         self.count("all_rows", (sum(sizes) - len(x)) * row_bytes(x))
-        return self.exchange.all_rows(x, sizes)
+        return super().all_rows(x, sizes)
 
     def swap(self, rows: Tensor, send: Sequence[int], receive: Sequence[int]) -> Tensor:
-        """As of the exchange."""
-        others = sum(receive) - receive[self.number]
-        self.count("swap", others * row_bytes(rows))
-        self.halo = max(self.halo, others if rows.is_floating_point() else 0)
-        return self.exchange.swap(rows, send, receive)
+        """As of a group."""
+        self.count("swap", (sum(receive) - receive[self.number]) * row_bytes(rows))
+        if not rows.is_floating_point() and list(send) != [1] * self.of:  # numbers of the rows that are asked for
+            self.halo = max(self.halo, len(rows))
+        return super().swap(rows, send, receive)
 
     def count(self, kind: str, size: int) -> None:
         """Note a call."""
@@ -74,7 +69,7 @@ class Counted:
 
 def row_bytes(x: Tensor) -> int:
     """Bytes of one of its rows."""
-    return x.element_size() * x[:1].numel() if len(x) else 0
+    return x.element_size() * math.prod(x.shape[1:])
 
 
 def one_rank(asked: dict[str, Any]) -> dict[str, Any]:
@@ -84,7 +79,7 @@ def one_rank(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def steps(asked: dict[str, Any], env: Env) -> dict[str, Any]:
-    """Of each step its seconds, processor's seconds and the exchange's; peak memory, and the rank's part of the event."""
+    """Seconds, processor seconds and exchange seconds of each step; peak memory, and this rank's part of the event."""
     return_freed_memory(CAP_GIB * GIB)
     torch.manual_seed(0)
     model, loss = build_model(Named(**asked["model"]), asked["features"]), build_loss(Named(**asked["loss"]))
@@ -128,7 +123,7 @@ def warm_up(engine: DDPEngine) -> None:
     engine.predict(empty_batch(engine))
 
 
-def read(asked: dict[str, Any], exchange: Exchange | None) -> Batch:
+def read(asked: dict[str, Any], exchange: Counted | None) -> Batch:
     """The event, or this rank's part of it."""
     dataset = Dataset(Path(asked["data"]))
     graph = build_graph(Named(**asked["graph"]), asked["data"], dataset) if asked["graph"] else None

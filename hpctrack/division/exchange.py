@@ -97,7 +97,7 @@ class Gathered(torch.autograd.Function):
             return division.collect(x_n)
         if number not in received.kept:
             received.kept[number] = division.collect(x_n)
-        return received.kept[number].clone()
+        return received.kept[number].detach()  # autograd wants another tensor each time, not another memory
 
     @staticmethod
     @once_differentiable

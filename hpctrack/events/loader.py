@@ -5,7 +5,8 @@ Every random choice is drawn from (stream, epoch, event id): the same on any ran
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import ClassVar, Protocol
 
 import numpy as np
@@ -67,6 +68,11 @@ class EventGraph(Protocol):
     def __call__(self, event: Event, rows: np.ndarray) -> np.ndarray:
         """Edges int64 [2, M] among the hits `rows` [N] of an event, as numbers of these."""
 
+    def of_part(
+        self, event: Event, rows: np.ndarray, owners: Callable[[np.ndarray], np.ndarray], number: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Whose each hit of a divided event is, [N], and the edges with an end that is rank `number`'s, [2, M]."""
+
 
 def columns_of(
     data: Dataset,
@@ -127,20 +133,51 @@ class EventLoader:
         return self.load(self.dataset.read(row, self.columns), epoch)
 
     def part(self, row: int, epoch: int, place: Place) -> Batch:
-        """One rank's part of an event that several hold together: by sectors of azimuth of equal predicted cost."""
-        return self.whole_and_part(row, epoch, place)[1]
+        """One rank's part of an event that several hold together: by sectors of azimuth of about equal cost.
+
+        Of its edges only those with an end among this rank's hits are made, as far as the kind of graph can do so.
+        """
+        event = self._with_phi(row)
+        data = self.hits(event, epoch)
+        rows = data.hit_row.numpy()
+        owners = partial(sectors, event.column(PHI)[rows], parts=place.of)
+        if self.graph is None:
+            owner_N = owners(cost_of_hits(len(rows), None))
+        else:
+            owner_N, edge_2M = self.graph.of_part(event, rows, owners, place.number)
+            self.add_edges(data, event, edge_2M)
+        return divide(data, torch.from_numpy(owner_N), place)
 
     def whole_and_part(self, row: int, epoch: int, place: Place) -> tuple[Data, Batch]:
         """The event as `__call__` gives it, and a rank's part of it."""
-        event = self.dataset.read(row, list(dict.fromkeys([*self.columns, PHI])))
+        event = self._with_phi(row)
         data = self.load(event, epoch)
         edge_2M = data.edge_index.numpy() if self.graph else None
         cost_N = cost_of_hits(data.num_nodes, edge_2M)
         owner_N = sectors(event.column(PHI)[data.hit_row.numpy()], cost_N, place.of)
         return data, divide(data, torch.from_numpy(owner_N), place)
 
+    def _with_phi(self, row: int) -> Event:
+        """An event and what it is divided by."""
+        return self.dataset.read(row, list(dict.fromkeys([*self.columns, PHI])))
+
     def load(self, event: Event, epoch: int) -> Data:
         """Data of an event that was read."""
+        data = self.hits(event, epoch)
+        if self.graph:
+            self.add_edges(data, event, self.graph(event, data.hit_row.numpy()))
+        return data
+
+    def add_edges(self, data: Data, event: Event, edge_2M: np.ndarray) -> None:
+        """Give an event's data its edges, and with `labels` their truth."""
+        data.edge_index = torch.from_numpy(edge_2M)
+        if self.labels:
+            rows = data.hit_row.numpy()
+            true_2T = truth.graph_truth(event, rows)
+            data.edge_truth = torch.from_numpy(truth.is_true(edge_2M, true_2T, len(rows)))
+
+    def hits(self, event: Event, epoch: int) -> Data:
+        """Data of an event that was read, without edges."""
         chosen, rng = self.draw(event, epoch)
         columns = {name: event.column(name)[chosen.rows] for name in self.feature_columns}
         if self.parameters:
@@ -156,12 +193,6 @@ class EventLoader:
             data.parameters = torch.from_numpy(perigee.perigee(columns, event.field_t)).to(self.dtype)
         if self.emphasis:
             data.track_weight = torch.from_numpy(emphasising.track_weights(event, chosen, self.emphasis)).to(self.dtype)
-        if self.graph:
-            edge_2M = self.graph(event, chosen.rows)
-            data.edge_index = torch.from_numpy(edge_2M)
-            if self.labels:
-                true_2T = truth.graph_truth(event, chosen.rows)
-                data.edge_truth = torch.from_numpy(truth.is_true(edge_2M, true_2T, len(chosen.rows)))
         return data
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from hpctrack.config import Section
+from hpctrack.division.sectors import cost_of_hits
 from hpctrack.storage.schema import Event
 from hpctrack.storage.store import Dataset
+
+Owners = Callable[[np.ndarray], np.ndarray]  # whose each hit is, int64 [N], given what each costs, [N]
 
 
 class Graph:
@@ -30,3 +33,13 @@ class Graph:
         The same edges in the same order each time.
         """
         raise NotImplementedError
+
+    def of_part(self, event: Event, rows: np.ndarray, owners: Owners, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Whose each hit of a divided event is, int64 [N]; and the edges with an end that is rank `number`'s, [2, M].
+
+        `owners` divides the hits, given about what each costs. Edges are in the order, and in the numbers, of all. This
+        makes all of them first; a kind that need not do so overrides it.
+        """
+        edge_2M = self(event, rows)
+        owner_N = owners(cost_of_hits(len(rows), edge_2M))
+        return owner_N, edge_2M[:, (owner_N[edge_2M] == number).any(axis=0)]

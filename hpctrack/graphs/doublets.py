@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field, field_validator
@@ -19,13 +19,23 @@ from pydantic import Field, field_validator
 from hpctrack.config import Section
 from hpctrack.errors import InputError
 from hpctrack.events.truth import layer_number
-from hpctrack.graphs.contracts import Graph
+from hpctrack.graphs.contracts import Graph, Owners
 from hpctrack.storage.detector import TRACKML
 from hpctrack.storage.schema import Event
 from hpctrack.storage.store import Dataset, open_dataset
 
 CHUNK = 1 << 20  # candidates at a time: bounds the memory
 ROUNDING = 1e-5  # rad, by which the search goes beyond the cut, which decides
+SAMPLE = 16  # of so many inner hits one says which share of candidates become edges
+Two = tuple[np.ndarray, np.ndarray]  # as hits [A] of an inner layer and [B] of an outer one, each sorted by phi
+
+
+class Hits(NamedTuple):
+    """Where hits are, [N] each."""
+
+    r: np.ndarray
+    phi: np.ndarray
+    z: np.ndarray
 
 
 class Doublets(Graph):
@@ -56,29 +66,61 @@ class Doublets(Graph):
 
     def __call__(self, event: Event, rows: np.ndarray) -> np.ndarray:
         """Edges int64 [2, M] among the hits `rows` [N] of an event, as numbers of these, 0..N-1."""
+        return self.edges(*self.layers(event, rows))
+
+    def of_part(self, event: Event, rows: np.ndarray, owners: Owners, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """As the contract says; what a hit costs is found from numbers of candidates, and no other edge is made."""
+        hits, layers = self.layers(event, rows)
+        cost_N = np.ones(len(rows))
+        for inner, outer in layers:
+            cost_N[inner] += self.expected(hits, inner, outer)
+        owner_N = owners(cost_N)
+        own_N = owner_N == number
+        parts = [(a[own_N[a]], b) for a, b in layers] + [(a[~own_N[a]], b[own_N[b]]) for a, b in layers]
+        return owner_N, self.edges(hits, parts)
+
+    def layers(self, event: Event, rows: np.ndarray) -> tuple[Hits, list[Two]]:
+        """The hits, and those of each pair of neighbouring layers."""
         r, phi, z, volume, layer = (event.column(name)[rows] for name in self.COLUMNS)
         number = layer_number(volume, layer)
         by_layer = np.lexsort((phi, number))
         sorted_numbers = number[by_layer]
-        keys = [np.zeros(0, np.int64)]
-        for inner, outer in self.pairs:
-            a, b = (by_layer[slice(*np.searchsorted(sorted_numbers, [n, n + 1]))] for n in (inner, outer))
-            for i, j in self.candidates(r, phi, a, b):
-                keep = self.accepts(r, phi, z, i, j)
-                keys.append(i[keep] * len(rows) + j[keep])
-        key = np.sort(np.concatenate(keys))
-        return np.stack(np.divmod(key, max(1, len(rows))))
 
-    def candidates(
-        self, r: np.ndarray, phi: np.ndarray, a: np.ndarray, b: np.ndarray
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Chunks of pairs (i, j) from hits `a` [A] and `b` [B], sorted by phi: among them all within the phi cut."""
+        def of_layer(n: int) -> np.ndarray:
+            return by_layer[slice(*np.searchsorted(sorted_numbers, [n, n + 1]))]
+
+        return Hits(r, phi, z), [(of_layer(inner), of_layer(outer)) for inner, outer in self.pairs]
+
+    def edges(self, hits: Hits, layers: list[Two]) -> np.ndarray:
+        """Edges [2, M] between inner and outer hits, in the order of their ends."""
+        keys = [np.zeros(0, np.int64)]
+        for inner, outer in layers:
+            for i, j in self.candidates(hits.r, hits.phi, inner, outer):
+                keep = self.accepts(*hits, i, j)
+                keys.append(i[keep] * len(hits.r) + j[keep])
+        key = np.sort(np.concatenate(keys))
+        return np.stack(np.divmod(key, max(1, len(hits.r))))
+
+    def expected(self, hits: Hits, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """About how many edges lead from each of the hits `a` to hits `b`, float [A], of which a few are made."""
+        size, some = self.windows(hits.r, hits.phi, a, b)[1], a[::SAMPLE]
+        made = sum(int(self.accepts(*hits, i, j).sum()) for i, j in self.candidates(hits.r, hits.phi, some, b))
+        return size * (made / max(1, int(size[::SAMPLE].sum())))
+
+    def windows(self, r: np.ndarray, phi: np.ndarray, a: np.ndarray, b: np.ndarray) -> Two:
+        """For each of the hits `a` [A] the first of three turns of `b` that is near in phi, and how many are."""
         if not len(a) or not len(b):
-            return
+            return np.zeros(len(a), np.int64), np.zeros(len(a), np.int64)
         reach = self.options.phi_slope_max_per_mm * np.maximum(r[b].max() - r[a], 0) + ROUNDING
         around = np.concatenate([phi[b] - 2 * np.pi, phi[b], phi[b] + 2 * np.pi])
         first = np.searchsorted(around, phi[a] - reach)
-        size = np.minimum(np.searchsorted(around, phi[a] + reach, side="right") - first, len(b))
+        return first, np.minimum(np.searchsorted(around, phi[a] + reach, side="right") - first, len(b))
+
+    def candidates(self, r: np.ndarray, phi: np.ndarray, a: np.ndarray, b: np.ndarray) -> Iterator[Two]:
+        """Chunks of pairs (i, j) from hits `a` [A] and `b` [B], sorted by phi: among them all within the phi cut."""
+        first, size = self.windows(r, phi, a, b)
+        if not size.any():
+            return
         total = np.cumsum(size)
         for part in np.split(np.arange(len(a)), np.searchsorted(total, np.arange(CHUNK, total[-1], CHUNK))):
             own = np.repeat(part, size[part])

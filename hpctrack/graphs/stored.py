@@ -8,7 +8,8 @@ import numpy as np
 from pydantic import Field
 
 from hpctrack.config import Section
-from hpctrack.graphs.contracts import Graph
+from hpctrack.division.sectors import cost_of_hits
+from hpctrack.graphs.contracts import Graph, Owners
 from hpctrack.storage.edges import EDGES, Edges, EdgeStore
 from hpctrack.storage.schema import Event
 from hpctrack.storage.store import Dataset
@@ -38,6 +39,12 @@ class StoredEdges(Graph):
         """Edges int64 [2, M] among the hits `rows` [N] of an event, ascending, as numbers of these, 0..N-1."""
         return edges_among(event, rows, self.store.of_event(event.event_id), self.options.score_min)
 
+    def of_part(self, event: Event, rows: np.ndarray, owners: Owners, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """As the contract says; other ranks' edges are read and left where they are."""
+        return part_among(
+            event, rows, self.store.of_event(event.event_id), self.options.score_min, owners=owners, number=number
+        )
+
 
 class PassedEdges(Graph):
     """As StoredEdges, of the one event whose edges are `found`."""
@@ -55,13 +62,33 @@ class PassedEdges(Graph):
 
 def edges_among(event: Event, rows: np.ndarray, found: Edges, score_min: float) -> np.ndarray:
     """The `found` edges among an event's hits `rows` [N], as numbers of these, int64 [2, M]; all lead outwards."""
+    return outward(event, rows, *ends_among(event, rows, found, score_min))
+
+
+def part_among(
+    event: Event, rows: np.ndarray, found: Edges, score_min: float, *, owners: Owners, number: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """As Graph.of_part (graphs/contracts.py), of the `found` edges."""
+    begin, end = ends_among(event, rows, found, score_min)
+    owner_N = owners(cost_of_hits(len(rows), np.stack([begin, end])))
+    own_N = owner_N == number
+    own = own_N[begin] | own_N[end]
+    return owner_N, outward(event, rows, begin[own], end[own])
+
+
+def ends_among(event: Event, rows: np.ndarray, found: Edges, score_min: float) -> tuple[np.ndarray, np.ndarray]:
+    """Both ends, int32 [M], of the `found` edges among an event's hits `rows` [N], as numbers of these."""
     number = np.full(event.n_hits, -1, dtype=np.int32)
     number[rows] = np.arange(len(rows), dtype=np.int32)
     begin = number[found.sender]
     left = np.flatnonzero((begin >= 0) & (found.score >= score_min))  # of a sector few, which makes the rest cheap
     end = number[found.receiver[left]]
     inside = end >= 0
-    begin, end = begin[left[inside]], end[inside]
+    return begin[left[inside]], end[inside]
+
+
+def outward(event: Event, rows: np.ndarray, begin: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """Edges int64 [2, M] from the end that is nearer to the origin to the other."""
     r, z = (event.column(name)[rows].astype(np.float64) for name in COLUMNS)
     square = r**2 + z**2
     inward = square[begin] > square[end]

@@ -351,6 +351,8 @@ def _training_split(run: Run, step: float, data: float) -> str:
         "communicate": "summing gradients",
         "checkpoint": "checkpoints",
     }
+    if "share/exchange" in run.waste:
+        names["exchange"] = "exchanging rows of events that ranks share"
     shares = [(text, run.waste["step_s"] * run.waste.get(f"share/{name}", 0.0)) for name, text in names.items()]
     return _split("A training step, mean", shares)
 
@@ -358,7 +360,7 @@ def _training_split(run: Run, step: float, data: float) -> str:
 def _split(what: str, steps: Sequence[tuple[str, float]]) -> str:
     """Seconds of the steps of some work, as a bar of their shares."""
     total = sum(seconds for _, seconds in steps)
-    colours = (BLUE, "#86b1de", ORANGE, "#6b7280", "#c9ced6")
+    colours = (BLUE, "#86b1de", ORANGE, "#6b7280", "#c9ced6", "#3b4a5a")
     if not total:
         return ""
     bar = [(f"{t}: {_seconds(x)} ({x / total:.0%})", x, c) for (t, x), c in zip(steps, colours, strict=False)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,6 +16,12 @@ from hpctrack.requirements.needs import Need, check
 from hpctrack.storage import schema
 from hpctrack.storage.store import Dataset
 from hpctrack.testing.toys import toy_dataset
+
+
+def divided(owner_N: np.ndarray, costs: list[np.ndarray], cost_N: np.ndarray) -> np.ndarray:
+    """Given owners, whatever hits cost, which is noted."""
+    costs.append(cost_N)
+    return owner_N
 
 
 class GraphContract:
@@ -44,6 +51,16 @@ class GraphContract:
             assert edges.dtype == np.int64 and edges.shape[0] == 2
             assert ((edges >= 0) & (edges < len(rows))).all() and (edges[0] != edges[1]).all()
             assert np.array_equal(edges, built(event, rows))
+
+    def test_ranks_of_a_divided_event_have_the_edges_of_their_hits(self, built: Graph, data: Dataset) -> None:
+        event = data.read(1, list(built.COLUMNS))
+        for rows in (np.arange(event.n_hits), np.arange(1, event.n_hits, 2), np.arange(1), np.arange(0)):
+            whole, owner_N = built(event, rows), np.random.default_rng(len(rows)).integers(0, 3, len(rows))
+            for number in range(3):
+                costs: list[np.ndarray] = []
+                found_N, edges = built.of_part(event, rows, partial(divided, owner_N, costs), number)
+                assert np.array_equal(found_N, owner_N) and costs[0].shape == rows.shape and (costs[0] > 0).all()
+                assert np.array_equal(edges, whole[:, (owner_N[whole] == number).any(axis=0)])
 
     def test_it_finds_edges_and_knows_their_number_if_it_says_so(self, built: Graph, data: Dataset) -> None:
         counts = [

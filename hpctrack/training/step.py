@@ -33,7 +33,8 @@ class StepResult:
     """Global values: weighted loss, each term, events and hits consumed, gradient norm before clipping.
 
     `skipped`: the gradient overflowed fp16 and the weights are as they were; its norm is then given as 0.
-    `parts`: this rank's seconds of computing, waiting for the slowest rank and summing gradients, if it was probed.
+    `parts`: this rank's seconds of computing, waiting for the slowest rank and summing gradients, if it was probed; and
+    where a rank divides an event, of exchanging rows of it, waiting for the others of the event included.
     `stop`: a rank was asked to end. `retries`: all ranks' passes that ran out of memory and were taken again.
     """
 
@@ -79,11 +80,14 @@ def train_step(
     total = dict(zip(names, totals, strict=True))
 
     overlap = cost is None and (memory is None or engine.lockstep) and not divided
-    begin = synchronize(engine.env.device)
+    begin, exchanged = synchronize(engine.env.device), exchange_s(batches)
     share = Share(engine, loss, total, cost=cost, memory=memory, measure=measure)
     sums, retries = share.run(pad_to_all_ranks(engine, batches, modes), overlap)
     if not overlap:
         parts, retries = sum_gradients(engine, memory, retries, begin)
+        if divided:
+            parts["exchange_s"] = exchange_s(batches) - exchanged
+            parts["compute_s"] -= parts["exchange_s"]
 
     events, hits = len(ids), sum(b.num_nodes for b in batches)
     result = combine(engine, sums, total, loss.weights, events=events, hits=hits)
@@ -101,6 +105,13 @@ def train_step(
         every = sorted(e for part in gather(counted_events(batches), engine.env) for e in part)
         raise MachineError(f"gradient is not finite (events {every}); gradients were not applied")
     return replace(result, grad_norm=norm)
+
+
+def exchange_s(batches: Iterable[Batch]) -> float:
+    """Seconds so far that this rank has exchanged rows with those that hold these batches' events together with it."""
+    divisions = (division_of(batch) for batch in batches)
+    others = {id(division.others): division.others for division in divisions if division is not None}
+    return sum(exchange.seconds for exchange in others.values())
 
 
 def sum_gradients(

@@ -105,7 +105,7 @@ def synchronize(device: torch.device) -> float:
 # ------------------------------------------------------------------------------------------------ where the time went
 
 
-PARTS = ("compute_s", "wait_s", "communicate_s")
+PARTS = ("compute_s", "wait_s", "communicate_s")  # and, in runs that divide events, "exchange_s"
 
 
 class Waste:
@@ -123,9 +123,9 @@ class Waste:
         self.steps += "step_s" in seconds
 
     def add_probe(self, parts: dict[str, float]) -> None:
-        """Parts of a probed step."""
-        for name in PARTS:
-            self.probed[name] += parts[name]
+        """Parts of a probed step, of the same names on all ranks."""
+        for name, value in parts.items():
+            self.probed[name] = self.probed.get(name, 0.0) + value
         self.probes += 1
 
     def report(self, env: Env) -> dict[str, float]:
@@ -135,7 +135,7 @@ class Waste:
         mean = {k: v / env.world for k, v in zip(names, all_sum(values, env), strict=True)}
         if not mean["probes"]:
             return {}
-        per_step = {name: mean[name] / mean["probes"] for name in PARTS}
+        per_step = {name: mean[name] / mean["probes"] for name in self.probed}
         per_step |= {name: mean[name] / max(1.0, mean["steps"]) for name in ("data_s", "checkpoint_s")}
         total = sum(per_step.values())
         return {f"share/{name.removesuffix('_s')}": value / total for name, value in per_step.items()} | {

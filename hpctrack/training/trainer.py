@@ -312,14 +312,14 @@ class Trainer:
         means |= {"step_s": slowest_step, "data_s": slowest_data, "peak_gib": memory}
         if self.memory.auto:
             means |= {"pass_predicted_gib": newest[0] / GIB, "pass_measured_gib": newest[1] / GIB}
-        if self.reading.groups:
-            spent = self.reading.exchange_s
-            since, self.exchanged_s = spent - self.exchanged_s, spent
-            means["exchange_s"] = all_sum([since], self.env)[0] / self.env.world / self.window.timing["steps"]
         means["hits_per_s"] = means["hits"] / slowest_step
         if self.parts:  # of the newest probed step, mean over ranks
             parts = all_sum(list(self.parts.values()), self.env)
             means |= {name: value / self.env.world for name, value in zip(self.parts, parts, strict=True)}
+        if self.reading.groups:  # of all steps
+            spent = self.reading.exchange_s
+            since, self.exchanged_s = spent - self.exchanged_s, spent
+            means["exchange_s"] = all_sum([since], self.env)[0] / self.env.world / self.window.timing["steps"]
         values = {"epoch": self.planner.position(self.step - 1)[0], **means}
         if self.metrics:
             self.metrics.write("train", self.step, values)

@@ -54,14 +54,13 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"name": "hits", "neighbours": 0.5, "balance": True},
     ),
 }
-EMBEDDINGS = list(CASES)
 GRAPHS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "interaction": (
-        {"name": "interaction", "width": 6, "iterations": 4, "layers": 2, "chunk": 7, "embed_hits": 2},
+        {"name": "interaction", "width": 6, "iterations": 4, "layers": 2, "chunk": 25, "embed_hits": 2},
         {"name": "hybrid", "of": "hits", "balance": True, "others": "true"},
     ),
     "attention": (
-        {"name": "attention", "width": 6, "iterations": 3, "pairs": True, "chunk": 7},
+        {"name": "attention", "width": 6, "iterations": 3, "pairs": True, "chunk": 25},
         {"name": "edges", "true_weight": 2.0},
     ),
     "convolution": (
@@ -156,32 +155,25 @@ def check_case(case: str, mode: str, exchange: GroupExchange, with_edges: int) -
             assert_close(exchange.all_sum(gradients_n), gradients, float(gradients.abs().max()))
 
 
-def check_cases(names: list[str], modes: list[str], edges: int = 0) -> None:
+Cases = list[tuple[str, tuple[str, ...]]]  # names in CASES, and in which memory modes
+
+
+def check_cases(cases: Cases) -> None:
     with distributed(ParallelConfig(), 1) as env:
         exchange = make_groups(env, [env.world], 60)[env.world]
-        for name in names:
+        for name, modes in cases:
             for mode in modes:
-                check_case(name, mode, exchange, edges)
+                check_case(name, mode, exchange, 3 if name in GRAPHS else 0)
 
 
-def test_losses_on_embeddings_are_those_of_whole_events():
-    run_ranks(2, check_cases, EMBEDDINGS, ["plain"])
+def test_two_ranks_have_the_outputs_and_gradients_of_whole_events():
+    run_ranks(2, check_cases, [*((name, ("plain",)) for name in CASES), ("transformer", ("recompute", "nested"))])
 
 
-def test_memory_modes_of_neighbours_on_three_ranks():
-    run_ranks(3, check_cases, ["influencer", "transformer"], ["chunks"])
-
-
-def test_memory_modes_of_the_transformer():
-    run_ranks(2, check_cases, ["transformer"], ["recompute", "nested"])
-
-
-def test_graph_networks_have_the_gradients_of_whole_events():
-    run_ranks(2, check_cases, list(GRAPHS), ["plain"], 3)
-
-
-def test_memory_modes_of_graph_networks_on_three_ranks():
-    run_ranks(3, check_cases, ["interaction", "attention"], ["recompute", "nested", "chunks"], 3)
+def test_memory_modes_on_three_ranks():
+    every = ("recompute", "nested", "chunks")
+    embeddings: Cases = [("influencer", ("chunks",)), ("transformer", ("chunks",))]
+    run_ranks(3, check_cases, [*embeddings, ("interaction", every), ("attention", every)])
 
 
 # ------------------------------------------------------------------------------------------------ runs
@@ -196,7 +188,7 @@ def planned_run(folder: Path, name: str, ranks_per_event: int | str, **sections:
 def test_a_step_of_divided_events_is_that_of_one_rank(tmp_path):
     toy_dataset(tmp_path / "data", sizes=(9, 0, 3, 1, 12), n_noise=2)
     [[(expected, value, _)]] = run_ranks(1, gradients, [planned_run(tmp_path, "whole", 1)])
-    for ranks, wanted in ((2, [(2, "whole"), (2, "chunked"), (2, "probed")]), (4, [(2, "whole"), ("auto", "packed")])):
+    for ranks, wanted in ((2, [(2, "chunked"), (2, "probed")]), (4, [(2, "whole"), ("auto", "packed")])):
         configs = [planned_run(tmp_path, name, each) for each, name in wanted]
         for rank in run_ranks(ranks, gradients, configs):
             for found_here, loss, _ in rank:
@@ -230,7 +222,7 @@ def test_a_run_goes_on_with_other_ranks_and_another_division(tmp_path, monkeypat
     data = toy_dataset(tmp_path / "data", sizes=(5, 2, 3, 4, 1), n_noise=2)
 
     def config(name: str, ranks_per_event: int | str) -> RunConfig:
-        train = {"steps": 4, "checkpoint_every": 2, "valid_every": 4}
+        train = {"steps": 4, "checkpoint_every": 2, "valid_every": 4, "probe_every": 1}
         sections = {"parallel": {"ranks_per_event": ranks_per_event}, "plan": {"events_per_step": 2}, "train": train}
         return toy_config(tmp_path / name, data, data, **sections)
 
@@ -246,6 +238,10 @@ def test_a_run_goes_on_with_other_ranks_and_another_division(tmp_path, monkeypat
     divided = [e for e in read_metrics(tmp_path / "divided") if e["kind"] == "train"]
     assert all(0 < e["exchange_s"] < e["step_s"] for e in divided[:2])
     assert not any("exchange_s" in e for e in read_metrics(tmp_path / "whole"))
+    waste = {
+        name: next(e for e in read_metrics(tmp_path / name) if e["kind"] == "waste") for name in ("whole", "divided")
+    }
+    assert 0 < waste["divided"]["share/exchange"] < 1 and "share/exchange" not in waste["whole"]
     ledgers = [(tmp_path / name / "ledger.jsonl").read_text() for name in ("whole", "divided")]
     assert ledgers[0] == ledgers[1]
 

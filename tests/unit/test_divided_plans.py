@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpctrack.division.sectors import cost_of_hits, sectors
 from hpctrack.errors import InputError
-from hpctrack.parallel.env import distributed
+from hpctrack.parallel.env import Env, distributed
 from hpctrack.planning.plan import GIANT, plan_epoch
+from hpctrack.reporting.sections import _training_split
 from hpctrack.testing.toys import toy_config, toy_dataset
 from hpctrack.testing.training_contract import planned
 from hpctrack.training.build import build
+from hpctrack.training.telemetry import Waste
 
 
 def test_sectors_have_equal_cost_and_follow_each_other():
@@ -89,3 +94,12 @@ def test_what_cannot_be_divided_is_refused(tmp_path):
     for strategy in ("fsdp", "deepspeed"):
         with pytest.raises(InputError, match="ranks_per_event=2 is for strategy ddp"):
             toy_config(tmp_path / "run", tmp_path / "data", parallel={"ranks_per_event": 2, "strategy": strategy})
+
+
+def test_the_report_of_waste_names_the_exchange():
+    env, waste = Env(0, 1, 0, torch.device("cpu"), None, "test"), Waste()
+    waste.add({"step_s": 2.0, "data_s": 0.0})
+    waste.add_probe({"compute_s": 1.0, "wait_s": 0.2, "communicate_s": 0.2, "exchange_s": 0.6})
+    report = waste.report(env)
+    assert report["share/exchange"] == pytest.approx(0.3)
+    assert "exchanging rows" in _training_split(SimpleNamespace(waste=report), 2.0, 0.0)

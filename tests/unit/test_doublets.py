@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from torch_geometric.data import Batch
 
 from hpctrack.config import AugmentConfig, Named, SelectionConfig, parse
+from hpctrack.division.sectors import sectors
 from hpctrack.errors import InputError
 from hpctrack.events.loader import EventLoader
 from hpctrack.graphs import build_graph, doublets
@@ -59,6 +62,11 @@ def test_all_pairs_within_the_cuts_and_no_other(seed, n_hits, slope, z0_max):
     found = list(map(tuple, edges.T.tolist()))
     assert found == sorted(set(found))
     assert set(found) == slow(event, rows, slope, z0_max, skips)
+    phi, of = event.column("hits.phi")[rows], 1 + seed % 4
+    parts = [graph.of_part(event, rows, partial(sectors, phi, parts=of), number) for number in range(of)]
+    for number, (owner, part) in enumerate(parts):
+        assert np.array_equal(owner, parts[0][0])
+        assert np.array_equal(part, edges[:, (owner[edges] == number).any(axis=0)])
 
 
 def test_memory_is_bounded_by_chunks(monkeypatch):
