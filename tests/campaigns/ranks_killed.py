@@ -1,6 +1,7 @@
 """kill -9 of a rank, of all ranks, or of the launcher too, at random moments, under torchrun's restarts.
 
     python tests/campaigns/ranks_killed.py --kills 100 --seed 1
+    python tests/campaigns/ranks_killed.py --kills 50 --seed 1 --ranks-per-event 2    # both ranks hold each event together
 
 Runs of 100 steps in float64 on two ranks, started by torchrun's agent (forked from this warm process) and killed ten
 times each. After a kill the agent starts the ranks again; if it was killed too, the same command is given again. When a
@@ -131,13 +132,15 @@ def start(path: Path, log: Path) -> multiprocessing.Process:
     return process
 
 
-def broken_run(folder: Path, name: str, data: Path, kills: int, rng: random.Random) -> tuple[RunConfig, list[str]]:
+def broken_run(
+    folder: Path, name: str, data: Path, kills: int, rng: random.Random, ranks_per_event: int = 1
+) -> tuple[RunConfig, list[str]]:
     """A run that is killed so many times and then left to end; what was killed, and when."""
     config = toy_config(
         folder / name,
         data,
         train={"steps": STEPS, "checkpoint_every": 3, "valid_every": 1000},
-        parallel={"timeout_s": TIMEOUT_S},
+        parallel={"timeout_s": TIMEOUT_S, "ranks_per_event": ranks_per_event},
     )
     path, log, what = folder / f"{name}.yaml", folder / f"{name}.log", []
     path.write_text(dump_yaml(config))
@@ -171,14 +174,15 @@ def broken_run(folder: Path, name: str, data: Path, kills: int, rng: random.Rand
     return config, what
 
 
-def campaign(folder: Path, kills: int, seed: int) -> str:
+def campaign(folder: Path, kills: int, seed: int, ranks_per_event: int = 1) -> str:
     """The summary line; SystemExit at a hang, a ledger that is not exact, or another curve than an unbroken run's."""
     rng = random.Random(seed)
     data = toy_dataset(folder / "data", sizes=(4, 6, 5, 7, 3, 9, 2, 8, 5, 6, 1))
-    whole, _ = broken_run(folder, "whole", data, 0, rng)
+    whole, _ = broken_run(folder, "whole", data, 0, rng, ranks_per_event)
     done, runs, count, begin = 0, 0, collections.Counter(), time.monotonic()
     while done < kills:
-        config, what = broken_run(folder, f"run-{runs}", data, min(KILLS_A_RUN, kills - done), rng)
+        times = min(KILLS_A_RUN, kills - done)
+        config, what = broken_run(folder, f"run-{runs}", data, times, rng, ranks_per_event)
         if curve(config) != curve(whole):
             raise SystemExit(f"{config.run}: another curve than that of {whole.run}")
         done, runs = done + len(what), runs + 1
@@ -194,10 +198,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--ranks-per-event", type=int, default=1, choices=[1, RANKS])
     args = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with tempfile.TemporaryDirectory(prefix="hpctrack-ranks-") as folder:
-        print(campaign(Path(folder), args.kills, args.seed))
+        print(campaign(Path(folder), args.kills, args.seed, args.ranks_per_event))
 
 
 if __name__ == "__main__":
