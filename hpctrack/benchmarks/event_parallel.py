@@ -15,6 +15,7 @@ import os
 import statistics
 import tempfile
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from hpctrack.benchmarks.measure import Figure, Page, helix_dataset
 from hpctrack.benchmarks.scaling import PERLMUTTER_LIKE, Machine, core_flops
 from hpctrack.division.sectors import cost_of_hits, sectors
 from hpctrack.errors import InputError, MachineError
-from hpctrack.graphs.doublets import BARREL, Doublets
+from hpctrack.graphs.doublets import Doublets
+from hpctrack.storage.detector import TRACKML
 from hpctrack.storage.store import Dataset
 from hpctrack.testing.ranks import run_ranks
 from hpctrack.training import checkpoint
@@ -120,10 +122,10 @@ def passes(asked: dict[str, Any], ranks: int) -> Pass:
 
 def layer_pairs() -> list[tuple[int, int, int, int]]:
     """Neighbouring layers of TrackML's detector: of the barrel, of discs, and of barrel and first disc."""
-    found = [(*a, *b) for a, b in zip(BARREL, BARREL[1:], strict=False)]
+    found = [(*a, *b) for a, b in pairwise(TRACKML.neighbours)]
     for volume, (layers, barrel, inside) in DISCS.items():
         discs = list(layers)
-        found += [(volume, a, volume, b) for a, b in zip(discs, discs[1:], strict=False)]
+        found += [(volume, a, volume, b) for a, b in pairwise(discs)]
         found += [(barrel, layer, volume, discs[0]) for layer in inside]
     return found
 

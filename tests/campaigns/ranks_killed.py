@@ -1,7 +1,7 @@
 """kill -9 of a rank, of all ranks, or of the launcher too, at random moments, under torchrun's restarts.
 
     python tests/campaigns/ranks_killed.py --kills 100 --seed 1
-    python tests/campaigns/ranks_killed.py --kills 50 --seed 1 --ranks-per-event 2    # both ranks hold each event together
+    python tests/campaigns/ranks_killed.py --kills 50 --seed 1 --ranks-per-event 2   # both hold each event together
 
 Runs of 100 steps in float64 on two ranks, started by torchrun's agent (forked from this warm process) and killed ten
 times each. After a kill the agent starts the ranks again; if it was killed too, the same command is given again. When a

@@ -167,13 +167,15 @@ def check_cases(cases: Cases) -> None:
 
 
 def test_two_ranks_have_the_outputs_and_gradients_of_whole_events():
-    run_ranks(2, check_cases, [*((name, ("plain",)) for name in CASES), ("transformer", ("recompute", "nested"))])
+    run_ranks(
+        2, check_cases, [*((name, ("plain",)) for name in CASES), ("transformer", ("recompute", "nested"))], timeout=600
+    )
 
 
 def test_memory_modes_on_three_ranks():
     every = ("recompute", "nested", "chunks")
     embeddings: Cases = [("influencer", ("chunks",)), ("transformer", ("chunks",))]
-    run_ranks(3, check_cases, [*embeddings, ("interaction", every), ("attention", every)])
+    run_ranks(3, check_cases, [*embeddings, ("interaction", every), ("attention", every)], timeout=600)
 
 
 # ------------------------------------------------------------------------------------------------ runs
