@@ -240,10 +240,7 @@ def test_a_run_goes_on_with_other_ranks_and_another_division(tmp_path, monkeypat
     divided = [e for e in read_metrics(tmp_path / "divided") if e["kind"] == "train"]
     assert all(0 < e["exchange_s"] < e["step_s"] for e in divided[:2])
     assert not any("exchange_s" in e for e in read_metrics(tmp_path / "whole"))
-    waste = {
-        name: next(e for e in read_metrics(tmp_path / name) if e["kind"] == "waste") for name in ("whole", "divided")
-    }
-    assert 0 < waste["divided"]["share/exchange"] < 1 and "share/exchange" not in waste["whole"]
+    assert all(e["compute_s"] > 0 for e in divided[:2])  # beside the exchange, which is not part of it
     ledgers = [(tmp_path / name / "ledger.jsonl").read_text() for name in ("whole", "divided")]
     assert ledgers[0] == ledgers[1]
 
