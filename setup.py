@@ -63,6 +63,7 @@ setup(
         "optim": ["pytorch-optimizer>=4"],
         "scatter": ["torch-scatter>=2.1.2"],
         "parquet": ["pyarrow>=18"],
+        "gpu": ["nvidia-ml-py>=12.535"],
         "onnx": ["onnx>=1.17", "onnxruntime>=1.20"],
         "dev": [
             "pytest>=8",

@@ -321,6 +321,16 @@ class TrainConfig(Section):
     threads: Annotated[int, Unit("threads")] | None = free_field(
         1, ge=1, le=THREADS_MAX, description="CPU threads per rank; null: torch's own choice"
     )
+    profile: list[Annotated[int, Field(ge=1)]] = free_field(
+        [], description="steps of which torch's profiler writes traces; with one, a timeline of all ranks as well"
+    )
+
+    @model_validator(mode="after")
+    def _profiled_steps_come(self) -> TrainConfig:
+        late = [step for step in self.profile if step > self.steps]
+        if late:
+            raise ValueError(f"profile has step {late[0]}, but the last is steps={self.steps}")
+        return self
 
 
 class ParallelConfig(Section):

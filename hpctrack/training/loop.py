@@ -39,27 +39,30 @@ def train(config: RunConfig, env: Env, peers: Rules | None = None) -> int:
         while trainer.step < total:
             trainer.alive(f"step {trainer.step + 1}")
             begin = synchronize(env.device)
-            micro_batches, modes = next(batches)
+            with trainer.profiler.span("data"):
+                micro_batches, modes = next(batches)
             loaded = synchronize(env.device)
 
             lr = learning_rate(trainer.step, total, config.optim, config.plan)
             set_learning_rate(trainer.engine.optimizer, lr)
             try:
-                result = train_step(
-                    trainer.engine,
-                    trainer.loss,
-                    micro_batches,
-                    config.optim.clip_norm,
-                    modes,
-                    cost=trainer.planner.cost if trainer.probe() else None,
-                    expected=trainer.planner.step_events(trainer.step),
-                    stop=preemption.noticed,
-                    memory=trainer.memory if trainer.memory.auto else None,
-                    measure=trainer.measure(),
-                )
+                with trainer.profiler.step(trainer.step + 1):
+                    result = train_step(
+                        trainer.engine,
+                        trainer.loss,
+                        micro_batches,
+                        config.optim.clip_norm,
+                        modes,
+                        cost=trainer.planner.cost if trainer.probe() else None,
+                        expected=trainer.planner.step_events(trainer.step),
+                        stop=preemption.noticed,
+                        memory=trainer.memory if trainer.memory.auto else None,
+                        measure=trainer.measure(),
+                    )
             except MachineError as error:
                 raise MachineError(f"step {trainer.step + 1}: {error}") from None
             trainer.step += 1
+            trainer.profiler.parts(result.parts)
 
             trainer.observe(result, lr, step_s=synchronize(env.device) - begin, data_s=loaded - begin)
             if trainer.step == trainer.planner.epoch_end(trainer.step - 1):
@@ -81,10 +84,13 @@ def after_step(trainer: Trainer) -> None:
     last = trainer.step == options.steps
     saves, validates = (last or trainer.step % n == 0 for n in (options.checkpoint_every, options.valid_every))
     if saves:
-        trainer.save(pending=validates)
+        with trainer.profiler.span("checkpoint"):
+            trainer.save(pending=validates)
     if validates:
-        trainer.validate()
+        with trainer.profiler.span("validation"):
+            trainer.validate()
     if last:
-        trainer.tune()
+        with trainer.profiler.span("tuning"):
+            trainer.tune()
     if saves and validates:
         trainer.save()  # what has come of it; the weights stand

@@ -19,6 +19,8 @@ from hpctrack.parallel.collectives import all_sum
 from hpctrack.parallel.env import Env
 from hpctrack.resources.peak_memory import GIB
 
+GPU = ("gpu_busy", "gpu_power_w", "energy_j_per_event")  # of training/sensors.py
+
 
 class Metrics:
     """`metrics.jsonl` and TensorBoard files of a run; after a resume, lines beyond the resumed step are taken back.
@@ -79,12 +81,13 @@ class Progress:
         terms = "  ".join(f"{k.removeprefix('loss/')} {v:.4f}" for k, v in values.items() if k.startswith("loss/"))
         shares = [(name, values.get(f"{name}_s")) for name in ("data", "exchange")]
         waited = "  ".join(f"{name} {100 * s / values['step_s']:.0f} %" for name, s in shares if s is not None)
+        gpu = "{:.0%} busy  {:.0f} W  {:.3g} J/event  ".format(*(values[n] for n in GPU)) if GPU[0] in values else ""
         to_go = time.strftime("%H:%M:%S", time.gmtime(self.seconds * (self.steps - step)))
         return (
             f"step {step:>{len(str(self.steps))}}/{self.steps}  epoch {values['epoch']:.0f}  "
             f"loss {values['loss']:.4f}  ({terms})  "
             f"lr {values['lr']:.1e}  |grad| {values['grad_norm']:.2f}  {values['hits_per_s']:,.0f} hits/s  "
-            f"{waited}  {values['peak_gib']:.2f} GiB  ETA {to_go}"
+            f"{waited}  {gpu}{values['peak_gib']:.2f} GiB  ETA {to_go}"
         )
 
 

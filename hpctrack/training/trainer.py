@@ -35,7 +35,9 @@ from hpctrack.training.compiled import try_compiled
 from hpctrack.training.ledger import NAME as LEDGER
 from hpctrack.training.ledger import Ledger
 from hpctrack.training.planner import BY_INDEX, Planner, Rules
+from hpctrack.training.profiling import Profiler
 from hpctrack.training.run_folder import CONFIG, VERSIONS
+from hpctrack.training.sensors import Sensors, means_of_gpus
 from hpctrack.training.step import StepResult, agree, in_lockstep, validate
 from hpctrack.training.telemetry import Metrics, Progress, Waste, Window, peak_gib, synchronize, waste_lines
 
@@ -86,6 +88,7 @@ class Trainer:
         self.exchanged_s = 0.0  # in exchanges between ranks of an event, up to the newest line
         self.next_cost_lines = 0
         self.progress = Progress(config.train.steps)
+        self.profiler, self.sensors = Profiler(self.folder, config.train.profile, env), Sensors(env)
 
     # ------------------------------------------------------------------------------------- batches
 
@@ -313,6 +316,9 @@ class Trainer:
         if self.memory.auto:
             means |= {"pass_predicted_gib": newest[0] / GIB, "pass_measured_gib": newest[1] / GIB}
         means["hits_per_s"] = means["hits"] / slowest_step
+        if self.env.device.type == "cuda":
+            events = means["events"] * self.window.timing["steps"]
+            means |= means_of_gpus(all_sum(list(self.sensors.read()), self.env), events)
         if self.parts:  # of the newest probed step, mean over ranks
             parts = all_sum(list(self.parts.values()), self.env)
             means |= {name: value / self.env.world for name, value in zip(self.parts, parts, strict=True)}
@@ -387,6 +393,7 @@ class Trainer:
 
     def end(self) -> None:
         """Close the files on rank 0, which may still be writing the checkpoint; the other ranks wait for it."""
+        self.profiler.close()
         if self.metrics and self.ledger:
             self.metrics.close()
             self.ledger.close()
