@@ -42,7 +42,7 @@ class Profiler:
             torch.cuda.memory._dump_snapshot(str(path))
 
         torch.cuda.memory._record_memory_history(max_entries=HISTORY)
-        torch._C._cuda_attach_out_of_memory_observer(write)
+        torch._C._cuda_attach_out_of_memory_observer(write)  # type: ignore[attr-defined]
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
