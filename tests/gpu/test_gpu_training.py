@@ -55,6 +55,10 @@ def test_resume_from_a_checkpoint_of_the_cpu_and_back(tmp_path, data, device):
         assert run(folder, data, then) == pytest.approx(whole, rel=1e-6)
 
 
+class Stopped(Exception):
+    """Thrown where a training is to stop."""
+
+
 def stop_after(folder: Path, data: Path, device: torch.device, step: int) -> None:
     """Train until checkpoint `step` is there."""
     save = Trainer.save
@@ -62,9 +66,9 @@ def stop_after(folder: Path, data: Path, device: torch.device, step: int) -> Non
     def save_and_stop(self, *args, **options):
         save(self, *args, **options)
         if self.step == step:
-            raise KeyboardInterrupt
+            raise Stopped
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
         patch.setattr(Trainer, "save", save_and_stop)
         run(folder, data, device)
 
