@@ -79,18 +79,18 @@ class HitLoss(BaseLoss):
 
         `neighbours` takes the outputs `space_0`, `space_1`, … [N, D].
         """
-        sums = {"hits": self.score(needed(outputs, "hit_score", "the model 'hit_filter'"), batch)}
+        sums = {"hits": hits(needed(outputs, "hit_score", "the model 'hit_filter'"), batch, self.options)}
         return sums | ({"neighbours": neighbours(outputs, batch)} if "neighbours" in self.weights else {})
 
-    def score(self, score_N: Tensor, batch: Batch) -> Tensor:
-        """The term `hits`, summed over events."""
-        if not len(score_N) and division_of(batch) is None:
-            return score_N.sum()
-        tracks, weight_N = Tracks(batch), torch.ones_like(score_N)
-        if tracks.weight is not None:
-            weight_N[tracks.hits] = tracks.weight[tracks.track].to(score_N.dtype)
-        true_N, event_N = batch.track >= 0, batch.batch
-        return weighted_cross_entropy(score_N, true_N, weight_N, event_N, batch, classes=self.options)
+
+def hits(score_N: Tensor, batch: Batch, classes: Classes) -> Tensor:
+    """The term `hits` of logits [N], summed over events."""
+    if not len(score_N) and division_of(batch) is None:
+        return score_N.sum()
+    tracks, weight_N = Tracks(batch), torch.ones_like(score_N)
+    if tracks.weight is not None:
+        weight_N[tracks.hits] = tracks.weight[tracks.track].to(score_N.dtype)
+    return weighted_cross_entropy(score_N, batch.track >= 0, weight_N, batch.batch, batch, classes=classes)
 
 
 # ------------------------------------------------------------------------------------------------ edges

@@ -21,10 +21,12 @@ from hpctrack.config import Section
 from hpctrack.errors import InputError
 from hpctrack.events import perigee
 from hpctrack.events.perigee import PHI, SCALES
+from hpctrack.losses.classification import Classes, hits
 from hpctrack.losses.pairs import Points, SpaceWeight, hits_of_events, neighbours
 from hpctrack.losses.term import (
     BaseLoss,
     Tracks,
+    needed,
     parameter_groups,
     with_hit,
     with_track,
@@ -119,6 +121,7 @@ class InfluencerLoss(BaseLoss):
     - `repulsion_ii`  max(0, margin - |I_i - I_j|) over pairs i != j within the margin;
     - `compactness`  mean squared distance of a track's users from their mean, mean over tracks (not in the paper);
     - `neighbours`  trains the spaces in which a backbone looks for neighbours (losses/pairs.py; not in the paper);
+    - `hits`  whether a hit is on a target, cross-entropy, mean over hits (losses/classification.py; not in the paper);
     - `parameters`  likelihood of the track parameters, mean over tracks (losses/influencer.py; not in the paper).
     Noise hits belong to no track: they only repel. Memory is O(N E), however many pairs repel each other.
     """
@@ -131,6 +134,7 @@ class InfluencerLoss(BaseLoss):
         repulsion_ii: float = Field(1.0, ge=0, description="weight b: efficiency against duplicates")
         compactness: float = Field(0.0, ge=0, description="weight of the users' variance")
         neighbours: SpaceWeight = 0.0
+        hits: float = Field(0.0, ge=0, description="weight of the score that a hit is on a target (model.hit_score)")
         parameters: float = Field(
             0.0, ge=0, description="weight of the track parameters' likelihood (model.parameters)"
         )
@@ -152,14 +156,15 @@ class InfluencerLoss(BaseLoss):
         "repulsion_ii": with_hit,
         "compactness": with_track,
         "neighbours": with_track,
+        "hits": with_hit,
         "parameters": with_track,
     }
 
     def terms(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """The terms for `outputs` user and influencer [N, E] on `batch` (track [N], n_tracks [B], ptr [B + 1]).
 
-        `neighbours` takes the outputs `space_0`, `space_1`, … [N, D], `parameters` the output of that name [N, 20] and
-        the batch's truth of that name [T, 5]; InputError if an output is missing.
+        `neighbours` takes the outputs `space_0`, `space_1`, … [N, D], `hits` the output `hit_score` [N], `parameters`
+        the output of that name [N, 20] and the batch's truth of that name [T, 5]; InputError if an output is missing.
         """
         user, influencer = outputs["user"], outputs["influencer"]
         sums = {}
@@ -172,6 +177,8 @@ class InfluencerLoss(BaseLoss):
             sums["repulsion_ui"], sums["repulsion_ii"] = self.repulsion(user, influencer, batch)
         if "neighbours" in self.weights:
             sums["neighbours"] = neighbours(outputs, batch)
+        if "hits" in self.weights:
+            sums["hits"] = hits(needed(outputs, "hit_score", "model.hit_score"), batch, Classes())
         if "parameters" in self.weights:
             sums["parameters"] = parameters(outputs, batch)
         return sums

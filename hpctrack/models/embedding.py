@@ -1,7 +1,8 @@
 """Models that embed each hit: a backbone and heads.
 
-`influencer`: each hit as a user and as an influencer, and, if wanted, an estimate of the track's parameters at the
-perigee with their covariance. `embedding`: once, for contrastive learning. `condensation`: for object condensation.
+`influencer`: each hit as a user and as an influencer, and, if wanted, a score that it is on a target at all, and an
+estimate of the track's parameters at the perigee with their covariance. `embedding`: once, for contrastive learning.
+`condensation`: for object condensation.
 
 Legend: N hits, F features, H hidden dimensions.
 """
@@ -83,21 +84,25 @@ class CondensationModel(BackboneModel):
 class InfluencerModel(BackboneModel):
     """Outputs `user` and `influencer` [N, E] of every hit (D. Murnane, "Influencer Loss", CHEP 2023).
 
-    With `parameters`, besides `parameters` [N, 20]: track parameters and their covariance (models/embedding.py).
+    With `hit_score`, besides `hit_score` [N], a logit: whether the hit is on a target. With `parameters`, besides
+    `parameters` [N, 20]: track parameters and their covariance (models/embedding.py).
     """
 
     class Options(BackboneModel.Options):
         """The space in which users and influencers meet, and what is estimated besides."""
 
+        hit_score: bool = Field(False, description="score whether a hit is on a target, which loss.hits trains")
         parameters: bool = Field(False, description="estimate track parameters, which loss.parameters trains")
 
     def __init__(self, features: Sequence[str], options: Options) -> None:
-        super().__init__(features, options, ("user", "influencer"))
+        super().__init__(features, options, ("user", "influencer"), {"hit_score": 1} if options.hit_score else None)
         self.parameter_head = ParameterHead(features, self.backbone.width) if options.parameters else None
 
     def read(self, h_NH: Tensor, x_NF: Tensor) -> dict[str, Tensor]:
-        """`user`, `influencer` and, if wanted, `parameters`."""
+        """`user`, `influencer` and, if wanted, `hit_score` and `parameters`."""
         outputs = super().read(h_NH, x_NF)
+        if "hit_score" in outputs:
+            outputs["hit_score"] = outputs["hit_score"].squeeze(1)
         if self.parameter_head is not None:
             outputs["parameters"] = self.parameter_head(h_NH, x_NF)
         return outputs

@@ -7,23 +7,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import torch
 from pydantic import Field
 from scipy.sparse import csr_matrix
 from scipy.spatial import cKDTree
 from torch import Tensor
 
+from hpctrack.errors import InputError
+from hpctrack.evaluation.matching import exclusive_lists
 from hpctrack.storage.schema import Candidates
 from hpctrack.tracking import radius_on_device
 from hpctrack.tracking.builder import BaseBuilder, Lists, Outputs, TooManyPairs, check_pairs, pairs_limit, radii
+from hpctrack.tracking.hit_probability import Cut, probabilities
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 SAMPLE = 4096  # points whose neighbours are counted first
 DOUBTFUL = 0.25  # of the most pairs there can be
+CUTS = (0.0, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9)  # that tuning tries
 
 
 class RadiusBuilder(BaseBuilder):
@@ -36,7 +41,8 @@ class RadiusBuilder(BaseBuilder):
     radius.
 
     Influencers of tracks of few hits lie less often beside their users than those users beside each other. With
-    `around: users` the users themselves are what is searched around.
+    `around: users` the users themselves are what is searched around; then hits of no track, whose users nothing keeps
+    apart, make candidates. The `cut` leaves these out, if the model scores hits: see `probabilities`.
     """
 
     class Options(BaseBuilder.Options):
@@ -48,6 +54,18 @@ class RadiusBuilder(BaseBuilder):
         around: Literal["influencers", "users"] = Field(
             "influencers", description="where candidates are looked for; users find more of the tracks of few hits"
         )
+        cut: float | None = Field(
+            0.0,
+            ge=0,
+            lt=1,
+            description="least mean probability of a candidate's hits (model.hit_score); null: tuned in validation",
+        )
+        track_share: float = Field(
+            0.85, gt=0, lt=1, description="share of hits on tracks in the events that the model has learned from"
+        )
+        tuned_by: Literal["lists", "exclusive"] = Field(
+            "lists", description="the reading of candidates that tuning looks at: lists of hits, or one track a hit"
+        )
         assign: Literal["nearest", "best"] = Field(
             "nearest", description="a hit's only track: of the nearest mean user, or of the best candidate that has it"
         )
@@ -55,8 +73,12 @@ class RadiusBuilder(BaseBuilder):
             1.0, gt=0, le=1, description="of a mean user, as a share of the radius; for events of mostly other hits"
         )
 
-    grid = staticmethod(radii)
     on_device = True
+
+    @staticmethod
+    def grid() -> list[dict[str, Any]]:
+        """Settings that tuning tries: every cut with every radius."""
+        return [{"cut": cut} | radius for cut in CUTS for radius in radii()]
 
     def build_on_device(
         self, outputs: Mapping[str, Tensor], hit_rows: np.ndarray, n_hits: int, event_id: int
@@ -72,6 +94,7 @@ class RadiusBuilder(BaseBuilder):
                 options.radius,
                 min_hits=options.min_hits,
                 reach=reach,
+                cut=self.cut_of(outputs),
                 hit_rows=hit_rows,
                 n_hits=n_hits,
                 event_id=event_id,
@@ -85,26 +108,65 @@ class RadiusBuilder(BaseBuilder):
         if self.options.assign == "best":
             return candidates
         track_ids = candidates.track_ids.copy()
-        user = outputs["user"].astype(np.float64)
-        reach = self.options.reach * self.options.radius
-        track_ids[hit_rows] = nearest_track(user, track_ids[hit_rows], reach, self.options.min_hits)
+        track_ids[hit_rows] = self.nearest(track_ids[hit_rows], outputs)
         return replace(candidates, track_ids=track_ids)
 
     @classmethod
     def sweep(cls, builders: Sequence[Self], outputs: Outputs) -> Iterator[Lists | None]:
-        """Each builder's candidates of the same event: one search, with the largest radius that can be, serves all."""
+        """Each builder's candidates of the same event: one search, with the largest radius that can be, serves all.
+
+        With `tuned_by: exclusive`, the hits of its tracks that share none.
+        """
         trees = trees_of(outputs, builders[0].options.around)
         wanted = sorted({builder.options.radius for builder in builders}, reverse=True)
         largest = next((radius for radius in wanted if can_be(trees, radius)), None)
         near = search(trees, largest) if largest is not None else None
         for builder in builders:
-            yield builder.select(near) if largest is not None and builder.options.radius <= largest else None
+            can = largest is not None and builder.options.radius <= largest
+            yield builder.as_tuned(builder.probable(builder.select(near), outputs), outputs) if can else None
+
+    def as_tuned(self, found: Lists, outputs: Outputs) -> Lists:
+        """The reading of candidates that tuning looks at."""
+        if self.options.tuned_by == "lists":
+            return found
+        n_hits, min_hits = len(outputs["user"]), self.options.min_hits
+        track_ids = found.candidates(n_hits, 0, min_hits).track_ids
+        if self.options.assign == "nearest":
+            track_ids = self.nearest(track_ids, outputs)
+        offsets, rows = exclusive_lists(track_ids)
+        return Lists(offsets, rows, np.ones(len(offsets) - 1))
 
     def lists(self, outputs: Outputs) -> Lists:
         """Neighbourhoods of at least `min_hits` users, in the order of the hits that they are around."""
         trees = trees_of(outputs, self.options.around)
         check_radius(trees, self.options.radius)
-        return self.select(search(trees, self.options.radius))
+        return self.probable(self.select(search(trees, self.options.radius)), outputs)
+
+    def probable(self, found: Lists, outputs: Outputs) -> Lists:
+        """Those candidates whose hits are on tracks with a mean probability of at least the cut."""
+        cut = self.cut_of(outputs)
+        if cut is None or len(found.offsets) < 2:
+            return found
+        size = np.diff(found.offsets)
+        keep = np.add.reduceat(cut.probability_N[found.rows], found.offsets[:-1]) >= cut.least * size
+        offsets = np.concatenate([[0], np.cumsum(size[keep])]).astype(np.int64)
+        return Lists(offsets, found.rows[np.repeat(keep, size)], found.scores[keep])
+
+    def cut_of(self, outputs: Mapping[str, Any]) -> Cut | None:
+        """What candidates must have, if there is a cut; InputError if the model has no output `hit_score`."""
+        if not self.options.cut:
+            return None
+        if "hit_score" not in outputs:
+            raise InputError(
+                "builder.cut: the model does not score hits; set model.hit_score and train it, or leave the cut 0"
+            )
+        score_N = np.asarray(torch.as_tensor(outputs["hit_score"]).double().cpu()).ravel()
+        return Cut(probabilities(score_N, self.options.track_share), self.options.cut)
+
+    def nearest(self, track_ids_N: np.ndarray, outputs: Outputs) -> np.ndarray:
+        """Each hit's track after all hits chose the nearest mean user."""
+        reach = self.options.reach * self.options.radius
+        return nearest_track(outputs["user"].astype(np.float64), track_ids_N, reach, self.options.min_hits)
 
     def select(self, near: csr_matrix) -> Lists:
         """Candidates from neighbourhoods of at least the radius; their rows are the columns of `near`."""

@@ -19,6 +19,7 @@ from hpctrack.graphs.neighbours import block_square_distance, near_blocks
 from hpctrack.numerics import group_mean
 from hpctrack.storage.schema import Candidates
 from hpctrack.tracking.builder import check_pairs
+from hpctrack.tracking.hit_probability import Cut
 
 
 class Found(NamedTuple):
@@ -37,16 +38,19 @@ def candidates(
     *,
     min_hits: int,
     reach: float | None,
+    cut: Cut | None = None,
     hit_rows: np.ndarray,
     n_hits: int,
     event_id: int,
 ) -> Candidates:
     """Candidates of an event: users within a radius of the points; with `reach`, hits then go to the nearest track.
 
-    `hit_rows` [N], ascending, of the event's `n_hits`. TooManyPairs if more users are near than could be candidates.
+    With `cut`, those whose hits are probable enough. `hit_rows` [N], ascending, of the event's `n_hits`. TooManyPairs
+    if more users are near than could be candidates.
     """
     user_NE = user_NE.double()
     found = search(around_NE.double(), user_NE, radius, min_hits)
+    found = found if cut is None else probable(found, cut)
     track_N = exclusive(found, len(user_NE), min_hits)
     if reach is not None:
         track_N = nearest_track(user_NE, track_N, reach * radius, min_hits)
@@ -77,6 +81,14 @@ def search(around_NE: Tensor, user_NE: Tensor, radius: float, min_hits: int) -> 
     pair_P, distance_P, size_C = pair_P[kept], distance_P[kept], size_N[large_N]
     candidate_P = torch.repeat_interleave(size_C)
     return Found(candidate_P, pair_P % max(1, n), size_C, 1 - group_mean(distance_P, candidate_P, size_C) / radius)
+
+
+def probable(found: Found, cut: Cut) -> Found:
+    """Those candidates whose hits are on tracks with a mean probability of at least the cut."""
+    probability_N = torch.from_numpy(cut.probability_N).to(found.score.device)
+    keep_C = group_mean(probability_N[found.hit], found.candidate, found.size) >= cut.least
+    size, score = found.size[keep_C], found.score[keep_C]
+    return Found(torch.repeat_interleave(size), found.hit[keep_C[found.candidate]], size, score)
 
 
 def of_rectangle(rows: Tensor, cols: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:

@@ -27,10 +27,16 @@ from hpctrack.training.trainer import Trainer
 
 NEIGHBOURS = {"name": "neighbours", "width": 8, "stages": 2, "steps": 2, "neighbours": 4, "space": 2, "heads": 2}
 TRANSFORMER = {"name": "transformer", "width": 8, "layers": 4, "heads": 2}
-INFLUENCER = {"compactness": 1.0, "neighbours": 0.5, "parameters": 0.1}
+INFLUENCER = {"compactness": 1.0, "neighbours": 0.5, "parameters": 0.1, "hits": 0.5}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "influencer": (
-        {"name": "influencer", "embedding": 3, "parameters": True, "backbone": NEIGHBOURS | {"azimuth": 0.5}},
+        {
+            "name": "influencer",
+            "embedding": 3,
+            "parameters": True,
+            "hit_score": True,
+            "backbone": NEIGHBOURS | {"azimuth": 0.5},
+        },
         {"name": "influencer", **INFLUENCER},
     ),
     "influencer other": (

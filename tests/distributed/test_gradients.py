@@ -25,7 +25,9 @@ from hpctrack.testing.ranks import run_ranks
 from hpctrack.testing.toys import FEATURES, toy_batch, toy_config, toy_dataset
 from hpctrack.testing.training_contract import PLANS, SIZES, assert_same, check_gradients, gradients, planned
 
-VARIANTS = {"influencer": [{"compactness": 1.0, "parameters": 0.1}, {"per": "hit", "squared_hinge_ui": True}]}
+VARIANTS = {
+    "influencer": [{"compactness": 1.0, "parameters": 0.1, "hits": 0.5}, {"per": "hit", "squared_hinge_ui": True}]
+}
 TRANSFORMER = {"name": "transformer", "width": 8, "layers": 1, "heads": 2}
 INFLUENCER = {"name": "influencer", "embedding": 3, "backbone": TRANSFORMER}
 MODELS_FOR = {  # losses of other outputs than the influencer model's
@@ -67,7 +69,9 @@ CLIPPED = [("ddp", None), ("fsdp", 0.1)]  # for every loss; for one, both strate
 )
 def test_gradient_is_that_of_one_rank(tmp_path, loss, options, clip, strategy):
     toy_dataset(tmp_path / "data", sizes=SIZES, n_noise=2)
-    model = MODELS_FOR.get(loss, INFLUENCER) | ({"parameters": True} if "parameters" in options else {})
+    model = MODELS_FOR.get(loss, INFLUENCER) | (
+        {"parameters": True, "hit_score": True} if "parameters" in options else {}
+    )
 
     def config(name: str):
         emphasis = {"short": 2.0, "displaced": 1.0, "displaced_min_mm": 1.0} if "compactness" in options else {}

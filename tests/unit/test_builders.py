@@ -8,10 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpctrack.config import Named
+from hpctrack.errors import InputError
 from hpctrack.evaluation.matching import check_candidates
 from hpctrack.testing import BuilderContract
 from hpctrack.tracking.builder import exclusive, joined
 from hpctrack.tracking.builders import BUILDERS, build_builder, choose, settings, tuning_counts
+from hpctrack.tracking.hit_probability import probabilities
 from hpctrack.tracking.radius_builder import nearest_track
 
 CONFIGS = {  # of the builders on embeddings
@@ -185,6 +187,39 @@ def test_tuning_finds_a_setting_that_separates(name):
     found = build_builder(config, **tuned).build(outputs, np.arange(len(track)), len(track), 0)
     own = [track[members] for members in lists_of(found)]
     assert all(len(set(t)) == 1 for t in own) and {t[0] for t in own if len(t) > 2} == set(range(4))
+
+
+def test_candidates_of_no_track_are_cut_away_where_the_model_scores_hits():
+    """Noise whose users lie together makes candidates; tuning by exclusive tracks finds a cut that leaves it out."""
+    outputs, track = clusters()
+    noise = np.full((6, outputs["user"].shape[1]), 5.0, dtype=np.float32)
+    outputs = {name: np.concatenate([outputs[name], noise]) for name in ("user", "influencer")}
+    outputs["hit_score"] = np.where(np.arange(len(track) + 6) < len(track), 4.0, -2.0).astype(np.float32)
+    rows, particle = np.arange(len(track) + 6), np.append(track, [-1] * 6)
+    found = build_builder(Named(name="radius", radius=0.5, around="users")).build(outputs, rows, len(rows), 0)
+    assert len(np.unique(found.track_ids)) == 5 and (found.track_ids > 0).all()
+    cut = Named(name="radius", radius=0.5, around="users", cut=0.5)
+    found = build_builder(cut).build(outputs, rows, len(rows), 0)
+    assert (found.track_ids[-6:] == 0).all() and not np.isin(rows[-6:], found.hit_rows).any()
+    assert len(np.unique(found.track_ids[:-6])) == 4
+    opened = Named(name="radius", around="users", cut=None, tuned_by="exclusive")
+    tuned = choose(opened, tuning_counts(opened, [(outputs, particle, np.ones(4, dtype=bool))]))
+    assert tuned["cut"] > 0 and settings(opened)[0].keys() == {"cut", "radius"}
+    with pytest.raises(InputError, match=r"builder\.cut: the model does not score hits; set model\.hit_score"):
+        build_builder(cut).build({name: outputs[name] for name in ("user", "influencer")}, rows, len(rows), 0)
+
+
+@pytest.mark.parametrize(("share", "tolerance"), [(0.3, 0.02), (0.85, 0.02), (1.0, 0.005)])
+def test_the_share_of_hits_on_tracks_is_the_events_own(share, tolerance):
+    """Scores of a classifier that is right about events with 85 % of hits on tracks."""
+    rng = np.random.default_rng(1)
+    on_track = rng.random(20_000) < share
+    seen = rng.normal(np.where(on_track, 1.5, -1.5), 1.0)
+    score = 3.0 * seen + np.log(0.85 / 0.15)  # log of the ratio of two normal densities, and of the shares
+    found = probabilities(score[:, None], 0.85)
+    assert found.mean() == pytest.approx(share, abs=tolerance)
+    assert abs(found[found > 0.5].mean() - on_track[found > 0.5].mean()) < 0.02
+    assert probabilities(np.zeros((0, 1)), 0.85).shape == (0,)
 
 
 def test_tuning_leaves_alone_what_is_given():

@@ -138,19 +138,23 @@ def test_sums_of_hinges_by_cells_are_those_by_trees(monkeypatch):
         assert torch.allclose(tree[2], cell[2], rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("around", ["influencers", "users"])
-@pytest.mark.parametrize("assign", ["nearest", "best"])
-def test_building_in_torch_is_building_in_numpy(around, assign, monkeypatch):
+@pytest.mark.parametrize(
+    ("around", "assign", "cut"), [("influencers", "nearest", 0.0), ("users", "best", 0.0), ("users", "nearest", 0.7)]
+)
+def test_building_in_torch_is_building_in_numpy(around, assign, cut, monkeypatch):
     monkeypatch.setattr(cells, "FEW", 0)
-    builder = build_builder(Named(name="radius", radius=0.4, around=around, assign=assign, reach=0.9))
+    builder = build_builder(Named(name="radius", radius=0.4, around=around, assign=assign, reach=0.9, cut=cut))
     rows = np.arange(300) * 2
-    user, influencer = embeddings(tracks(300, 0.2), 5, copies=2, seed=4)
+    track = tracks(300, 0.2)
+    user, influencer = embeddings(track, 5, copies=2, seed=4)
+    hit_score = np.where(track % 5 == 1, -2.0, 3.0).astype(np.float32)[:, None]
     for kept in (300, 2, 0):
-        outputs = {"user": user[:kept], "influencer": influencer[:kept]}
+        outputs = {"user": user[:kept], "influencer": influencer[:kept], "hit_score": hit_score[:kept]}
         tensors = {name: torch.from_numpy(value) for name, value in outputs.items()}
         there = builder.build_on_device(tensors, rows[:kept], 600, 3)
         here = builder.build(outputs, rows[:kept], 600, 3)
         assert len(here) > 20 or kept < 300
+        assert not cut or not (here.track_ids[rows[:kept]] > 0)[track[:kept] % 5 == 1].any()
         for name in ("event_id", "hit_offsets", "hit_rows", "track_ids"):
             assert np.array_equal(getattr(here, name), getattr(there, name)), name
         assert np.allclose(here.scores, there.scores, rtol=1e-6, atol=1e-7)

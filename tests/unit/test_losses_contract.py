@@ -20,6 +20,7 @@ VARIANTS = {
         {"influencer_margin": 0.3, "log_floor": 1e-4, "neighbours": 0.5},
         {"attraction_form": "scatter"},
         {"parameters": 0.1},
+        {"hits": 0.5},
     ],
     "hybrid": [{}, {"of": "hits", "mined": 4}, {"edges": 0.0, "margin": 1.5}],
     "metric": [{}, {"mined": 4, "margin": 1.5}],
@@ -48,7 +49,8 @@ class TestLosses(LossContract):
     @pytest.fixture
     def widths(self, config):
         more = SPACES if "neighbours" in config.options else {}
-        return OUTPUTS[config.name] | more | ({"parameters": 20} if "parameters" in config.options else {})
+        more |= {"parameters": 20} if "parameters" in config.options else {}
+        return OUTPUTS[config.name] | more | ({"hit_score": None} if "hits" in config.options else {})
 
 
 def test_unknown_options_are_named():

@@ -27,7 +27,7 @@ CONFIGS = {  # the model's name, and what sets this configuration of it apart
     "hit_filter mlp": {"backbone": {"name": "mlp", "width": 8, "layers": 2}},
     "influencer azimuth": {"embedding": 3, "backbone": NEIGHBOURS | {"azimuth": 0.5}, "azimuth": 0.5},
     "influencer neighbours": {"embedding": 3, "backbone": NEIGHBOURS},
-    "influencer parameters": {"embedding": 3, "backbone": NEIGHBOURS, "parameters": True},
+    "influencer parameters": {"embedding": 3, "backbone": NEIGHBOURS, "parameters": True, "hit_score": True},
     "influencer transformer": {"embedding": 3, "backbone": TRANSFORMER},
     "interaction": {"width": 8, "iterations": 3, "chunk": 7},
     "interaction edges": {"width": 8, "iterations": 3, "chunk": 7, "embed_edges": 3},
