@@ -16,6 +16,7 @@ from hpctrack.config import ParallelConfig
 from hpctrack.errors import InputError
 from hpctrack.files.lock import only_writer
 from hpctrack.files.outputs import check_folder
+from hpctrack.models.memory_modes import MODES
 from hpctrack.parallel.collectives import on_main, run_on_main
 from hpctrack.parallel.env import distributed, launcher_argument
 from hpctrack.parallel.heartbeat import Heartbeat
@@ -58,6 +59,10 @@ def parser() -> arguments.Parser:
     p.add_argument(
         "--timeout-s", type=arguments.seconds, default=3600.0,
         help="a point, an event or a step of a fit that takes longer ends it; so does a rank that does not come (3600)",
+    )  # fmt: skip
+    p.add_argument(
+        "--memory", choices=MODES, default="plain",
+        help="mode of passes for gradients, where memory runs out: the same results in more time (plain)",
     )  # fmt: skip
     add_landscape_options(p)
     add_connection_options(p)
@@ -142,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         Heartbeat(env, meeting_s, "--timeout-s", lambda: watchdog.at),
     ):
         run_on_main(lambda: [Subject(named) for named in args.runs], env)
-        place = Place(env, args.out, args.precision, args.seed, watchdog.feed, rest=watchdog.rest)
+        place = Place(env, args.out, args.precision, args.seed, watchdog.feed, rest=watchdog.rest, memory=args.memory)
         path = analyse([Subject(named) for named in args.runs], request, place)
         if env.is_main:
             print("\n".join(lines(load_landscape(path))))

@@ -80,6 +80,10 @@ class Analysis:
         check_alike(self.subjects, SEEN, "runs that are compared need the same events")
         if {"landscape", "connections"} & set(self.request.parts):
             check_alike(self.subjects, SHAPE, "these parts need the same model: --parts similarity churn do without")
+        for subject, model in zip(self.subjects, self.models, strict=True):
+            if self.place.memory not in model.memory_modes:
+                there = ", ".join(model.memory_modes)
+                raise InputError(f"--memory {self.place.memory}: the model of {subject.asked} has {there}")
         asked = [self.request.surface.hessian_loss, *self.request.curves.curve_loss]
         for name in asked:
             if name is not None and name not in self.losses:
@@ -106,6 +110,7 @@ class Analysis:
     def objective(self, number: int, losses: dict[str, Loss] | None = None) -> Objective:
         """The losses of all runs at a run's weights."""
         events = self.events(self.subjects[number])
+        self.models[number].set_memory(self.place.memory)
         return Objective(self.models[number], losses or self.losses, events.batches, self.place.seed)
 
     # ------------------------------------------------------------------------------------- parts
@@ -143,6 +148,8 @@ class Analysis:
     def similarity(self, folder: Path) -> dict[str, Any]:
         """CKA between the layers of each run and each other one, and itself."""
         options, seed = self.request.similarity, self.place.seed
+        for model in self.models:
+            model.set_memory("plain")  # in others a layer may be called chunk by chunk
         layers = [
             similarity.Layers(model, options.layers, str(subject.asked))
             for model, subject in zip(self.models, self.subjects, strict=True)
@@ -158,7 +165,7 @@ class Analysis:
 
         keys = [str(k) for k in range(len(every[0]))]
         found = list(in_pieces(folder, keys, compute, self.place, costs=every[0].hits).values())
-        return {"layers": found[0]["layers"], "pairs": similarity.summary(found, len(self.subjects))}
+        return similarity.summary(found)
 
     def churn(self, folder: Path) -> dict[str, Any]:
         """Decisions on which runs differ."""
@@ -173,6 +180,9 @@ class Analysis:
                 if found is None:
                     event = int(events.batches[number].event_id)
                     raise InputError(f"{subject.asked}: decides nothing on event {event}: its outputs are of no use")
+                if not found:
+                    what = f"its builder, '{subject.config.builder.name}', has no edges of a graph to decide on"
+                    raise InputError(f"{subject.asked}: {what}; leave out the part churn")
                 made.append(found)
             return churn.of_event(made)
 

@@ -37,6 +37,7 @@ class Objective:
     def __init__(self, model: Model, losses: Mapping[str, Loss], batches: Sequence[Batch], seed: int) -> None:
         self.model, self.losses, self.batches, self.seed = model.eval(), losses, batches, seed
         self.parameters = list(model.parameters())
+        self.device = self.parameters[0].device
 
     @property
     def weights_P(self) -> Tensor:
@@ -70,7 +71,7 @@ class Objective:
                 if look:
                     look(number, outputs)
                 for name, loss in self.losses.items():
-                    with fixed_randomness(self.seed):
+                    with fixed_randomness(self.seed, self.device):
                         for term, found in loss(outputs, batch).items():
                             sums[name][term] += float(found.sum)
         found = {}
@@ -95,7 +96,7 @@ class Objective:
         With `graph` it can be differentiated again.
         """
         loss, batch = self.losses[name], self.batches[event]
-        with fixed_randomness(self.seed):
+        with fixed_randomness(self.seed, self.device):
             value = objective(loss.weights, loss(self.model(batch), batch), counts)
         if graph and (once := differentiable_once(value)):
             raise InputError(NO_SECOND.format(once))
@@ -157,9 +158,9 @@ def differentiable_once(value: Tensor) -> str | None:
 
 
 @contextlib.contextmanager
-def fixed_randomness(seed: int) -> Iterator[None]:
+def fixed_randomness(seed: int, device: torch.device) -> Iterator[None]:
     """What torch draws inside depends on `seed` alone; what it draws afterwards does not depend on this."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
 

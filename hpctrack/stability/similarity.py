@@ -9,8 +9,8 @@ linear kernels it follows from the features, without a matrix of n x n. n: rows,
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,31 +59,56 @@ class Layers:
 
     def __call__(self, batch: Batch, rows: Rows) -> Features:
         """The chosen rows of each layer; a module that is called again counts as another layer, `name#2`."""
-        found: Features = {}
-        with torch.no_grad(), self._hooks(found, rows):
-            self.model(batch)
-        return found
-
-    @contextmanager
-    def _hooks(self, found: Features, rows: Rows) -> Iterator[None]:
-        calls: dict[str, int] = {}
-
-        def keep(name: str, output: object) -> None:
-            if isinstance(output, Tensor) and output.dim() > 1:
-                calls[name] = calls.get(name, 0) + 1
-                flat = output.detach().reshape(-1, output.shape[-1])
-                chosen = flat[rows(len(flat)).to(flat.device)].double()
-                found[name if calls[name] == 1 else f"{name}#{calls[name]}"] = len(flat), chosen
-
+        calls = Calls({batch.num_nodes, batch.num_edges}, rows)
         handles = [
-            module.register_forward_hook(lambda _, __, output, name=name: keep(name, output))
+            module.register_forward_hook(lambda _, __, output, name=name: calls.take(name, output))
             for name, module in self.modules.items()
         ]
         try:
-            yield
+            with torch.no_grad():
+                self.model(batch)
         finally:
             for handle in handles:
                 handle.remove()
+        return calls.all()
+
+
+class Calls:
+    """What modules put out, call by call. Some are called chunk by chunk: as long as their rows are fewer than those of
+    all hits, or of all edges (`totals`), they wait for the next ones, and are one call together.
+    """
+
+    def __init__(self, totals: set[int], rows: Rows) -> None:
+        self.totals, self.rows = totals, rows
+        self.waiting: dict[str, list[Tensor]] = {}
+        self.number: dict[str, int] = {}
+        self.found: Features = {}
+
+    def take(self, name: str, output: object) -> None:
+        """What a module has put out: [rows, …, features], or one event of such."""
+        if not isinstance(output, Tensor) or output.dim() < 2:
+            return
+        one = output.detach()
+        pieces = self.waiting.setdefault(name, [])
+        pieces.append(one.squeeze(0) if one.dim() > 2 and len(one) == 1 else one)
+        size = sum(map(len, pieces))
+        if size in self.totals:
+            self._keep(name, [torch.cat(self.waiting.pop(name))])
+        elif size > max(self.totals):  # rows of something else
+            self._keep(name, self.waiting.pop(name))
+
+    def all(self) -> Features:
+        """All layers, once nothing more comes."""
+        for name in list(self.waiting):
+            self._keep(name, self.waiting.pop(name))
+        return self.found
+
+    def _keep(self, name: str, calls: Sequence[Tensor]) -> None:
+        for one in calls:
+            self.number[name] = self.number.get(name, 0) + 1
+            flat = one.reshape(-1, one.shape[-1])
+            chosen = flat[self.rows(len(flat)).to(flat.device)].double()
+            self.found[name if self.number[name] == 1 else f"{name}#{self.number[name]}"] = len(flat), chosen
 
 
 def is_chosen(name: str, module: nn.Module, patterns: Sequence[str]) -> bool:
@@ -148,10 +173,16 @@ def of_event(features: Sequence[Features], rows: Rows) -> dict[str, list[list[fl
 
 def cka(sums: Sequence[dict[str, np.ndarray]], a: int, b: int) -> np.ndarray:
     """CKA [L, L'] between the layers of two runs, from the sums of HSIC of events; not-a-number where there is none."""
-    cross, own_a, own_b = (np.sum([of[key] for of in sums], axis=0) for key in (f"{a}-{b}", f"{a}-{a}", f"{b}-{b}"))
+    cross, own_a, own_b = (added([of[key] for of in sums]) for key in (f"{a}-{b}", f"{a}-{a}", f"{b}-{b}"))
     scale = np.outer(np.diag(own_a), np.diag(own_b))
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(scale > 0, cross / np.sqrt(np.where(scale > 0, scale, 1)), np.nan)
+
+
+def added(values: Sequence[np.ndarray]) -> np.ndarray:
+    """Sums over those events that have a number; not-a-number where none has."""
+    stacked = np.stack(values)
+    return np.where(np.isfinite(stacked).any(0), np.nansum(stacked, axis=0), np.nan)
 
 
 def with_error(sums: Sequence[dict[str, np.ndarray]], a: int, b: int) -> tuple[np.ndarray, np.ndarray | None]:
@@ -163,15 +194,27 @@ def with_error(sums: Sequence[dict[str, np.ndarray]], a: int, b: int) -> tuple[n
     return whole, np.sqrt((n - 1) / n * ((parts - parts.mean(0)) ** 2).sum(0))
 
 
-def summary(events: Sequence[dict], runs: int) -> list[dict]:
-    """CKA of every pair of runs, each with itself too, from what `of_event` gave; None where there is none."""
-    sums = [{key: np.array(values, dtype=float) for key, values in event["hsic"].items()} for event in events]
+def summary(events: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The names of each run's `layers`, and CKA of all `pairs` of runs, each with itself too; None where there is none.
+
+    `events`: of each the `layers` that ran, and their `hsic` as `of_event` gives it.
+    """
+    runs = range(len(events[0]["layers"]))
+    names = [list(dict.fromkeys(name for event in events for name in event["layers"][r])) for r in runs]
+    pairs = [(a, b) for a in runs for b in runs if a <= b]
+    sums = []
+    for event in events:
+        at = [[names[r].index(name) for name in event["layers"][r]] for r in runs]
+        of_event = {f"{a}-{b}": np.full((len(names[a]), len(names[b])), np.nan) for a, b in pairs}
+        for a, b in pairs:
+            values = np.array(event["hsic"][f"{a}-{b}"], dtype=float).reshape(len(at[a]), len(at[b]))
+            of_event[f"{a}-{b}"][np.ix_(at[a], at[b])] = values
+        sums.append(of_event)
     found = []
-    for a in range(runs):
-        for b in range(a, runs):
-            value, error = with_error(sums, a, b)
-            found.append({"a": a, "b": b, "cka": plain(value), "error": None if error is None else plain(error)})
-    return found
+    for a, b in pairs:
+        value, error = with_error(sums, a, b)
+        found.append({"a": a, "b": b, "cka": plain(value), "error": None if error is None else plain(error)})
+    return {"layers": names, "pairs": found}
 
 
 def plain(values: np.ndarray) -> list[list[float | None]]:

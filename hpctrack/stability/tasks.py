@@ -28,6 +28,8 @@ def _nobody_watches() -> None:
 class Place:
     """Where and how it is computed: this rank, the folder of the results, the precision, the seed of all draws.
 
+    `memory`: mode of the models in passes for gradients (models/memory_modes.py), which changes no result.
+
     `alive` is told what takes its time, `rest` that others may keep this rank waiting.
     """
 
@@ -37,6 +39,7 @@ class Place:
     seed: int
     alive: Callable[[str], None]
     rest: Callable[[], None] = _nobody_watches
+    memory: str = "plain"
 
 
 def committed(folder: Path) -> dict[str, Any]:

@@ -191,13 +191,21 @@ def test_hsic_from_features_is_that_of_whole_kernels():
     assert np.allclose(found.numpy(), expected, rtol=1e-9, atol=1e-9)
 
 
+def few(run: dict) -> dict:
+    return {name: (2, rows[:2]) for name, (_, rows) in run.items()}
+
+
 def test_a_layer_is_like_itself_rotated_shifted_and_scaled_and_not_like_noise():
     x = features(400)
     turned = [one @ torch.linalg.qr(torch.randn(one.shape[1], one.shape[1], dtype=one.dtype))[0] * 3 - 1 for one in x]
     rows = similarity.Rows(100, 4, 0, 7)
     runs = [{str(k): (400, one) for k, one in enumerate(of)} for of in (x, turned, features(400, seed=5))]
-    event = {"hsic": similarity.of_event(runs, rows)}
-    own, same, other = (similarity.summary([event, event], 3)[k] for k in (0, 1, 2))
+    names = [list(of) for of in runs]
+    event = {"layers": names, "hsic": similarity.of_event(runs, rows)}
+    empty = {"layers": [names[0], [], names[2]], "hsic": similarity.of_event([few(runs[0]), {}, few(runs[2])], rows)}
+    found = similarity.summary([event, event, empty])
+    assert found["layers"] == names
+    own, same, other = found["pairs"][:3]
     assert np.diag(own["cka"]) == pytest.approx([1, 1, 1], abs=1e-12)
     assert np.diag(same["cka"]) == pytest.approx([1, 1, 1], abs=1e-9)
     assert np.allclose(own["cka"], same["cka"], atol=1e-9) and np.abs(np.array(other["cka"])).max() < 0.1
@@ -213,6 +221,18 @@ def test_layers_of_other_rows_are_not_compared_and_few_rows_are_left_out():
     chosen = similarity.Rows(10, 2, 0, 3)(50)
     assert len(chosen) == len(set(chosen.tolist())) == 20
     assert torch.equal(chosen, similarity.Rows(10, 2, 0, 3)(50))
+
+
+def test_calls_in_chunks_are_one_layer():
+    """12 edges in chunks of 5, twice; 4 hits at once; rows of something else alone."""
+    calls, x = similarity.Calls({4, 12}, similarity.Rows(50, 1, 0, 0)), torch.arange(48.0).reshape(24, 2)
+    for part in (*x[:12].split(5), *x[12:].split(5)):
+        calls.take("edge", part)
+    calls.take("hit", x[None, :4])
+    calls.take("pair", x[:13])
+    found = calls.all()
+    assert {name: n for name, (n, _) in found.items()} == {"edge": 12, "edge#2": 12, "hit": 4, "pair": 13}
+    assert sorted(found["edge#2"][1].flatten().tolist()) == list(range(24, 48))
 
 
 # ------------------------------------------------------------------------------------------------ churn
