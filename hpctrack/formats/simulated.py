@@ -12,6 +12,7 @@ from hpctrack.formats.tables import event_of, rows_of
 from hpctrack.simulation.run import Simulation
 from hpctrack.simulation.settings import Settings
 from hpctrack.storage import schema
+from hpctrack.storage.detector import UNKNOWN
 
 CONTENT = 1  # changes with what the sources make of the same settings
 LACKS = frozenset(schema.PARTS["cells"])
@@ -36,6 +37,11 @@ class SimulatedReader:
     def field_t(self) -> float:
         """The magnetic field of the settings, Tesla."""
         return self.settings.field_t
+
+    @property
+    def detector(self) -> str:
+        """Nothing is known of it: these sources have detectors of their own."""
+        return UNKNOWN
 
     def stamp(self, event_id: int) -> tuple[object, int]:
         """The settings and the event; all have the same size."""

@@ -166,7 +166,7 @@ class Settings:
 
     def as_dict(self) -> dict:
         """Settings as plain values, without those of toys and telescope where the source is another."""
-        others = () if self.source in TOYS else OF_TOYS
+        others: tuple[str, ...] = () if self.source in TOYS else OF_TOYS
         others += () if self.source == "telescope" else OF_TELESCOPE
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in others}
 

@@ -95,9 +95,14 @@ class Detector:
         values: dict[str, Any] = json.loads(text)
         if {key: values.pop(key, None) for key in FORMAT} != FORMAT:
             raise ValueError(f"the text '{TEXT}' is of another version")
-        volumes = (tuple(values[name]) for name in ("barrels", "below", "above"))
-        mirrors = {(a, b): (c, d) for a, b, c, d in values["mirrors"]}
-        return cls(*volumes, mirrors, tuple((a, b) for a, b in values["neighbours"]), bool(values["frames"]))
+        return cls(
+            barrels=tuple(values["barrels"]),
+            below=tuple(values["below"]),
+            above=tuple(values["above"]),
+            mirrors={(a, b): (c, d) for a, b, c, d in values["mirrors"]},
+            neighbours=tuple((a, b) for a, b in values["neighbours"]),
+            frames=bool(values["frames"]),
+        )
 
 
 def _trackml() -> Detector:
