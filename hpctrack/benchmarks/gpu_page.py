@@ -144,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     p.add_argument("folder", type=Path)
     p.add_argument("--markdown", type=Path, help="write the page here, not to the screen")
     p.add_argument(
-        "--json", type=Path, help="write all figures of a GPU here, if there are any: docs/benchmarks/gpu.json"
+        "--json", type=Path, help="write all figures of a GPU here, if there are any (gpu.json in docs/benchmarks)"
     )
     args = p.parse_args(argv)
     if not args.folder.is_dir():

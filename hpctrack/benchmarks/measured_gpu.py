@@ -1,4 +1,4 @@
-"""How fast a GPU is against a core here: from what was measured on one (docs/benchmarks/gpu.json), else assumed."""
+"""How fast a GPU is against a core here: from what was measured on one (FILE), else assumed."""
 
 from __future__ import annotations
 
