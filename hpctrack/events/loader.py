@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import ClassVar, Protocol
 
 import numpy as np
@@ -17,7 +18,7 @@ from hpctrack.config import AugmentConfig, CurriculumStage, DataConfig, Emphasis
 from hpctrack.division.divided import Place, divide
 from hpctrack.division.sectors import cost_of_hits, sectors
 from hpctrack.events import emphasis as emphasising
-from hpctrack.events import perigee, truth
+from hpctrack.events import lines, perigee, truth
 from hpctrack.events import selection as selecting
 from hpctrack.events.features import compute_features, feature_columns
 from hpctrack.events.kept_hits import KeptHits
@@ -27,28 +28,37 @@ from hpctrack.storage.staging import stage
 from hpctrack.storage.store import Dataset
 
 PHI = "hits.phi"  # by which events are divided
+TRUTH: dict[str, tuple[list[str], Callable[[Mapping[str, np.ndarray], float], np.ndarray]]] = {
+    "parameters": (perigee.COLUMNS, perigee.perigee),
+    "lines": (lines.COLUMNS, lines.lines),
+}  # what can be known of targets: from which columns, and how, of these and the field in Tesla
 
 
 def open_events(
-    config: DataConfig, source: Dataset, local_rank: int = 0, parameters: bool = False, graph: list[str] | None = None
+    config: DataConfig,
+    source: Dataset,
+    local_rank: int = 0,
+    of_tracks: Collection[str] = (),
+    graph: list[str] | None = None,
 ) -> Dataset:
     """The dataset `source`, staged, held in memory and verified as section `data` asks; InputError if it is damaged.
 
-    `graph`: the columns that its kind of graph needs.
+    `of_tracks`: what is wanted of targets (TRUTH); `graph`: the columns that its kind of graph needs.
     """
     dataset = source
     if config.stage_to:
         dataset = source.at(stage(source.folder, config.stage_to, local_rank, source))
     dataset.verify = config.verify
     if config.in_memory:
-        more = of_targets(parameters, config.emphasis)
+        more = of_targets(of_tracks, config.emphasis)
         dataset.keep_in_memory(columns_of(dataset, config.features, more, graph))
     return dataset
 
 
-def of_targets(parameters: bool, emphasis: EmphasisConfig | None) -> list[str]:
-    """The columns that say more of targets: their track parameters, and how much they count."""
-    return perigee.COLUMNS * parameters + emphasising.COLUMNS * (emphasis is not None and emphasis.wanted)
+def of_targets(of_tracks: Collection[str], emphasis: EmphasisConfig | None) -> list[str]:
+    """The columns that say more of targets: what is wanted of them, and how much they count."""
+    wanted = dict.fromkeys(column for name in of_tracks for column in TRUTH[name][0])
+    return [*wanted, *emphasising.COLUMNS * (emphasis is not None and emphasis.wanted)]
 
 
 def columns_read(features: list[str], targets: Sequence[str] = (), graph: list[str] | None = None) -> list[str]:
@@ -92,9 +102,9 @@ class EventLoader:
     """`loader(row, epoch)` -> PyG Data of one event, of its `kept` hits.
 
     Data: `x` [N, F] features; `track` [N] target number 0..n_tracks-1, or -1; `n_tracks` [1]; `hit_row` [N] rows in the
-    event; `event_id` [1]; if wanted, `parameters` [n_tracks, 5] at the perigee (events/perigee.py) and `track_weight`
-    [n_tracks] (events/emphasis.py). With a graph: `edge_index` [2, M] and, with `labels`, `edge_truth` [M], whether an
-    edge is in the graph truth (events/truth.py).
+    event; `event_id` [1]; if in `of_tracks`, `parameters` [n_tracks, 5] at the perigee (events/perigee.py) and `lines`
+    [n_tracks, 4] (events/lines.py); if wanted, `track_weight` [n_tracks] (events/emphasis.py). With a graph:
+    `edge_index` [2, M] and, with `labels`, `edge_truth` [M], whether an edge is in the graph truth (events/truth.py).
     """
 
     def __init__(
@@ -108,7 +118,7 @@ class EventLoader:
         dtype: torch.dtype = torch.float32,
         curriculum: Sequence[CurriculumStage] = (),
         kept: KeptHits | None = None,
-        parameters: bool = False,
+        of_tracks: Collection[str] = (),
         emphasis: EmphasisConfig | None = None,
         graph: EventGraph | None = None,
         labels: bool = True,
@@ -121,11 +131,11 @@ class EventLoader:
         self.dtype = dtype
         self.feature_columns = feature_columns(features)
         check_symmetries(features, selection, augmentation, dataset.detector)
-        self.parameters = parameters
+        self.of_tracks = tuple(of_tracks)
         self.emphasis = emphasis if emphasis is not None and emphasis.wanted else None
         self.graph = graph
         self.labels = labels
-        targets = of_targets(parameters, emphasis)
+        targets = of_targets(of_tracks, emphasis)
         self.columns = columns_of(dataset, features, targets, list(graph.COLUMNS) if graph else None, labels)
 
     def __call__(self, row: int, epoch: int) -> Data:
@@ -180,8 +190,8 @@ class EventLoader:
         """Data of an event that was read, without edges."""
         chosen, rng = self.draw(event, epoch)
         columns = {name: event.column(name)[chosen.rows] for name in self.feature_columns}
-        if self.parameters:
-            columns |= {name: event.column(name)[chosen.particles].astype(np.float64) for name in perigee.COLUMNS}
+        for name in of_targets(self.of_tracks, None):
+            columns[name] = event.column(name)[chosen.particles].astype(np.float64)
         if self.augmentation.mirror:
             where = f"{self.dataset.folder}: event {event.event_id}"
             check_volumes(columns, self.features, where, self.dataset.detector)
@@ -189,8 +199,8 @@ class EventLoader:
             columns, self.augmentation.rotate, self.augmentation.mirror, rng, detector=self.dataset.detector
         )
         data = to_data(event, compute_features(columns, self.features), chosen, self.dtype)
-        if self.parameters:
-            data.parameters = torch.from_numpy(perigee.perigee(columns, event.field_t)).to(self.dtype)
+        for name in self.of_tracks:
+            data[name] = torch.from_numpy(TRUTH[name][1](columns, event.field_t)).to(self.dtype)
         if self.emphasis:
             data.track_weight = torch.from_numpy(emphasising.track_weights(event, chosen, self.emphasis)).to(self.dtype)
         return data

@@ -12,6 +12,8 @@ from hpctrack.losses.classification import EdgeLoss, HitLoss, TripletLoss
 from hpctrack.losses.condensation import CondensationLoss
 from hpctrack.losses.contrastive import ContrastiveLoss
 from hpctrack.losses.hybrid import HybridLoss
+from hpctrack.losses.images.counts import CountLoss, LineBinsLoss
+from hpctrack.losses.images.lines import LineLoss
 from hpctrack.losses.influencer import InfluencerLoss
 from hpctrack.losses.metric_learning import MetricLoss
 from hpctrack.losses.term import Loss, LossTerm, objective
@@ -33,10 +35,13 @@ LOSSES: Registry[type[Loss]] = Registry(
     {
         "condensation": CondensationLoss,
         "contrastive": ContrastiveLoss,
+        "count": CountLoss,
         "edges": EdgeLoss,
         "hits": HitLoss,
         "hybrid": HybridLoss,
         "influencer": InfluencerLoss,
+        "line_bins": LineBinsLoss,
+        "lines": LineLoss,
         "metric": MetricLoss,
         "triplets": TripletLoss,
     },

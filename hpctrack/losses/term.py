@@ -58,6 +58,11 @@ class Loss(nn.Module):
         """The columns of an event that each term of `weights` is computed with: a dataset must have them."""
         return {name: [*TRACKS, *self.COLUMNS.get(name, ())] for name in self.weights}
 
+    @property
+    def of_tracks(self) -> tuple[str, ...]:
+        """What it compares with of true tracks, attributes of batches: names of TRUTH (events/loader.py)."""
+        return ("parameters",) if "parameters" in self.weights else ()
+
     def counts(self, batch: Batch) -> dict[str, int]:
         """For each term of `weights`, how many of the batch's events have it; known before the forward pass."""
         raise NotImplementedError
@@ -119,6 +124,11 @@ def labels(batch: Batch) -> Batch:
     """The batch, or of a divided event its labels on all ranks (`track`, `n_tracks`, `track_weight`, `ptr`)."""
     division = division_of(batch)
     return batch if division is None else division.whole
+
+
+def every(batch: Batch) -> int:
+    """All events."""
+    return len(labels(batch).n_tracks)
 
 
 def with_hit(batch: Batch) -> int:

@@ -11,6 +11,9 @@ from hpctrack.models.convolution import ConvolutionNetwork
 from hpctrack.models.embedding import CondensationModel, EmbeddingModel, InfluencerModel
 from hpctrack.models.filter import FilterNetwork
 from hpctrack.models.hit_filter import HitFilter
+from hpctrack.models.images.captioning import CaptioningModel
+from hpctrack.models.images.counting import CountingModel, LineBinsModel
+from hpctrack.models.images.track_queries import TrackQueryModel
 from hpctrack.models.interaction import InteractionNetwork
 from hpctrack.models.triplet_network import TripletNetwork
 from hpctrack.registry import Registry
@@ -20,6 +23,7 @@ MODELS: Registry[type[Model]] = Registry(
     "model",
     {
         "attention": AttentionNetwork,
+        "captioning": CaptioningModel,
         "condensation": CondensationModel,
         "convolution": ConvolutionNetwork,
         "embedding": EmbeddingModel,
@@ -27,6 +31,9 @@ MODELS: Registry[type[Model]] = Registry(
         "hit_filter": HitFilter,
         "influencer": InfluencerModel,
         "interaction": InteractionNetwork,
+        "line_bins": LineBinsModel,
+        "track_counting": CountingModel,
+        "track_queries": TrackQueryModel,
         "triplets": TripletNetwork,
     },
 )

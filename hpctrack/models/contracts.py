@@ -26,7 +26,10 @@ class Model(nn.Module):
     divisible: bool = False  # whether it can take a batch that is a rank's part of an event (division/divided.py)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Outputs by name, of `batch.x` [N, F]: a row a hit, [N, …]; a row an edge, [M, …], in those named `edge_…`."""
+        """Outputs by name, of `batch.x` [N, F]: a row a hit, [N, …].
+
+        A row an edge, [M, …], in those named `edge_…`; a row an event, [B, …], in those named `event_…`.
+        """
         raise NotImplementedError
 
     @property

@@ -24,7 +24,8 @@ FULL_EVENT = (5000, 6000)  # tracks and noise hits
 class LossContract:
     """Tests of a loss: a subclass sets `loss`, as the section of a recipe, and the `outputs` of a model for it.
 
-    `outputs`: {name: dimensions}, None for one number a row. A row is a hit; in outputs named `edge_…` an edge.
+    `outputs`: {name: dimensions}, None for one number a row. A row is a hit; in outputs named `edge_…` an edge, in
+    those named `event_…` an event.
     `full_event`: tracks and noise hits of the largest event that it must take, some 21,000 hits; a loss whose memory
     grows with the square of the hits needs a smaller one.
     """
@@ -65,7 +66,7 @@ class LossContract:
         assert built.columns.keys() == built.weights.keys() and said <= set(all_columns())
         batch = graphs()
         if said.isdisjoint(perigee.COLUMNS):
-            del batch.parameters  # which are of these columns
+            del batch.parameters, batch.lines  # which are of these columns
         assert built(outputs_for(widths, batch), batch).keys() == built.weights.keys()
 
     def test_counts_are_known_before_the_forward_pass(self, built: Loss, widths: Widths) -> None:
@@ -82,7 +83,7 @@ class LossContract:
         order = torch.randperm(batch.num_nodes, generator=torch.Generator().manual_seed(1))
         renumbered = torch.tensor([3, 0, 4, 1, 2])
         batch.track = torch.where(batch.track >= 0, renumbered[batch.track], batch.track)[order]
-        batch.parameters = batch.parameters[renumbered.argsort()]
+        batch.parameters, batch.lines = batch.parameters[renumbered.argsort()], batch.lines[renumbered.argsort()]
         edges = torch.randperm(batch.num_edges, generator=torch.Generator().manual_seed(2))
         shuffled = {k: v[reordered(k, batch, order, edges)] for k, v in outputs.items()}
         batch.edge_index, batch.edge_truth = order.argsort()[batch.edge_index][:, edges], batch.edge_truth[edges]

@@ -57,7 +57,7 @@ class ModelContract:
     def test_it_sees_no_truth_and_says_what_else_it_needs(self, config: Named) -> None:
         model, batch = self.make(config), toy_batch(edges=4)
         expected = model(batch)
-        for name in ("track", "n_tracks", "parameters", "edge_truth"):
+        for name in ("track", "n_tracks", "parameters", "lines", "edge_truth"):
             del batch[name]
         assert set(type(model).COLUMNS) <= set(all_columns())
         for name, value in model(batch).items():

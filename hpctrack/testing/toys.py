@@ -151,6 +151,7 @@ def toy_data(
         hit_row=torch.arange(len(track)),
         event_id=torch.tensor([event_id]),
         parameters=torch.tensor(np.random.default_rng([7, event_id]).normal(size=(n_tracks, 5)), dtype=dtype),
+        lines=torch.tensor(np.random.default_rng([8, event_id]).normal(size=(n_tracks, 4)), dtype=dtype),
         num_nodes=len(track),
     )
 
@@ -162,7 +163,12 @@ def gradient(x: torch.Tensor) -> torch.Tensor:
 
 
 def rows_of(name: str, batch: Batch) -> torch.Tensor:
-    """The event of each row of an output: a row stands for a hit, in `edge_…` for an edge, in `triplet_…` for two."""
+    """The event of each row of an output.
+
+    A row stands for a hit, in `edge_…` for an edge, in `triplet_…` for two, in `event_…` for an event.
+    """
+    if name.startswith("event_"):
+        return torch.arange(batch.num_graphs)
     if name.startswith("triplet_"):
         return batch.batch[batch.edge_index[0, triplets(batch.edge_index, batch.num_nodes)[0]]]
     return batch.batch[batch.edge_index[0]] if name.startswith("edge_") else batch.batch
@@ -170,6 +176,8 @@ def rows_of(name: str, batch: Batch) -> torch.Tensor:
 
 def reordered(name: str, batch: Batch, hits: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
     """Which row of an output stands where, when the batch of one event has its hits and edges in another order."""
+    if name.startswith("event_"):
+        return torch.arange(batch.num_graphs)
     if not name.startswith("triplet_"):
         return edges if name.startswith("edge_") else hits
     then, now = (triplets(edge_2M, batch.num_nodes) for edge_2M in (batch.edge_index, batch.edge_index[:, edges]))

@@ -18,6 +18,7 @@ from hpctrack.tracking.condensing import CondensationBuilder, GreedyBuilder
 from hpctrack.tracking.edge_clustering import ComponentsBuilder, DbscanBuilder, HdbscanBuilder, WalkBuilder
 from hpctrack.tracking.hopfield.builder import HopfieldBuilder
 from hpctrack.tracking.radius_builder import RadiusBuilder
+from hpctrack.tracking.slot_builders import LinesBuilder, SlotsBuilder
 from hpctrack.tracking.stage_edges import EdgesBuilder, RadiusEdgesBuilder, RadiusGraphBuilder
 from hpctrack.tracking.stage_hits import HitsBuilder
 
@@ -33,9 +34,11 @@ BUILDERS: Registry[type[Builder]] = Registry(
         "hdbscan": HdbscanBuilder,
         "hits": HitsBuilder,
         "hopfield": HopfieldBuilder,
+        "lines": LinesBuilder,
         "radius": RadiusBuilder,
         "radius_edges": RadiusEdgesBuilder,
         "radius_graph": RadiusGraphBuilder,
+        "slots": SlotsBuilder,
         "walk": WalkBuilder,
     },
 )

@@ -47,8 +47,7 @@ def build(config: RunConfig, env: Env, watchdog: Watchdog | None = None, owner: 
     precision = Precision(config.train.precision, env.device, config.train.tf32)
     loss = build_loss(config.loss)
     alive = watchdog.feed if watchdog else _nobody_asks
-    with_parameters = "parameters" in loss.weights  # whether it compares with true track parameters
-    train, valid = build_events(config, env, alive, precision.weights_dtype, with_parameters)
+    train, valid = build_events(config, env, alive, precision.weights_dtype, loss.of_tracks)
     if build_builder(config.builder).needs_tuning and not (valid and len(valid.dataset)):
         raise InputError("section 'builder' has an option to tune: give data.valid, or a value for it")
 
@@ -123,12 +122,12 @@ def newest_checkpoint(run: Path) -> Path | None:
 
 
 def build_events(
-    config: RunConfig, env: Env, alive: Callable[[str], None], dtype: torch.dtype, with_parameters: bool
+    config: RunConfig, env: Env, alive: Callable[[str], None], dtype: torch.dtype, of_tracks: tuple[str, ...]
 ) -> tuple[EventSet, EventSet | None]:
     """The events of training and of validation; InputError for what is damaged, lacks something or teaches nothing.
 
-    One rank looks whether their files are there, and tells the others. `dtype`: of features; `with_parameters`: whether
-    events come with true track parameters; `alive` is told what takes its time.
+    One rank looks whether their files are there, and tells the others. `dtype`: of features; `of_tracks`: what
+    events say of their tracks (events/loader.py); `alive` is told what takes its time.
     """
     data = config.data
 
@@ -139,7 +138,7 @@ def build_events(
 
     def look(folder: str) -> Dataset:
         source = run_on_main(lambda: open_whole(folder), env)
-        return open_events(data, source, env.local_rank, with_parameters, graph_columns(data.graph))
+        return open_events(data, source, env.local_rank, of_tracks, graph_columns(data.graph))
 
     def see(
         dataset: Dataset, folder: str, stream: int, augment: AugmentConfig, curriculum: list[CurriculumStage]
@@ -154,7 +153,7 @@ def build_events(
             dtype=dtype,
             curriculum=curriculum,
             kept=stored_hits(data.hits, folder, dataset),
-            parameters=with_parameters,
+            of_tracks=of_tracks,
             emphasis=data.emphasis,
             graph=graph,
         )
@@ -167,7 +166,8 @@ def build_events(
     if not len(train):
         raise InputError(f"key 'data.train': {data.train} has no event; expected at least one")
     if valid is not None:
-        say_field(env, lambda: fields.check_field(valid, f"a model of {data.train}", train.field_t, with_parameters))
+        name = f"a model of {data.train}"
+        say_field(env, lambda: fields.check_field(valid, name, train.field_t, "parameters" in of_tracks))
     seen = see(train, data.train, TRAIN, data.augment, data.curriculum)
     return seen, see(valid, data.valid, VALID, AugmentConfig(), []) if valid is not None and data.valid else None
 

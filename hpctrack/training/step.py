@@ -15,6 +15,7 @@ from torch_geometric.data import Batch, Data
 
 from hpctrack.division.divided import division_of, leads
 from hpctrack.errors import MachineError
+from hpctrack.events.lines import LINE
 from hpctrack.losses import Loss, objective
 from hpctrack.models.memory_modes import MODES
 from hpctrack.parallel.collectives import all_max, all_sum, gather
@@ -233,6 +234,7 @@ def empty_batch(engine: Engine) -> Batch:
         hit_row=nothing,
         event_id=torch.tensor([-1]),
         parameters=torch.zeros(0, len(PARAMETERS), dtype=parameter.dtype),
+        lines=torch.zeros(0, len(LINE), dtype=parameter.dtype),
         num_nodes=0,
     )
     return Batch.from_data_list([data]).to(parameter.device)

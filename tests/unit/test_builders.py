@@ -32,6 +32,7 @@ ON_EDGES = {
     "walk",
 }  # in test_edge_builders.py
 OF_HITS = {"hits"}  # in tests/unit/test_kept_hits.py
+OF_SLOTS = {"lines", "slots"}  # in tests/unit/test_images.py
 OUTPUTS = {  # of a model for these: dimensions
     "condensation": {"embedding": 3, "beta": 1},
     "greedy": {"embedding": 3},
@@ -61,7 +62,7 @@ def lists_of(found):
 
 
 def test_every_builder_is_here():
-    assert set(CONFIGS) | ON_EDGES | OF_HITS == set(BUILDERS.own)
+    assert set(CONFIGS) | ON_EDGES | OF_HITS | OF_SLOTS == set(BUILDERS.own)
     made = {name: BUILDERS[name].product for name in BUILDERS.own if BUILDERS[name].product != "candidates"}
     assert made == {"edges": "edges", "radius_edges": "edges", "radius_graph": "edges", "hits": "hits"}
 

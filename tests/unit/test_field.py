@@ -47,7 +47,9 @@ def nearest_to_the_beam(event: schema.Event, field_t: float) -> np.ndarray:
 def test_true_parameters_are_those_of_the_simulated_field(strong):
     dataset = Dataset(strong.parent / "data")
     event = dataset.read(0)
-    load = EventLoader(dataset, ["x", "y"], SelectionConfig(min_hits=1), AugmentConfig(), (1, 0), parameters=True)
+    load = EventLoader(
+        dataset, ["x", "y"], SelectionConfig(min_hits=1), AugmentConfig(), (1, 0), of_tracks=["parameters"]
+    )
     data = load(0, 0)
     tracks = np.unique(event.column("truth.particle_row"))
     truth = nearest_to_the_beam(event, 4.0)[tracks]

@@ -9,6 +9,7 @@ from hpctrack.errors import InputError
 from hpctrack.losses import LOSSES, build_loss
 from hpctrack.testing import LossContract
 
+LINES = {"lever": 1.0, "likelihood": 0.5, "presence": 0.3, "hits": 0.7}
 VARIANTS = {
     "condensation": [{}, {"q_min": 0.1, "neighbours": 0.5}],
     "contrastive": [{}, {"per": "hit", "squared_hinge": True, "margin": 0.6, "neighbours": 0.5}],
@@ -23,25 +24,34 @@ VARIANTS = {
         {"hits": 0.5},
     ],
     "hybrid": [{}, {"of": "hits", "mined": 4}, {"edges": 0.0, "margin": 1.5}],
+    "lines": [{"lever": 1.0}, LINES | {"slots": "matched"}, LINES | {"per": "event", "lever": 2.0}],
     "metric": [{}, {"mined": 4, "margin": 1.5}],
     "triplets": [{}, {"edges": 1.0, "balance": True, "others": "true"}],
 }
 OUTPUTS = {  # of a model for this loss: dimensions
     "condensation": {"embedding": 3, "beta": 1},
     "contrastive": {"embedding": 3},
+    "count": {"event_count": 12},
     "edges": {"edge_score": None},  # one a row, of the rows that are edges
     "hits": {"hit_score": None},
     "hybrid": {"edge_score": None, "edge_embedding": 3, "embedding": 3},
     "influencer": {"user": 3, "influencer": 3},
+    "line_bins": {"event_bins": 9},
+    "lines": {"event_lines": 12, "event_covariance": 18, "event_presence": 6, "hit_slot": 7},
     "metric": {"embedding": 3},
     "triplets": {"triplet_score": None, "edge_score": None},
 }
 SPACES = {"space_0": 3, "space_1": 2}  # in addition, where neighbours are trained
+FEW_TRACKS = ("count", "lines")  # for models with a place for each track
 CASES = [(name, options) for name in sorted(LOSSES.own) for options in VARIANTS.get(name, [{}])]
 
 
+def ids(case):
+    return f"{case[0]}-{'-'.join(case[1])}"
+
+
 class TestLosses(LossContract):
-    @pytest.fixture(params=CASES, ids=lambda case: f"{case[0]}-{'-'.join(case[1])}")
+    @pytest.fixture(params=[case for case in CASES if case[0] not in FEW_TRACKS], ids=ids)
     def config(self, request):
         name, options = request.param
         return Named(name=name, **options)
@@ -51,6 +61,15 @@ class TestLosses(LossContract):
         more = SPACES if "neighbours" in config.options else {}
         more |= {"parameters": 20} if "parameters" in config.options else {}
         return OUTPUTS[config.name] | more | ({"hit_score": None} if "hits" in config.options else {})
+
+
+class TestLossesOfFewTracks(TestLosses):
+    full_event = (6, 20_500)
+
+    @pytest.fixture(params=[case for case in CASES if case[0] in FEW_TRACKS], ids=ids)
+    def config(self, request):
+        name, options = request.param
+        return Named(name=name, **options)
 
 
 def test_unknown_options_are_named():

@@ -86,7 +86,7 @@ def test_the_loader_gives_the_parameters_of_each_track_number(tmp_path):
     dataset = Dataset(toy_dataset(tmp_path / "data", sizes=(6,)))
     selection = SelectionConfig(pt_min_gev=1.5)
     plain = EventLoader(dataset, ["x", "y"], selection, AugmentConfig(), (1, 0))(0, 0)
-    data = EventLoader(dataset, ["x", "y"], selection, AugmentConfig(), (1, 0), parameters=True)(0, 0)
+    data = EventLoader(dataset, ["x", "y"], selection, AugmentConfig(), (1, 0), of_tracks=["parameters"])(0, 0)
     assert "parameters" not in plain and torch.equal(plain.x, data.x)
     assert data.parameters.shape == (int(data.n_tracks), 5)
     for track, (_, phi, _, d0, z0) in enumerate(data.parameters):

@@ -175,7 +175,7 @@ def test_a_size_that_is_not_as_counted_names_the_event(tmp_path):
 
 
 def seen(config, env):
-    return build_events(config, env, lambda at: None, torch.float32, False)
+    return build_events(config, env, lambda at: None, torch.float32, ())
 
 
 def planned(config, events, env):

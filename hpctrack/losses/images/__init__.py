@@ -1,0 +1,1 @@
+"""Losses of models that see an event as an image."""
