@@ -17,10 +17,11 @@ from hpctrack.evaluation.tally import COLUMNS, Cuts
 from hpctrack.files.outputs import check_output, write_output
 from hpctrack.process import arguments
 from hpctrack.process.ends import verb
-from hpctrack.reporting import by_kind, by_rule, landscapes, page, sections, studies
+from hpctrack.reporting import by_kind, by_rule, filters, landscapes, page, sections, studies
 from hpctrack.reporting.display import Display, display_png, make_display
 from hpctrack.results import comparison
 from hpctrack.results.comparison import Named
+from hpctrack.results.filters import load_filters
 from hpctrack.results.landscapes import load_landscape
 from hpctrack.storage.candidates import CandidateStore
 from hpctrack.storage.store import Dataset
@@ -40,11 +41,13 @@ def main(argv: Sequence[str] | None = None) -> int | None:
             check_output(path)
     given = comparison.load([*([args.results] if args.results else []), *args.compare])
     looks = [load_landscape(path) for path in args.landscape]
-    if not given and looks and not (args.run or args.candidates):
+    seen = [load_filters(path) for path in args.filters]
+    if not given and (looks or seen) and not (args.run or args.candidates):
         parts = [part for look in looks for part in landscapes.sections(look)]
-        write_page(
-            args.out, page.page(args.title or "Are these trainings the same model?", landscapes.lead(looks[0]), parts)
-        )
+        parts += [part for pictures in seen for part in filters.sections(pictures)]
+        title = "Are these trainings the same model?" if looks else "What convolutions look for"
+        lead = landscapes.lead(looks[0]) if looks else filters.lead(seen[0])
+        write_page(args.out, page.page(args.title or title, lead, parts))
         return None
     if not given:
         raise InputError("give --results, or --compare with several: results.json of `hpctrack evaluate`")
@@ -64,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         sections.timings(run, results, references),
         *study_parts,
         *(part for look in looks for part in landscapes.sections(look)),
+        *(part for pictures in seen for part in filters.sections(pictures)),
         sections.provenance(run, results),
     ]
     title = args.title or f"Track candidates: {args.run.resolve().name if args.run else given[0].name}"
@@ -101,6 +105,10 @@ def parser() -> arguments.Parser:
     p.add_argument(
         "--landscape", type=Path, action="append", default=[], metavar="FOLDER",
         help="also show what `hpctrack landscape` wrote; without --results, this alone; may be given several times",
+    )  # fmt: skip
+    p.add_argument(
+        "--filters", type=Path, action="append", default=[], metavar="FILE",
+        help="also show what `hpctrack filters` wrote; without --results, this alone; may be given several times",
     )  # fmt: skip
     p.add_argument("--title", help="heading of the page (name of the run)")
     p.add_argument(

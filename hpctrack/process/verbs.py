@@ -9,6 +9,7 @@ VERBS = {
     "infer": "write track candidates (also: torchrun -m hpctrack.infer)",
     "evaluate": "candidates against truth -> results.json",
     "landscape": "are trainings the same model? loss landscapes, connections, similarity, churn",
+    "filters": "what a run's convolutions look for: weights of the first, images that excite each most",
     "report": "one self-contained HTML page of a run",
     "export": "a run's newest checkpoint without what only training needs, to give away",
     "export-candidates": "candidates as files of others: TrackML, ColliderML, ACTS, parquet",

@@ -124,8 +124,8 @@ class Events:
         plain: dict[str, Any] = {"train": str(folder), "valid": None, "augment": AugmentConfig(), "curriculum": []}
         data = config.data.model_copy(update=plain | {"stage_to": None, "in_memory": False})
         config = config.model_copy(update={"data": data, "run": str(place.out), "seed": place.seed})
-        parameters = any("parameters" in loss.weights for loss in losses)
-        seen, _ = build_events(config, env, place.alive, WEIGHTS[place.precision], parameters)
+        of_tracks = tuple(dict.fromkeys(name for loss in losses for name in loss.of_tracks))
+        seen, _ = build_events(config, env, place.alive, WEIGHTS[place.precision], of_tracks)
         self.dataset = seen.dataset
         self.batches: list[Batch] = []
         for row in range(min(len(self.dataset), most)):
