@@ -19,7 +19,7 @@ from torch_geometric.data import Batch, Data
 from hpctrack.errors import InputError
 from hpctrack.models import Model
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 STEADY = 1e-5  # added to the root mean square of a gradient
 RATE = 1.0
 GREY, CONTRAST = 0.5, 0.1  # mean and standard deviation of a picture as it is shown
@@ -29,9 +29,9 @@ class _Reached(Exception):
     """The forward pass has come to the layer; nothing behind it is computed."""
 
 
-def convolutions(model: nn.Module) -> dict[str, nn.Module]:
+def convolutions(model: nn.Module) -> dict[str, Convolution]:
     """The model's convolutions by name, in the order in which they are made; InputError if it has none."""
-    found = {name: module for name, module in model.named_modules() if isinstance(module, CONVOLUTIONS)}
+    found = {name: module for name, module in model.named_modules() if isinstance(module, Convolution)}
     if not found:
         raise InputError("the model has no convolution, so there are no filters to show")
     return found
@@ -45,9 +45,9 @@ class Excited:
         self.image: Tensor | None = None
         self.first, self.shape = self._look()
 
-    def _look(self) -> tuple[nn.Module, torch.Size]:
+    def _look(self) -> tuple[Convolution, torch.Size]:
         """The convolution that comes first in a forward pass, and the shape of what it sees of one event, [C, …]."""
-        seen: list[tuple[nn.Module, torch.Size]] = []
+        seen: list[tuple[Convolution, torch.Size]] = []
         hooks = [
             layer.register_forward_pre_hook(lambda module, inputs: seen.append((module, inputs[0].shape[1:])))
             for layer in self.layers.values()
@@ -60,7 +60,7 @@ class Excited:
             raise InputError("the model uses none of its convolutions on an event without hits")
         return seen[0]
 
-    def activation(self, layer: nn.Module, image: Tensor) -> Tensor:
+    def activation(self, layer: Convolution, image: Tensor) -> Tensor:
         """Output [n, K, …] of a convolution for images [n, C, …] in the place of the first one's input."""
         found: list[Tensor] = []
 
@@ -81,7 +81,7 @@ class Excited:
                 hook.remove()
         return found[0]
 
-    def pictures(self, layer: nn.Module, most: int, steps: int, seed: int) -> Tensor:
+    def pictures(self, layer: Convolution, most: int, steps: int, seed: int) -> Tensor:
         """Images [K, C, …] that excite the first `most` filters of a convolution."""
         number = min(most, layer.weight.shape[0])
         generator = torch.Generator().manual_seed(seed)
