@@ -126,9 +126,14 @@ def labels(batch: Batch) -> Batch:
     return batch if division is None else division.whole
 
 
+def real(batch: Batch) -> Tensor:
+    """Which events are some of the dataset's, bool [B]: not the one that a rank without work is given in a step."""
+    return batch.event_id >= 0
+
+
 def every(batch: Batch) -> int:
     """All events."""
-    return len(labels(batch).n_tracks)
+    return int(real(batch).sum())
 
 
 def with_hit(batch: Batch) -> int:

@@ -16,7 +16,7 @@ from torch_geometric.data import Batch
 from hpctrack.config import Section
 from hpctrack.errors import InputError
 from hpctrack.events import lines as true_lines
-from hpctrack.losses.term import BaseLoss, every, needed
+from hpctrack.losses.term import BaseLoss, every, needed, real
 
 
 class CountLoss(BaseLoss):
@@ -38,7 +38,7 @@ class CountLoss(BaseLoss):
                 f"event {int(batch.event_id[k])} has {int(batch.n_tracks[k])} tracks, but the model counts to "
                 f"{score.shape[1] - 1}; raise model.most"
             )
-        return {"count": F.cross_entropy(score, batch.n_tracks, reduction="sum")}
+        return {"count": (F.cross_entropy(score, batch.n_tracks, reduction="none") * real(batch)).sum()}
 
 
 class LineBinsLoss(BaseLoss):
@@ -59,7 +59,8 @@ class LineBinsLoss(BaseLoss):
         """The term for `event_bins` [B, Q], logits, slopes fastest; lines beyond the range are in the last bins."""
         score_BQ = needed(outputs, "event_bins", "the model 'line_bins'")
         true_BQ = self.true_bins(batch, math.isqrt(score_BQ.shape[1])).to(score_BQ.dtype)
-        return {"bins": F.binary_cross_entropy_with_logits(score_BQ, true_BQ, reduction="none").mean(1).sum()}
+        loss_B = F.binary_cross_entropy_with_logits(score_BQ, true_BQ, reduction="none").mean(1)
+        return {"bins": (loss_B * real(batch)).sum()}
 
     def true_bins(self, batch: Batch, bins: int) -> Tensor:
         """Which bins have a track, bool [B, Q]."""

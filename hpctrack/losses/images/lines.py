@@ -22,7 +22,7 @@ from torch_geometric.data import Batch
 from hpctrack.config import Section
 from hpctrack.errors import InputError
 from hpctrack.events import lines as true_lines
-from hpctrack.losses.term import BaseLoss, every, needed, with_hit, with_track
+from hpctrack.losses.term import BaseLoss, every, needed, real, with_hit, with_track
 from hpctrack.numerics import group_mean, group_sum
 
 GIVEN = "a model that gives lines in slots (captioning, track_queries)"
@@ -83,7 +83,8 @@ class LineLoss(BaseLoss):
         if "presence" in self.weights:
             logit_BS = needed(outputs, "event_presence", "model.presence")
             there_BS = torch.zeros_like(logit_BS).index_put((tracks.event, slot_T), logit_BS.new_ones(()))
-            sums["presence"] = F.binary_cross_entropy_with_logits(logit_BS, there_BS, reduction="none").mean(1).sum()
+            loss_B = F.binary_cross_entropy_with_logits(logit_BS, there_BS, reduction="none").mean(1)
+            sums["presence"] = (loss_B * real(batch)).sum()
         if "hits" in self.weights:
             score_ND = needed(outputs, "hit_slot", "model.hits")
             loss_N = F.cross_entropy(score_ND, tracks.slot_of_hits(slot_T, batch), reduction="none")

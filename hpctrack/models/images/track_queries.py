@@ -104,7 +104,7 @@ class DecoderLayer(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.norms = nn.ModuleList(LayerNorm(width) for _ in range(4))
+        self.norm_own, self.norm_ask, self.norm_hits, self.norm_feed = (LayerNorm(width) for _ in range(4))
         self.own, self.own_out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.ask, self.tell, self.heard = nn.Linear(width, width), nn.Linear(width, 2 * width), nn.Linear(width, width)
         self.log_reach = nn.Parameter(torch.linspace(0.0, 3.0, heads))
@@ -114,17 +114,17 @@ class DecoderLayer(nn.Module):
         self, query_BSH: Tensor, hits_BnH: Tensor, there_Bn: Tensor, far_BSn: Tensor, nothing_H: Tensor
     ) -> Tensor:
         """Queries after the layer; `there_Bn`: which hits there are; `far_BSn`: distances to lines, pixels."""
-        q, k, v = self.split(self.own(self.norms[0](query_BSH)), 3)
+        q, k, v = self.split(self.own(self.norm_own(query_BSH)), 3)
         query_BSH = query_BSH + self.own_out(self.join(F.scaled_dot_product_attention(q, k, v)))
         none_B1H = nothing_H.to(hits_BnH.dtype).expand(len(hits_BnH), 1, -1)
-        memory = self.norms[2](torch.cat([hits_BnH, none_B1H], dim=1))
-        (q,), (k, v) = self.split(self.ask(self.norms[1](query_BSH)), 1), self.split(self.tell(memory), 2)
+        memory = self.norm_hits(torch.cat([hits_BnH, none_B1H], dim=1))
+        (q,), (k, v) = self.split(self.ask(self.norm_ask(query_BSH)), 1), self.split(self.tell(memory), 2)
         reach_A11 = self.log_reach.exp()[:, None, None]
         near = -0.5 * (far_BSn[:, None].detach() / reach_A11).square()
         near = near.masked_fill(~there_Bn[:, None, None], -torch.inf)
         near = F.pad(near, (0, 1)).to(q.dtype)  # nothing is there for all
         query_BSH = query_BSH + self.heard(self.join(F.scaled_dot_product_attention(q, k, v, attn_mask=near)))
-        return query_BSH + self.feed_forward(self.norms[3](query_BSH))
+        return query_BSH + self.feed_forward(self.norm_feed(query_BSH))
 
     def split(self, x_BLH: Tensor, parts: int) -> list[Tensor]:
         """Parts, each [B, A, L, H / A]."""
