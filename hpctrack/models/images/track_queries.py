@@ -142,7 +142,7 @@ class HitAssignment(nn.Module):
         super().__init__()
         self.hit, self.track = Exact(nn.Linear(width, width)), Exact(LayerNorm(width), nn.Linear(width, width))
         self.none = Exact(nn.Linear(width, 1))
-        self.log_reach = nn.Parameter(torch.zeros(()))
+        self.log_reach = nn.Parameter(torch.zeros(1))
 
     def forward(self, h_NH: Tensor, query_BSH: Tensor, far_NS: Tensor, batch: Batch) -> Tensor:
         """`hit_slot` [N, S + 1]."""
