@@ -7,13 +7,14 @@ from pathlib import Path
 from hpctrack.config import Named, lookup, parse
 from hpctrack.graphs.contracts import Graph
 from hpctrack.graphs.doublets import Doublets
+from hpctrack.graphs.seeds import Seeds
 from hpctrack.graphs.stored import StoredEdges
 from hpctrack.graphs.true_edges import TrueEdges
 from hpctrack.registry import Registry
 from hpctrack.storage.store import Dataset
 
 GRAPHS: Registry[type[Graph]] = Registry(
-    "hpctrack.graphs", "graph", {"doublets": Doublets, "stored": StoredEdges, "truth": TrueEdges}
+    "hpctrack.graphs", "graph", {"doublets": Doublets, "seeds": Seeds, "stored": StoredEdges, "truth": TrueEdges}
 )
 
 __all__ = ["GRAPHS", "Graph", "build_graph", "graph_columns"]

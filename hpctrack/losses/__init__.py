@@ -14,6 +14,7 @@ from hpctrack.losses.contrastive import ContrastiveLoss
 from hpctrack.losses.hybrid import HybridLoss
 from hpctrack.losses.images.counts import CountLoss, LineBinsLoss
 from hpctrack.losses.images.lines import LineLoss
+from hpctrack.losses.images.seeded import SeededLoss
 from hpctrack.losses.influencer import InfluencerLoss
 from hpctrack.losses.metric_learning import MetricLoss
 from hpctrack.losses.term import Loss, LossTerm, objective
@@ -43,6 +44,7 @@ LOSSES: Registry[type[Loss]] = Registry(
         "line_bins": LineBinsLoss,
         "lines": LineLoss,
         "metric": MetricLoss,
+        "seeded": SeededLoss,
         "triplets": TripletLoss,
     },
 )

@@ -67,6 +67,13 @@ class Loss(nn.Module):
         """For each term of `weights`, how many of the batch's events have it; known before the forward pass."""
         raise NotImplementedError
 
+    def metrics(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, LossTerm]:
+        """What validation says besides, as sums and numbers over the batch's events; nothing unless a loss does.
+
+        The same names each time; nothing is trained by it.
+        """
+        return {}
+
     def forward(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, LossTerm]:
         """Each term of `weights`: its sum over the batch's events, without its weight, and their number."""
         raise NotImplementedError

@@ -12,7 +12,9 @@ from hpctrack.models.embedding import CondensationModel, EmbeddingModel, Influen
 from hpctrack.models.filter import FilterNetwork
 from hpctrack.models.hit_filter import HitFilter
 from hpctrack.models.images.captioning import CaptioningModel
+from hpctrack.models.images.convolutional import PlaneAutoencoder, PlaneConvolution, SquareAutoencoder
 from hpctrack.models.images.counting import CountingModel, LineBinsModel
+from hpctrack.models.images.sequences import PlaneLSTM, WindowLSTM
 from hpctrack.models.images.track_queries import TrackQueryModel
 from hpctrack.models.interaction import InteractionNetwork
 from hpctrack.models.triplet_network import TripletNetwork
@@ -34,7 +36,12 @@ MODELS: Registry[type[Model]] = Registry(
         "line_bins": LineBinsModel,
         "track_counting": CountingModel,
         "track_queries": TrackQueryModel,
+        "plane_autoencoder": PlaneAutoencoder,
+        "plane_convolution": PlaneConvolution,
+        "plane_lstm": PlaneLSTM,
+        "square_autoencoder": SquareAutoencoder,
         "triplets": TripletNetwork,
+        "window_lstm": WindowLSTM,
     },
 )
 

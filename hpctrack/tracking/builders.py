@@ -18,6 +18,7 @@ from hpctrack.tracking.condensing import CondensationBuilder, GreedyBuilder
 from hpctrack.tracking.edge_clustering import ComponentsBuilder, DbscanBuilder, HdbscanBuilder, WalkBuilder
 from hpctrack.tracking.hopfield.builder import HopfieldBuilder
 from hpctrack.tracking.radius_builder import RadiusBuilder
+from hpctrack.tracking.seeded import SeededBuilder
 from hpctrack.tracking.slot_builders import LinesBuilder, SlotsBuilder
 from hpctrack.tracking.stage_edges import EdgesBuilder, RadiusEdgesBuilder, RadiusGraphBuilder
 from hpctrack.tracking.stage_hits import HitsBuilder
@@ -39,6 +40,7 @@ BUILDERS: Registry[type[Builder]] = Registry(
         "radius_edges": RadiusEdgesBuilder,
         "radius_graph": RadiusGraphBuilder,
         "slots": SlotsBuilder,
+        "seeded": SeededBuilder,
         "walk": WalkBuilder,
     },
 )

@@ -37,6 +37,9 @@ class StepResult:
     `parts`: this rank's seconds of computing, waiting for the slowest rank and summing gradients, if it was probed; and
     where a rank divides an event, of exchanging rows of it, waiting for the others of the event included.
     `stop`: a rank was asked to end. `retries`: all ranks' passes that ran out of memory and were taken again.
+    `parts`: this rank's seconds of computing, waiting for the slowest rank and summing gradients, if it was probed.
+    `stop`: a rank was asked to end. `metrics`: what the loss says besides in validation (Loss.metrics). `retries`: all
+    ranks' passes that ran out of memory and were taken again.
     """
 
     loss: float
@@ -47,6 +50,7 @@ class StepResult:
     skipped: bool = False
     parts: dict[str, float] = field(default_factory=dict)
     stop: bool = False
+    metrics: dict[str, float] = field(default_factory=dict)
     retries: list[OutOfMemoryRetry] = field(default_factory=list)
 
 
@@ -141,9 +145,14 @@ def validate(engine: Engine, loss: Loss, batches: Iterable[Batch]) -> StepResult
     """
     sums, counts = dict.fromkeys(loss.weights, 0.0), dict.fromkeys(loss.weights, 0.0)
     events, hits, own = 0, 0, list[int]()
+    more: dict[str, list[float]] = {}
     with torch.no_grad():
         for batch in in_lockstep(engine, batches):
-            for name, term in loss(engine.predict(batch), batch).items():
+            outputs = engine.predict(batch)
+            for name, term in loss.metrics(outputs, batch).items():
+                value, number = more.get(name, [0.0, 0.0])
+                more[name] = [value + term.sum.item(), number + term.count]
+            for name, term in loss(outputs, batch).items():
                 value = term.sum.item()
                 sums[name] += value
                 counts[name] += term.count
@@ -154,7 +163,16 @@ def validate(engine: Engine, loss: Loss, batches: Iterable[Batch]) -> StepResult
         raise MachineError(f"validation loss is not finite in event {', '.join(map(str, bad))}")
     names = list(loss.weights)
     total = dict(zip(names, all_sum([counts[name] for name in names], engine.env), strict=True))
-    return combine(engine, sums, total, loss.weights, events=events, hits=hits)
+    result = combine(engine, sums, total, loss.weights, events=events, hits=hits)
+    return replace(result, metrics=over_ranks(engine, more))
+
+
+def over_ranks(engine: Engine, found: dict[str, list[float]]) -> dict[str, float]:
+    """Means of sums and numbers, added over ranks, of which some may have had no event; without those of nothing."""
+    names = sorted({name for part in gather(list(found), engine.env) for name in part})
+    sums = all_sum([value for name in names for value in found.get(name, [0.0, 0.0])], engine.env) if names else []
+    pairs = zip(names, sums[::2], sums[1::2], strict=True)
+    return {name: value / number for name, value, number in pairs if number}
 
 
 def combine(engine: Engine, sums: Sums, total: Sums, weights: Sums, *, events: int, hits: int) -> StepResult:

@@ -344,9 +344,11 @@ class Trainer:
             **terms,
             "events": result.events,
         }
+        values |= {f"metric/{name}": value for name, value in result.metrics.items()}
         if self.metrics:
             self.metrics.write("valid", self.step, values)
-        self.env.say(f"step {self.step}  validation loss {result.loss:.4f} on {result.events} events")
+        more = "".join(f", {name.replace('_', ' ')} {value:.4f}" for name, value in result.metrics.items())
+        self.env.say(f"step {self.step}  validation loss {result.loss:.4f} on {result.events} events{more}")
 
     def tune(self) -> None:
         """Choose the builder's open options on the validation events."""
