@@ -40,10 +40,13 @@ MODELS_FOR = {  # losses of other outputs than the influencer model's
     "hits": {"name": "hit_filter", "backbone": TRANSFORMER},
     "hybrid": {"name": "interaction", "width": 8, "iterations": 2, "embed_hits": 2, "embed_edges": 3},
     "metric": {"name": "embedding", "embedding": 3, "backbone": {"name": "mlp", "width": 8, "layers": 2}},
+    "seeded": {"name": "plane_lstm", "planes": 13, "pixels": 8, "axes": ["phi"], "hidden": 5, "after": 2},
     "triplets": {"name": "triplets", "network": {"name": "attention", "width": 8, "iterations": 2}},
 }
 DOUBLETS = {"name": "doublets", "phi_slope_max_per_mm": 0.02, "z0_max_mm": 500.0}
 GRAPHS_FOR = {"edges": DOUBLETS, "hybrid": DOUBLETS, "metric": {"name": "truth"}, "triplets": DOUBLETS}
+GRAPHS_FOR |= {"seeded": {"name": "seeds", "layer": 2}}
+FEATURES_FOR = {"seeded": ["plane", "phi"]}
 OF_IMAGES = {"count", "line_bins", "lines"}  # in test_ranks_of_images.py: their models have one memory mode
 CASES = [(name, options) for name in sorted(set(LOSSES.own) - OF_IMAGES) for options in VARIANTS.get(name, [{}])]
 
@@ -80,6 +83,7 @@ def test_gradient_is_that_of_one_rank(tmp_path, loss, options, clip, strategy):
     def config(name: str):
         emphasis = {"short": 2.0, "displaced": 1.0, "displaced_min_mm": 1.0} if "compactness" in options else {}
         sections = {"optim": {"clip_norm": clip}, "reading": {"graph": GRAPHS_FOR.get(loss), "emphasis": emphasis}}
+        sections["reading"]["features"] = FEATURES_FOR.get(loss, FEATURES)
         return planned(name, tmp_path, model, {"name": loss, **options}, **sections)
 
     check_gradients(config, strategy, (1, 2, 4), list(PLANS))

@@ -31,6 +31,7 @@ ON_EDGES = {
     "radius_graph",
     "walk",
 }  # in test_edge_builders.py
+ON_PLANES = {"seeded"}  # in tests/unit/test_planes_models.py
 OF_HITS = {"hits"}  # in tests/unit/test_kept_hits.py
 OF_SLOTS = {"lines", "slots"}  # in tests/unit/test_images.py
 OUTPUTS = {  # of a model for these: dimensions
@@ -62,7 +63,7 @@ def lists_of(found):
 
 
 def test_every_builder_is_here():
-    assert set(CONFIGS) | ON_EDGES | OF_HITS | OF_SLOTS == set(BUILDERS.own)
+    assert set(CONFIGS) | ON_EDGES | ON_PLANES | OF_HITS | OF_SLOTS == set(BUILDERS.own)
     made = {name: BUILDERS[name].product for name in BUILDERS.own if BUILDERS[name].product != "candidates"}
     assert made == {"edges": "edges", "radius_edges": "edges", "radius_graph": "edges", "hits": "hits"}
 

@@ -39,6 +39,7 @@ OUTPUTS = {  # of a model for this loss: dimensions
     "line_bins": {"event_bins": 9},
     "lines": {"event_lines": 12, "event_covariance": 18, "event_presence": 6, "hit_slot": 7},
     "metric": {"embedding": 3},
+    "seeded": {"edge_score": None, "edge_best": None, "edge_plane": None},
     "triplets": {"triplet_score": None, "edge_score": None},
 }
 SPACES = {"space_0": 3, "space_1": 2}  # in addition, where neighbours are trained

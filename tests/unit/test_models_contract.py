@@ -15,6 +15,8 @@ NEIGHBOURS = {"name": "neighbours", "width": 8, "stages": 2, "steps": 2, "neighb
 TRANSFORMER = {"name": "transformer", "width": 8, "layers": 2, "heads": 2}
 CANVAS = {"planes": 4, "columns": 5, "plane": "r", "column": "z"}
 QUERIES = {"slots": 3, "backbone": {"name": "mlp", "width": 4, "layers": 1}, "layers": 2, "heads": 2}
+SMALL = {"planes": 3, "pixels": 4, "plane": "r", "axes": ["z"]}  # toy_batch has numbers about 0 for these features
+SQUARE = SMALL | {"axes": ["sin_phi", "z"]}
 CONFIGS = {  # the model's name, and what sets this configuration of it apart
     "attention": {"width": 8, "iterations": 3, "chunk": 7},
     "attention pairs": {"width": 8, "iterations": 3, "chunk": 7, "pairs": True},
@@ -38,8 +40,15 @@ CONFIGS = {  # the model's name, and what sets this configuration of it apart
     "track_counting": CANVAS | {"channels": [2, 0, 3], "most": 9},
     "track_queries": CANVAS | QUERIES,
     "track_queries hits": CANVAS | QUERIES | {"covariance": True, "hits": True},
+    "plane_autoencoder": SMALL | {"planes": 4, "channels": [2, 3]},
+    "plane_convolution": SMALL | {"layers": 2, "filters": 3},
+    "plane_convolution square": SQUARE | {"layers": 1, "filters": 3},
+    "plane_lstm": SMALL | {"hidden": 5, "before": 1, "after": 2, "bidirectional": True},
+    "plane_lstm ahead": SQUARE | {"hidden": 5, "ahead": True},
+    "square_autoencoder": SQUARE | {"pixels": 32, "filters": 1},
     "triplets": {"network": {"name": "attention", "width": 8, "iterations": 2, "chunk": 7}},
     "triplets mean": {"pool": "mean", "network": {"name": "interaction", "width": 8, "iterations": 2, "embed_hits": 2}},
+    "window_lstm": SMALL | {"hidden": 5},
 }
 
 

@@ -78,7 +78,7 @@ def flat_size(channels: Sequence[int], shape: tuple[int, int]) -> int:
 def begin_as_keras(module: nn.Module) -> None:
     """Weights of convolutions and linear layers uniform after X. Glorot and Y. Bengio (2010), no biases."""
     for layer in module.modules():
-        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+        if isinstance(layer, (nn.Conv2d, nn.Conv3d, nn.Linear)):
             nn.init.xavier_uniform_(layer.weight)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
