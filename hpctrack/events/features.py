@@ -48,7 +48,7 @@ FEATURES: dict[str, Feature] = {
     ),
     "volume": scaled("hits.volume_id", 10.0),
     "layer": scaled("hits.layer_id", 10.0, "hits.volume_id"),
-    "plane": Feature(("hits.layer_id",), lambda c: c["hits.layer_id"].astype(np.float32), "layer_id"),
+    "plane": Feature(("hits.layer_id", "hits.volume_id"), lambda c: c["hits.layer_id"].astype(np.float32), "layer_id"),
     "column": Feature(("hits.x",), lambda c: c["hits.x"], "x / 1 mm"),
     "row": Feature(("hits.y",), lambda c: c["hits.y"], "y / 1 mm"),
     "cell_count": Feature(

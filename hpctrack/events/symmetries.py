@@ -25,8 +25,8 @@ from hpctrack.events.features import FEATURES, Columns
 from hpctrack.events.perigee import wrapped
 from hpctrack.storage.detector import TRACKML, Detector
 
-PLACED = ("volume", "layer", "global_eta", "global_phi")  # features that need to know the volume to be reflected
-FRAMED = PLACED[2:]  # and how the axes of modules lie there
+PLACED = ("volume", "layer", "global_eta", "global_phi", "plane")  # features that need to know the volume to be reflected
+FRAMED = PLACED[2:4]  # and how the axes of modules lie there
 
 
 @dataclass(frozen=True)
