@@ -25,7 +25,13 @@ from hpctrack.events.features import FEATURES, Columns
 from hpctrack.events.perigee import wrapped
 from hpctrack.storage.detector import TRACKML, Detector
 
-PLACED = ("volume", "layer", "global_eta", "global_phi", "plane")  # features that need to know the volume to be reflected
+PLACED = (
+    "volume",
+    "layer",
+    "global_eta",
+    "global_phi",
+    "plane",
+)  # features that need to know the volume to be reflected
 FRAMED = PLACED[2:4]  # and how the axes of modules lie there
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -23,6 +24,7 @@ from hpctrack.storage.store import Dataset
 from hpctrack.testing import GraphContract
 from hpctrack.testing.toys import toy_batch
 from hpctrack.tracking.builders import build_builder
+from tests.campaigns import planes as campaign
 
 SIZES = {  # the talk's and the notebooks' numbers of weights, by recipe
     "lstm": 9_442_304,
@@ -180,3 +182,18 @@ def test_candidates_are_the_best_hits_of_each_seed():
     assert every.hit_rows.tolist() == [4, 6, 7, 8] and len(every) == 1  # the other seed has two hits
     with pytest.raises(InputError, match="'seeded' needs a model on planes"):
         build_builder(Named(name="seeded", cut=0.1)).build({"edge_score": np.zeros(1)}, rows, 12, 3)
+
+
+def test_the_study_of_multiplicity_goes_on_where_it_was(tmp_path, capfd):
+    small = "--pixels 8 --planes 4 --seed-planes 2"
+    options = [*("--out", str(tmp_path), "--models", "convolution", "--tracks", "1,3", "--seeds", "1", "--here")]
+    options += ["--events", "4", "--test-events", "3", "--steps", "1", "--simulate", small]
+    options += [f"--set={key}" for key in ("model.pixels=8", "model.planes=4", "model.layers=1", "model.filters=2")]
+    options += [f"--set={key}" for key in ("plan.events_per_step=4", "optim.warmup_steps=0", "parallel.device=cpu")]
+    assert campaign.main(options) == 0
+    points = (tmp_path / "points.jsonl").read_text()
+    rows = [json.loads(line) for line in points.splitlines()]
+    assert [(row["recipe"], row["seed"], row["tracks"]) for row in rows] == [("convolution", 1, n) for n in (1, 3)]
+    assert all(row["hit_accuracy_behind"][1] == 3 and row["step"] == 1 for row in rows)
+    assert "| convolution | " in (tmp_path / "planes.md").read_text() and (tmp_path / "planes.png").exists()
+    assert campaign.main(options) == 0 and (tmp_path / "points.jsonl").read_text() == points

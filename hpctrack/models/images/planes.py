@@ -25,14 +25,17 @@ from hpctrack.errors import InputError
 from hpctrack.events.images import image, places
 from hpctrack.models.contracts import Model
 from hpctrack.models.graph_network import edges_of
-from hpctrack.models.memory_modes import MemoryModes
+from hpctrack.models.memory_modes import MemoryModes, in_chunks, recompute
 from hpctrack.numerics import at_least_fp32
 
+CHUNK = 64  # seeds at a time
 AZIMUTH = "phi"  # the feature that counts half turns and not pixels
 
 
 class PlanesModel(MemoryModes, Model):
     """A model of scores [S, L, P] of images [S, L, P], which a subclass computes in `score`."""
+
+    memory_modes = ("plain", "recompute", "chunks")
 
     class Options(Section):
         """The image."""
@@ -81,7 +84,7 @@ class PlanesModel(MemoryModes, Model):
         seen_N = inside_N.nonzero().squeeze(1)
         of_event = image(where_NA[seen_N], batch.batch[seen_N], batch.num_graphs, self.shape)
         image_SLP = alone(of_event[batch.batch[seed_S]], pixel_NA[seed_S], inside_N[seed_S]).flatten(2)
-        logit_SLP = self.score(image_SLP.to(batch.x.dtype))
+        logit_SLP = self.in_mode(image_SLP.to(batch.x.dtype))
         score_SLP = torch.log_softmax(at_least_fp32(logit_SLP), dim=2)
         plane_M, flat_M = (values[edge_2M[1]] for values in (pixel_NA[:, 0], self.flat(pixel_NA)))
         even = score_SLP.new_tensor(-math.log(self.n_pixels))
@@ -91,6 +94,12 @@ class PlanesModel(MemoryModes, Model):
             "edge_best": torch.where(found_M, score_SLP.amax(dim=2)[number_M, plane_M], even),
             "edge_plane": plane_M.to(score_SLP.dtype),
         }
+
+    def in_mode(self, image_SLP: Tensor) -> Tensor:
+        """`score` in the memory mode: kept, computed again in the backward pass, or so for some seeds at a time."""
+        if self.memory == "chunks":
+            return in_chunks(self.score, image_SLP, size=CHUNK)
+        return self.score(image_SLP) if self.memory == "plain" else recompute(self.score, image_SLP)
 
     def coordinates(self, x_NF: Tensor) -> Tensor:
         """Planes and pixels of hits, [N, A]: a pixel p begins at p."""
