@@ -65,6 +65,8 @@ class WindowLSTM(PlanesModel):
     Planes are lines of pixels; the first are narrow windows about the middle (simulation/planes/straight.py).
     """
 
+    bounds_L2: Tensor  # first pixel of each plane's window, and its end
+
     class Options(Section):
         """The image and the network."""
 
