@@ -5,9 +5,8 @@ Every random choice is drawn from (stream, epoch, event id): the same on any ran
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import ClassVar, Protocol
 
 import numpy as np

@@ -36,8 +36,6 @@ class StepResult:
     `skipped`: the gradient overflowed fp16 and the weights are as they were; its norm is then given as 0.
     `parts`: this rank's seconds of computing, waiting for the slowest rank and summing gradients, if it was probed; and
     where a rank divides an event, of exchanging rows of it, waiting for the others of the event included.
-    `stop`: a rank was asked to end. `retries`: all ranks' passes that ran out of memory and were taken again.
-    `parts`: this rank's seconds of computing, waiting for the slowest rank and summing gradients, if it was probed.
     `stop`: a rank was asked to end. `metrics`: what the loss says besides in validation (Loss.metrics). `retries`: all
     ranks' passes that ran out of memory and were taken again.
     """

@@ -27,10 +27,7 @@ from hpctrack.testing.training_contract import PLANS, SIZES, assert_same, check_
 
 VARIANTS = {
     "influencer": [{"compactness": 1.0, "parameters": 0.1, "hits": 0.5}, {"per": "hit", "squared_hinge_ui": True}]
-    "influencer": [{"compactness": 1.0, "parameters": 0.1}, {"per": "hit", "squared_hinge_ui": True}],
-    "lines": [{"slots": "matched", "likelihood": 0.1, "presence": 0.3, "hits": 0.7, "lever": 0.1}],
 }
-VARIANTS = {"influencer": [{"compactness": 1.0, "parameters": 0.1}, {"per": "hit", "squared_hinge_ui": True}]}
 TRANSFORMER = {"name": "transformer", "width": 8, "layers": 1, "heads": 2}
 INFLUENCER = {"name": "influencer", "embedding": 3, "backbone": TRANSFORMER}
 MODELS_FOR = {  # losses of other outputs than the influencer model's
