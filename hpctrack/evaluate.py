@@ -14,7 +14,7 @@ import numpy as np
 
 from hpctrack import __version__
 from hpctrack.errors import InputError
-from hpctrack.evaluation import edge_metrics, hit_metrics, kinds, resolutions, rules
+from hpctrack.evaluation import calorimeter, edge_metrics, hit_metrics, kinds, resolutions, rules
 from hpctrack.evaluation.tally import COLUMNS as TALLY_COLUMNS
 from hpctrack.evaluation.tally import SCORE, Cuts, EventTally, add_up, event_row, tally_event
 from hpctrack.files.jsonlines import TIMINGS, is_truncated, read_lines
@@ -109,7 +109,8 @@ def parser() -> arguments.Parser:
     p.add_argument("--kinds", action="store_true", help="also print every metric by kind of track, exclusive tracks")
     p.add_argument(
         "--rules", nargs="+", default=[], metavar="RULE",
-        help=f"also count by other groups' own definitions: {', '.join(rules.RULES)}; {rules.ALL}: every one",
+        help=f"also count by other groups' own definitions: {', '.join((*rules.RULES, *calorimeter.EVENT_RULES))}; "
+        f"{rules.ALL}: every one on collisions",
     )  # fmt: skip
     p.add_argument(
         "--compare", nargs="+", default=[], metavar="[NAME=]FILE",
@@ -138,7 +139,7 @@ class Evaluation:
         unmet = lacking(self.dataset, wanted)
         self.left_out = [f"{data}: {said([need])}: left out" for need in unmet]
         self.with_resolutions = with_parameters and resolutions.RESOLUTIONS.who not in {need.who for need in unmet}
-        columns = dict.fromkeys([*COLUMNS, *(rules.COLUMNS if by else ())])
+        columns = dict.fromkeys([*COLUMNS, *rules.columns(by)])
         self.columns = [name for name in columns if name not in self.dataset.lacks]
         tracks = self.store.attributes.get("selection", {}).get("tracks")
         if tracks is not None:

@@ -18,6 +18,7 @@ from dataclasses import KW_ONLY, dataclass
 import numpy as np
 
 from hpctrack.errors import InputError
+from hpctrack.evaluation.calorimeter import EVENT_RULES, EventRule
 from hpctrack.evaluation.judging import (
     Judge,
     Seen,
@@ -52,7 +53,7 @@ from hpctrack.requirements.needs import DIRECTIONS, TRACKS, Need
 from hpctrack.storage.detector import TRACKML
 from hpctrack.storage.schema import Candidates, Event
 
-ALL = "all"  # names every rule
+ALL = "all"  # names every rule on collisions
 PIXELS = (7, 8, 9)
 COLUMNS = ["hits.volume_id", "hits.layer_id", "hits.eta", *TRACKS, *DIRECTIONS]
 
@@ -280,16 +281,25 @@ RULES: dict[str, Rule] = {
 
 
 def chosen(names: Iterable[str]) -> list[str]:
-    """The rules that are named, in the order of the table; ALL is every one. InputError for an unknown one."""
+    """The rules that are named, in the order of the tables; ALL: all of RULES. InputError for an unknown one."""
     asked = set(names)
-    if unknown := sorted(asked - RULES.keys() - {ALL}):
-        raise InputError(f"--rules {unknown[0]}: no such rule; there are: {', '.join(RULES)}; {ALL}: every one")
-    return [name for name in RULES if name in asked or ALL in asked]
+    if unknown := sorted(asked - RULES.keys() - EVENT_RULES.keys() - {ALL}):
+        known = ", ".join((*RULES, *EVENT_RULES))
+        raise InputError(f"--rules {unknown[0]}: no such rule; there are: {known}; {ALL}: every one on collisions")
+    return [name for name in RULES if name in asked or ALL in asked] + [name for name in EVENT_RULES if name in asked]
+
+
+def columns(names: Sequence[str]) -> list[str]:
+    """The columns of an event that these rules read."""
+    own = [name for rule in names if rule in EVENT_RULES for name in EVENT_RULES[rule].needs]
+    return list(dict.fromkeys([*(COLUMNS if set(names) & RULES.keys() else ()), *own]))
 
 
 def needs(names: Iterable[str]) -> list[Need]:
     """What a dataset must have for these rules, beside that of the command line's cuts."""
-    return [Need(f"--rules {name}", [*TRACKS, *DIRECTIONS]) for name in names if RULES[name].sample is not None]
+    own = [Need(f"--rules {name}", EVENT_RULES[name].needs) for name in names if name in EVENT_RULES]
+    peers = [name for name in names if name in RULES and RULES[name].sample is not None]
+    return [*own, *(Need(f"--rules {name}", [*TRACKS, *DIRECTIONS]) for name in peers)]
 
 
 # ------------------------------------------------------------------------------------------------ counting
@@ -302,6 +312,10 @@ def count(event: Event, found: Candidates, names: Sequence[str], cuts: Cuts) -> 
     lists = ((found.hit_offsets, found.hit_rows), exclusive_lists(found.track_ids))
     counts = {}
     for name in names:
+        if name in EVENT_RULES:
+            own_counts = [EVENT_RULES[name].count(event, each) for each in lists]
+            counts[name] = EventCounts(len(row), event.n_particles, dict(zip(READINGS, own_counts, strict=True)))
+            continue
         rule, seen = RULES[name], np.ones(len(row), dtype=bool)
         if rule.sample is None:
             target = cuts.targets(event)
@@ -343,7 +357,8 @@ def add_up(events: Sequence[dict[str, EventCounts]], names: Sequence[str], cuts:
 
 
 def _add_up(events: Sequence[EventCounts], name: str, cuts: Cuts) -> dict:
-    rule, hits = RULES[name], sum(event.hits for event in events)
+    rule: Rule | EventRule = EVENT_RULES[name] if name in EVENT_RULES else RULES[name]
+    hits = sum(event.hits for event in events)
     if events and not hits and rule.sample is not None and rule.sample.volumes:
         volumes = ", ".join(map(str, rule.sample.volumes))
         raise InputError(f"--rules {name}: no event has a hit in its volumes {volumes}; leave the rule out")

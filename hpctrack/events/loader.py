@@ -82,6 +82,9 @@ class EventGraph(Protocol):
     ) -> tuple[np.ndarray, np.ndarray]:
         """Whose each hit of a divided event is, [N], and the edges with an end that is rank `number`'s, [2, M]."""
 
+    def subsets(self, event: Event, rows: np.ndarray, edge_2M: np.ndarray) -> np.ndarray | None:
+        """The subset of each edge, int64 [M], or None."""
+
 
 def columns_of(
     data: Dataset,
@@ -103,7 +106,8 @@ class EventLoader:
     Data: `x` [N, F] features; `track` [N] target number 0..n_tracks-1, or -1; `n_tracks` [1]; `hit_row` [N] rows in the
     event; `event_id` [1]; if in `of_tracks`, `parameters` [n_tracks, 5] at the perigee (events/perigee.py) and `lines`
     [n_tracks, 4] (events/lines.py); if wanted, `track_weight` [n_tracks] (events/emphasis.py). With a graph:
-    `edge_index` [2, M] and, with `labels`, `edge_truth` [M], whether an edge is in the graph truth (events/truth.py).
+    `edge_index` [2, M] and, with `labels`, `edge_truth` [M], whether an edge is in the graph truth (events/truth.py), and
+    `edge_subset` [M] if its kind of graph has subsets of edges.
     """
 
     def __init__(
@@ -184,6 +188,9 @@ class EventLoader:
             rows = data.hit_row.numpy()
             true_2T = truth.graph_truth(event, rows)
             data.edge_truth = torch.from_numpy(truth.is_true(edge_2M, true_2T, len(rows)))
+            subset_M = self.graph.subsets(event, rows, edge_2M) if self.graph else None
+            if subset_M is not None:
+                data.edge_subset = torch.from_numpy(subset_M)
 
     def hits(self, event: Event, epoch: int) -> Data:
         """Data of an event that was read, without edges."""

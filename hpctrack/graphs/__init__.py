@@ -7,6 +7,7 @@ from pathlib import Path
 from hpctrack.config import Named, lookup, parse
 from hpctrack.graphs.contracts import Graph
 from hpctrack.graphs.doublets import Doublets
+from hpctrack.graphs.planes import Planes
 from hpctrack.graphs.seeds import Seeds
 from hpctrack.graphs.stored import StoredEdges
 from hpctrack.graphs.true_edges import TrueEdges
@@ -14,7 +15,9 @@ from hpctrack.registry import Registry
 from hpctrack.storage.store import Dataset
 
 GRAPHS: Registry[type[Graph]] = Registry(
-    "hpctrack.graphs", "graph", {"doublets": Doublets, "seeds": Seeds, "stored": StoredEdges, "truth": TrueEdges}
+    "hpctrack.graphs",
+    "graph",
+    {"doublets": Doublets, "planes": Planes, "seeds": Seeds, "stored": StoredEdges, "truth": TrueEdges},
 )
 
 __all__ = ["GRAPHS", "Graph", "build_graph", "graph_columns"]

@@ -43,3 +43,7 @@ class Graph:
         edge_2M = self(event, rows)
         owner_N = owners(cost_of_hits(len(rows), edge_2M))
         return owner_N, edge_2M[:, (owner_N[edge_2M] == number).any(axis=0)]
+
+    def subsets(self, event: Event, rows: np.ndarray, edge_2M: np.ndarray) -> np.ndarray | None:
+        """The subset of each edge, int64 [M] from 0, over which losses may take means apart; None: there are none."""
+        return None

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch_geometric.data import Batch
 
 from hpctrack.config import Named, lookup, parse
+from hpctrack.losses.assignment.segments import AssignmentLoss, SegmentLoss
 from hpctrack.losses.classification import EdgeLoss, HitLoss, TripletLoss
 from hpctrack.losses.condensation import CondensationLoss
 from hpctrack.losses.contrastive import ContrastiveLoss
@@ -34,6 +35,7 @@ LOSSES: Registry[type[Loss]] = Registry(
     "hpctrack.losses",
     "loss",
     {
+        "assignment": AssignmentLoss,
         "condensation": CondensationLoss,
         "contrastive": ContrastiveLoss,
         "count": CountLoss,
@@ -45,6 +47,7 @@ LOSSES: Registry[type[Loss]] = Registry(
         "lines": LineLoss,
         "metric": MetricLoss,
         "seeded": SeededLoss,
+        "segments": SegmentLoss,
         "triplets": TripletLoss,
     },
 )

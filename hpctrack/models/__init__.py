@@ -17,6 +17,8 @@ from hpctrack.models.images.counting import CountingModel, LineBinsModel
 from hpctrack.models.images.sequences import PlaneLSTM, WindowLSTM
 from hpctrack.models.images.track_queries import TrackQueryModel
 from hpctrack.models.interaction import InteractionNetwork
+from hpctrack.models.segments.hit_graph import HitGraphNetwork
+from hpctrack.models.segments.line_graph import LineGraphNetwork
 from hpctrack.models.triplet_network import TripletNetwork
 from hpctrack.registry import Registry
 
@@ -31,6 +33,7 @@ MODELS: Registry[type[Model]] = Registry(
         "embedding": EmbeddingModel,
         "filter": FilterNetwork,
         "hit_filter": HitFilter,
+        "hit_graph": HitGraphNetwork,
         "influencer": InfluencerModel,
         "interaction": InteractionNetwork,
         "line_bins": LineBinsModel,
@@ -40,6 +43,7 @@ MODELS: Registry[type[Model]] = Registry(
         "plane_convolution": PlaneConvolution,
         "plane_lstm": PlaneLSTM,
         "square_autoencoder": SquareAutoencoder,
+        "line_graph": LineGraphNetwork,
         "triplets": TripletNetwork,
         "window_lstm": WindowLSTM,
     },

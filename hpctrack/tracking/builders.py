@@ -13,6 +13,7 @@ import numpy as np
 
 from hpctrack.config import Named, lookup, parse
 from hpctrack.registry import Registry
+from hpctrack.tracking.assignment.builder import AssignmentBuilder
 from hpctrack.tracking.builder import Builder, Outputs
 from hpctrack.tracking.condensing import CondensationBuilder, GreedyBuilder
 from hpctrack.tracking.edge_clustering import ComponentsBuilder, DbscanBuilder, HdbscanBuilder, WalkBuilder
@@ -27,6 +28,7 @@ BUILDERS: Registry[type[Builder]] = Registry(
     "hpctrack.builders",
     "builder",
     {
+        "assignment": AssignmentBuilder,
         "components": ComponentsBuilder,
         "condensation": CondensationBuilder,
         "dbscan": DbscanBuilder,

@@ -30,7 +30,10 @@ VARIANTS = {
 }
 TRANSFORMER = {"name": "transformer", "width": 8, "layers": 1, "heads": 2}
 INFLUENCER = {"name": "influencer", "embedding": 3, "backbone": TRANSFORMER}
+LINE_GRAPH = {"name": "line_graph", "width": 8, "table": 64}
 MODELS_FOR = {  # losses of other outputs than the influencer model's
+    "assignment": LINE_GRAPH,
+    "segments": {"name": "hit_graph", "width": 8},
     "condensation": {"name": "condensation", "embedding": 3, "backbone": TRANSFORMER},
     "contrastive": {"name": "embedding", "embedding": 3, "backbone": TRANSFORMER},
     "edges": {"name": "attention", "width": 8, "iterations": 2},
@@ -42,7 +45,7 @@ MODELS_FOR = {  # losses of other outputs than the influencer model's
 }
 DOUBLETS = {"name": "doublets", "phi_slope_max_per_mm": 0.02, "z0_max_mm": 500.0}
 GRAPHS_FOR = {"edges": DOUBLETS, "hybrid": DOUBLETS, "metric": {"name": "truth"}, "triplets": DOUBLETS}
-GRAPHS_FOR |= {"seeded": {"name": "seeds", "layer": 2}}
+GRAPHS_FOR |= {"seeded": {"name": "seeds", "layer": 2}, "assignment": DOUBLETS, "segments": DOUBLETS}
 FEATURES_FOR = {"seeded": ["plane", "phi"]}
 OF_IMAGES = {"count", "line_bins", "lines"}  # in test_ranks_of_images.py: their models have one memory mode
 CASES = [(name, options) for name in sorted(set(LOSSES.own) - OF_IMAGES) for options in VARIANTS.get(name, [{}])]

@@ -22,6 +22,7 @@ CONFIGS = {  # of the builders on embeddings
     "radius": Named(name="radius", radius=0.5),
 }
 ON_EDGES = {
+    "assignment",
     "components",
     "dbscan",
     "edges",

@@ -15,7 +15,7 @@ from hpctrack.evaluation.matching import check_candidates
 from hpctrack.tracking.builders import build_builder, choose, tuning_counts
 from hpctrack.tracking.edge_clustering import beside
 
-NAMES = ["components", "dbscan", "hdbscan", "hopfield", "walk"]
+NAMES = ["assignment", "components", "dbscan", "hdbscan", "hopfield", "walk"]
 
 
 def logit(probability):

@@ -13,6 +13,7 @@ from hpctrack import evaluate, report
 from hpctrack.config import load_config
 from hpctrack.errors import InputError
 from hpctrack.evaluation import rules
+from hpctrack.evaluation.calorimeter import of_protons
 from hpctrack.evaluation.judging import restricted
 from hpctrack.evaluation.tally import Cuts
 from hpctrack.reporting.by_rule import by_rule
@@ -254,3 +255,34 @@ def test_refused_in_one_line(folder, capsys):
     assert "--rules hept: no such rule" in line("--rules", "hept")
     assert evaluate.main(["--compare", "a.json", "--rules", "heptv2"]) == 2
     assert "no --data, --out, --kinds, --rules" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------ protons
+
+
+def test_tracks_of_protons_are_counted_as_their_rule_says():
+    """Three protons through 7 planes; the second has a secondary, the third ends before its Bragg peak."""
+    plane = np.tile(np.arange(7), 3)
+    row = np.repeat(np.arange(3), 7)
+    weight, deposit = np.ones(21), np.full(21, 0.02)
+    weight[12:14] = 0
+    deposit[[6, 13]] = 0.1
+    x = 0.1 * row
+    columns = {"hits": {"x": x, "y": 0 * x, "z": 5.5 * plane, "layer_id": plane, "volume_id": np.full(21, 2)}}
+    columns |= {"cells": {"cell_charge": deposit}, "truth": {"weight": weight, "particle_row": row}}
+    columns |= {"particles": {"particle_id": np.arange(3)}}
+    event = Event(0, columns)
+    first, second, third = (np.arange(7 * k, 7 * k + 7) for k in range(3))
+    crossed = np.concatenate([second[:3], first[3:]])  # ends as the first does, begins as the second
+
+    def found(*tracks):
+        offsets = np.cumsum([0, *map(len, tracks)])
+        return of_protons(event, (offsets, np.concatenate(tracks)))
+
+    whole = found(first, second, third)
+    assert whole["purity"] == (1, 1) and whole["efficiency"] == (1, 2)
+    assert whole["edge_tpr"] == (18, 18) and whole["edge_fpr"] == (0, 36)
+    mixed = found(crossed, np.concatenate([first[:3], second[3:]]), third)
+    assert mixed["purity"] == (0, 1) and mixed["edge_tpr"] == (16, 18) and mixed["edge_fpr"] == (2, 36)
+    assert found(first[3:])["purity"] == (0, 0)  # too short
+    assert "proton_ct" in rules.chosen(["proton_ct"]) and "cells.cell_charge" in rules.columns(["proton_ct"])

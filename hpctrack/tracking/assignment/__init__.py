@@ -1,0 +1,1 @@
+"""Tracks by exact assignment: of any edges' scores, and of directions alone."""
