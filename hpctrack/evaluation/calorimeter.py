@@ -24,7 +24,7 @@ from hpctrack.requirements.needs import TRACKS
 from hpctrack.storage.schema import Event
 
 MIN_HITS, MIN_DEPOSIT_MEV = 5, 0.0625
-COLUMNS = [*Planes.COLUMNS, "cells.cell_charge", "truth.weight", *TRACKS]
+COLUMNS = [*Planes.COLUMNS, "cells.cell_charge", "truth.weight", *TRACKS, "particles.particle_id"]
 
 
 class Number(NamedTuple):

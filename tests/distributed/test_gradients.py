@@ -33,7 +33,7 @@ INFLUENCER = {"name": "influencer", "embedding": 3, "backbone": TRANSFORMER}
 LINE_GRAPH = {"name": "line_graph", "width": 8, "table": 64}
 MODELS_FOR = {  # losses of other outputs than the influencer model's
     "assignment": LINE_GRAPH,
-    "segments": {"name": "hit_graph", "width": 8},
+    "segments": LINE_GRAPH,
     "condensation": {"name": "condensation", "embedding": 3, "backbone": TRANSFORMER},
     "contrastive": {"name": "embedding", "embedding": 3, "backbone": TRANSFORMER},
     "edges": {"name": "attention", "width": 8, "iterations": 2},

@@ -68,12 +68,15 @@ def sinkhorn(solve: Assignment, cost_M: np.ndarray, chosen_M: np.ndarray, g_M: n
     (row_M, rows), (column_M, columns) = solve.ends
     kernel_M = np.exp(-cost_M / by.cost)
     spare = np.exp(-1.0 / by.cost)
-    u_R, v_C = np.ones(rows), np.ones(columns)
+    u_R: np.ndarray = np.ones(rows)
+    v_C: np.ndarray = np.ones(columns)
     for _ in range(by.rounds):
         u_R = 1 / (np.bincount(row_M, kernel_M * v_C[column_M], rows) + spare)
         v_C = 1 / (np.bincount(column_M, kernel_M * u_R[row_M], columns) + spare)
     y_M = kernel_M * u_R[row_M] * v_C[column_M]
-    gy_M, left_R, right_C = g_M * y_M, np.zeros(rows), np.zeros(columns)
+    gy_M = g_M * y_M
+    left_R: np.ndarray = np.zeros(rows)
+    right_C: np.ndarray = np.zeros(columns)
     of_row, of_column = np.bincount(row_M, gy_M, rows), np.bincount(column_M, gy_M, columns)
     for _ in range(by.rounds):
         left_R = of_row - np.bincount(row_M, y_M * right_C[column_M], rows)

@@ -82,7 +82,7 @@ class LineGraphNetwork(MemoryModes, Model):
         pairs = Pairs.of(self.places(batch.x), edge_2M, batch.num_nodes)
         h_MH, score_M = raw_MW, None
         for number, step in enumerate(self.steps):
-            rivals = [] if score_M is None else [rivalry(score_M, edge_2M, batch.num_nodes)]
+            rivals: list[Tensor] = [] if score_M is None else [rivalry(score_M, edge_2M, batch.num_nodes)]
             h_MH = self.step(step, torch.cat([raw_MW, h_MH, *rivals], dim=1) if number else raw_MW, pairs)
             if self.options.compete:
                 score_M = at_least_fp32(self.readouts[number](h_MH)).squeeze(1)
