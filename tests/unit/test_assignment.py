@@ -165,7 +165,7 @@ def test_a_hit_beside_a_chain_joins_it():
     edge_2M = np.array([[0, 1, 2, 4], [1, 2, 3, 2]])  # 4 is a second hit where 1 is
     outputs = {"edge_index": edge_2M, "edge_score": np.array([3.0, 3.0, 3.0, 2.0])}
     for join, size in ((None, 4), (0.5, 5)):
-        found = build_builder(Named(name="assignment", join=join)).build(outputs, np.arange(5), 5, 0)
+        found = build_builder(Named(name="assignment", cut=0.0, join=join)).build(outputs, np.arange(5), 5, 0)
         assert len(found) == 1 and found.hit_offsets.tolist() == [0, size]
 
 

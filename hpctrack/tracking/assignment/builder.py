@@ -25,7 +25,7 @@ class AssignmentBuilder(EdgeBuilder):
     class Options(EdgeBuilder.Options):
         """The cut, what is best, and what joins a chain."""
 
-        cut: float | None = Field(0.0, ge=0, lt=1, description="edges must be as probable; null: tuned after training")
+        cut: float | None = Field(None, ge=0, lt=1, description="edges must be as probable; null: tuned after training")
         best: Literal["edges", "sum"] = Field(
             "edges",
             description="the most edges, and of those the largest sum of probabilities; or the largest sum at once",
