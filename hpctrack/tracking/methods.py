@@ -44,8 +44,8 @@ METHODS: Registry[type[Method]] = Registry(
     {
         "ckf": Lazy("hpctrack.tracking.ckf:Ckf", "pyacts", "reference"),
         "dbscan": Lazy("hpctrack.tracking.dbscan:Dbscan", "scikit-learn", "reference"),
-        "hopfield": Lazy("hpctrack.tracking.hopfield.method:Hopfield"),
         "follow": Lazy("hpctrack.tracking.assignment.follower:Follower"),
+        "hopfield": Lazy("hpctrack.tracking.hopfield.method:Hopfield"),
     },
 )
 
