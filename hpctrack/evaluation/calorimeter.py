@@ -77,16 +77,16 @@ def of_protons(event: Event, lists: Lists) -> dict[str, Counts]:
 
 EVENT_RULES: dict[str, EventRule] = {
     "proton_ct": EventRule(
-        "proton CT (T. Kortus et al.): tracks of primaries that reach their Bragg peak",
-        "SIVERT-pCT/e2e-tracking; arXiv:2407.13420",
-        f">= {MIN_HITS} hits, all of primaries, the deepest above {MIN_DEPOSIT_MEV:g} MeV",
-        COLUMNS,
-        {
+        who="proton CT (T. Kortus et al.): tracks of primaries that reach their Bragg peak",
+        source="SIVERT-pCT/e2e-tracking; arXiv:2407.13420",
+        selection=f">= {MIN_HITS} hits, all of primaries, the deepest above {MIN_DEPOSIT_MEV:g} MeV",
+        needs=COLUMNS,
+        measures={
             "purity": Number("Purity", "tracks of one primary's hits", "tracks that are looked at"),
             "efficiency": Number("Efficiency", "tracks of one primary's hits", "primaries without secondaries"),
             "edge_tpr": Number("True edges chosen", "true edges within a track", "true edges"),
             "edge_fpr": Number("False edges chosen", "false edges within a track", "false edges"),
         },
-        of_protons,
+        count=of_protons,
     )
 }

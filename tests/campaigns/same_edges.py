@@ -70,7 +70,7 @@ def table(events: Sequence[dict[str, Any]]) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Count and print."""
     p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    p.add_argument("--checkpoints", nargs="+", required=True)
+    p.add_argument("--checkpoints", nargs="+", required=True, type=Path)
     p.add_argument("--data", type=Path, required=True)
     p.add_argument("--events", type=int, default=20)
     p.add_argument("--builders", nargs="+", required=True, metavar="NAME,KEY=VALUE,…")
@@ -78,9 +78,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = p.parse_args(argv)
     several = Several({text: build_builder(named(text)) for text in args.builders})
     data, cuts = Dataset(args.data), Cuts(1.0, 3)
-    chain = Chain(*stages(args.checkpoints, [])[::-1], data, torch.device("cpu"))
+    paths, configs = stages(args.checkpoints, [])
+    chain = Chain(configs, paths, data, torch.device("cpu"))
     chain._stages[-1]._builder = several
-    about = {"checkpoints": args.checkpoints, "data": data.fingerprint, "builders": args.builders}
+    about = {
+        "checkpoints": [str(path) for path in args.checkpoints],
+        "data": data.fingerprint,
+        "builders": args.builders,
+    }
     done = json.loads(args.out.read_text()) if args.out.exists() else about | {"events": []}
     for row in range(len(done["events"]), min(args.events, len(data))):
         chain(row)
