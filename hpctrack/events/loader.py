@@ -106,7 +106,7 @@ class EventLoader:
     Data: `x` [N, F] features; `track` [N] target number 0..n_tracks-1, or -1; `n_tracks` [1]; `hit_row` [N] rows in the
     event; `event_id` [1]; if in `of_tracks`, `parameters` [n_tracks, 5] at the perigee (events/perigee.py) and `lines`
     [n_tracks, 4] (events/lines.py); if wanted, `track_weight` [n_tracks] (events/emphasis.py). With a graph:
-    `edge_index` [2, M] and, with `labels`, `edge_truth` [M], whether an edge is in the graph truth (events/truth.py), and
+    `edge_index` [2, M] and, with `labels`, `edge_truth` [M], whether an edge is in the graph truth (events/truth.py);
     `edge_subset` [M] if its kind of graph has subsets of edges.
     """
 
