@@ -183,4 +183,4 @@ def test_events_of_another_source_and_candidates_of_another_method(install, tmp_
     found = CandidateStore(out)
     assert found.attributes["versions"] == {"mine": "1.2"} and len(found.read(0)) == 1
     assert infer.main(["--method", "two", "--data", data, "--out", out]) == 2
-    assert "unknown 'two'; one of: ckf, dbscan, hopfield, one" in capsys.readouterr().err
+    assert "unknown 'two'; one of: ckf, dbscan, follow, hopfield, one" in capsys.readouterr().err

@@ -88,7 +88,7 @@ class AssignmentLoss(SegmentLoss):
         )
         samples: int = Field(4, ge=1, le=1000, description="perturbed: draws of noise an event and step")
         rounds: int = Field(50, ge=1, le=10_000, description="sinkhorn: rounds of scaling")
-        seed: Seed = 0
+        seed: Seed = Field(0, description="of what the estimator perturbed draws")
         threads: int = Field(1, ge=1, le=256, description="problems solved at a time", json_schema_extra={"free": True})
 
     def of_edges(self, score_M: Tensor, true_M: Tensor, batch: Batch) -> Tensor:

@@ -82,9 +82,14 @@ class WindowLSTM(PlanesModel):
         super().__init__(features, PlanesModel.Options(**options.model_dump(exclude={"hidden"})))
         self.widths = window_widths(options.planes, options.pixels).tolist()
         self.first = [(options.pixels - width) // 2 for width in self.widths]
-        self.before = nn.ModuleList(nn.Linear(width, options.hidden) for width in self.widths)
+        numbers = [
+            str(plane) for plane in range(len(self.widths))
+        ]  # dictionaries: so small layers are shared out as one
+        self.before = nn.ModuleDict(
+            {n: nn.Linear(w, options.hidden) for n, w in zip(numbers, self.widths, strict=True)}
+        )
         self.lstm = OneBiasLSTM(options.hidden, options.hidden)
-        self.after = nn.ModuleList(nn.Linear(options.hidden, width) for width in self.widths)
+        self.after = nn.ModuleDict({n: nn.Linear(options.hidden, w) for n, w in zip(numbers, self.widths, strict=True)})
         for layers in (self.before, self.after):
             begin_as_keras(layers)
         bounds = torch.tensor([[first, first + width] for first, width in zip(self.first, self.widths, strict=True)])
@@ -101,10 +106,10 @@ class WindowLSTM(PlanesModel):
             image_SLP[:, plane, first : first + width]
             for plane, (first, width) in enumerate(zip(self.first, self.widths, strict=True))
         ]
-        inner = [torch.relu(layer(window)) for layer, window in zip(self.before, windows, strict=True)]
+        inner = [torch.relu(layer(window)) for layer, window in zip(self.before.values(), windows, strict=True)]
         state_SLH = self.lstm(torch.stack(inner, dim=1))
         rows = []
-        for plane, (layer, first) in enumerate(zip(self.after, self.first, strict=True)):
+        for plane, (layer, first) in enumerate(zip(self.after.values(), self.first, strict=True)):
             beyond = self.options.pixels - first - self.widths[plane]
             rows.append(nn.functional.pad(layer(state_SLH[:, plane]), (first, beyond), value=NOWHERE))
         return torch.stack(rows, dim=1)

@@ -20,7 +20,7 @@ from hpctrack.models.contracts import Model
 from hpctrack.models.graph_network import edges_of, expected_edges
 from hpctrack.models.memory_modes import MemoryModes, recompute
 from hpctrack.models.segments.blocks import FoldedLinear, Places, Rest, Standardised
-from hpctrack.numerics import at_least_fp32
+from hpctrack.numerics import at_least_fp32, without_autocast
 
 OF_EDGE = 3  # length, azimuth and polar angle
 
@@ -51,12 +51,13 @@ class HitGraphNetwork(MemoryModes, Model):
         self.readout, self.score = FoldedLinear([h, h, h], h), Rest(h, 1)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """`edge_score` [M], logits of `batch.edge_index`."""
+        """`edge_score` [M], logits of `batch.edge_index`; in fp32 at least."""
         edge_2M = edges_of(batch)
         x_NF = self.standardised(batch.x)
         edge_M3 = self.of_edge(polar(self.places(batch.x), edge_2M))
         work = self.scores if self.memory == "plain" else lambda *args: recompute(self.scores, *args)
-        return {"edge_score": at_least_fp32(work(x_NF, edge_M3, edge_2M)).squeeze(1)}
+        with without_autocast(x_NF):  # largest messages, which half precision would exchange
+            return {"edge_score": at_least_fp32(work(x_NF, edge_M3, edge_2M)).squeeze(1)}
 
     def scores(self, x_NF: Tensor, edge_M3: Tensor, edge_2M: Tensor) -> Tensor:
         """[M, 1]; a message goes along its edge and back."""

@@ -41,7 +41,7 @@ from hpctrack.models.segments.blocks import (
     on_grid,
     waves,
 )
-from hpctrack.numerics import at_least_fp32
+from hpctrack.numerics import at_least_fp32, without_autocast
 
 WAVES = 64
 RIVALS = 3  # numbers that say how a segment does: its score, and that of its best rivals at either hit
@@ -75,7 +75,13 @@ class LineGraphNetwork(MemoryModes, Model):
         self.readouts = Layers(Normed(h, h, 1) for _ in range(options.steps if options.compete else 1))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """`edge_score` [M], logits of `batch.edge_index`."""
+        """`edge_score` [M], logits of `batch.edge_index`; in fp32 at least, since half precision would exchange which
+        message is the largest."""
+        with without_autocast(batch.x):
+            return {"edge_score": self.scores(batch)}
+
+    def scores(self, batch: Batch) -> Tensor:
+        """[M]."""
         edge_2M = edges_of(batch)
         x_NF = self.standardised(batch.x)
         raw_MW = torch.cat([x_NF[edge_2M[0]], x_NF[edge_2M[1]]], dim=1)
@@ -88,7 +94,7 @@ class LineGraphNetwork(MemoryModes, Model):
                 score_M = at_least_fp32(self.readouts[number](h_MH)).squeeze(1)
         if score_M is None:
             score_M = at_least_fp32(self.readouts[0](h_MH)).squeeze(1)
-        return {"edge_score": score_M}
+        return score_M
 
     def step(self, step: Step, state_MW: Tensor, pairs: Pairs) -> Tensor:
         """The next states [M, H]."""
