@@ -13,7 +13,7 @@ from hpctrack.errors import InputError
 from hpctrack.files.outputs import check_output, write_json_output
 from hpctrack.process import arguments
 from hpctrack.process.ends import verb
-from hpctrack.requirements.needs import Need, check
+from hpctrack.requirements.needs import MOMENTA, Need, check
 from hpctrack.storage.store import Dataset
 from hpctrack.tracking.hopfield.measure import NEEDED, measure
 
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not good:
             raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be {right}")
     data = Dataset(args.data, verify=True)
-    check(data, [Need("hpctrack segments", NEEDED)])
+    check(data, [Need("hpctrack segments", NEEDED), *([Need("--pt-min-gev", MOMENTA)] if args.pt_min_gev > 0 else [])])
     found = measure(data, args.events, args.pt_min_gev, args.kept, args.least)
     write_json_output(args.out, found)
     print(f"{args.out}: {len(found['pairs'])} pairs and {len(found['triplets'])} triplets of layers")

@@ -21,6 +21,7 @@ deadline=$(($(date +%s) + 60 * ${2:-14}))
 wheels=${HPCTRACK_GPU_WHEELS:-wheels}
 export PYTHONPATH="$out/site:$PWD${PYTHONPATH:+:$PYTHONPATH}" OMP_NUM_THREADS=${OMP_NUM_THREADS:-4}
 : >"$out/status.jsonl"
+rm -f "$out"/bench-*.json "$out"/tests.xml "$out"/gpu.md "$out"/gpu.json # of an earlier run
 [ -z "${HPCTRACK_GPU_REHEARSAL:-}" ] || export CUDA_VISIBLE_DEVICES=
 
 "$python" -c 'import torch' 2>/dev/null || { echo "gpu_check: $python has no torch; set PYTHON to one that has"; exit 2; }
@@ -29,6 +30,7 @@ for i in "${!packages[@]}"; do
   "$python" -c "import importlib.util as u, sys; sys.exit(u.find_spec('${packages[$i]}') is None)" || missing+=("${names[$i]}")
 done
 if [ ${#missing[@]} -gt 0 ]; then
+  missing=("${names[@]}") # all or none: one wheel alone could bring a numpy for which the machine's others are not built
   echo "gpu_check: ${missing[*]} missing, taken from $wheels"
   if ! "$python" -m pip install --quiet --no-index --find-links "$wheels" --target "$out/site" "${missing[@]}"; then
     version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
@@ -50,11 +52,11 @@ work() {
   local name=$1 limit=$2 begin left rc=0
   shift 2
   begin=$(date +%s)
-  left=$((deadline - begin - 15)) # for the page
+  left=$((deadline - begin - 40)) # for the page
   if [ "$left" -lt 10 ]; then
     rc=125
   else
-    timeout --kill-after 10 "$((left < limit ? left : limit))" "$@" >"$out/$name.log" 2>&1 || rc=$?
+    timeout --signal INT --kill-after 10 "$((left < limit ? left : limit))" "$@" >"$out/$name.log" 2>&1 || rc=$?
   fi
   echo "{\"name\": \"$name\", \"rc\": $rc, \"seconds\": $(($(date +%s) - begin))}" >>"$out/status.jsonl"
   echo "gpu_check: $name: exit code $rc, $(($(date +%s) - begin)) s"

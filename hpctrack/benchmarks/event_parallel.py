@@ -57,7 +57,7 @@ Runs = dict[int, list[Pass]]  # by number of ranks, round by round
 def run(quick: bool, data: Path | None = None) -> Page:
     """Figures and tables on the largest event of `data`, or a helix event; `quick`: on a sector of it, one round."""
     with tempfile.TemporaryDirectory(prefix="hpctrack-bench-") as folder:
-        data = data or helix_dataset(Path(folder), 1, 11000)
+        given, data = data, data or helix_dataset(Path(folder), 1, 11000)
         dataset = Dataset(data)
         row = int(np.argmax(dataset.n_hits))
         graphs = {name: doublets(dataset, row, slope) for name, slope in SLOPES.items()}
@@ -65,7 +65,7 @@ def run(quick: bool, data: Path | None = None) -> Page:
         what = {"data": str(data.resolve()), "row": row, "sector_rad": QUICK_RAD if quick else None, "steps": 1}
         found = {name: turns(what | task, 1 if quick else ROUNDS[name]) for name, task in tasks(graphs[GRAPH]).items()}
     hits = sum(rank["hits"] for rank in found["neighbours"][1][0])
-    about = f"The largest event of {data}" if data else "A helix event made for this run"
+    about = f"The largest event of {given}" if given else "A helix event made for this run"
     return page(found, cuts, f"{about}, {hits:,} of its hits{' (a sector)' if quick else ''}.")
 
 

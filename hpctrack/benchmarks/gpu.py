@@ -269,7 +269,8 @@ def inference(bench: Bench, hits: int, name: str, what: str) -> list[Figure]:
     n = batch.num_nodes
     pair = embeddings(here.track.cpu().numpy(), 8, copies=2)
     tensors = {key: torch.from_numpy(v).to(bench.device) for key, v in zip(("user", "influencer"), pair, strict=True)}
-    builder = build_builder(Named(name="radius", radius=RADIUS))
+    builder = build_builder(Named(**(recipe_of("influencer-full")["builder"] | {"radius": RADIUS, "cut": 0.5})))
+    tensors["hit_score"] = torch.where(here.track >= 0, 4.0, -4.0)
 
     def predict() -> None:
         with torch.inference_mode():

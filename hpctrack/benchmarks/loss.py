@@ -147,6 +147,7 @@ def as_trained(outputs: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
     track = batch.track.numpy()
     pair = embeddings(track, 8, copies=2)
     values = {"user": pair[0], "influencer": pair[1], "embedding": pair[0]}
+    values["hit_score"] = np.where(track >= 0, 4.0, -4.0).astype(np.float32)
     spaces = {name: embeddings(track, value.shape[1])[0] for name, value in outputs.items() if name.startswith("space")}
     return {name: torch.from_numpy((values | spaces)[name]) for name in outputs}
 

@@ -132,6 +132,11 @@ def check_symmetries(
     """InputError for a feature that `how` cannot turn or reflect, and for volumes that a reflection leads out of."""
     if how.rotate or how.mirror:
         for name in features:
+            if name in ("column", "row"):
+                raise InputError(
+                    f"key 'data.augment': feature '{name}' counts pixels, which cannot be turned or reflected; set "
+                    "data.augment.rotate and data.augment.mirror to false"
+                )
             unknown = [column for column in FEATURES[name].columns if column not in CHANGES]
             if unknown:
                 raise InputError(

@@ -57,7 +57,8 @@ def text_of(found: tuple[Source, str] | None, otherwise: str | None = UNKNOWN) -
     volumes, neighbours = (_described(table)[name] for name in ("volumes", "neighbours"))
     sides = {side: [v["volume_id"] for v in volumes if v["kind"] == "endcap" and v["side"] == side]
              for side in ("negative", "positive", "both")}  # fmt: skip
-    if sides["both"]:
+    split = any(v["kind"] == "barrel" and v["mirror"] not in (None, v["volume_id"]) for v in volumes)
+    if sides["both"] or split:  # nor of one whose barrels are cut at z = 0
         return UNKNOWN
     ends = sides["negative"] + sides["positive"]
     mirrors = {

@@ -21,14 +21,16 @@ from scipy.optimize import linear_sum_assignment
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-LARGEST = 1 << 27  # cells of a component's matrix: 1 GiB
+from hpctrack.errors import MachineError
+
+LARGEST = 1 << 27  # cells of a component's matrices of costs and of numbers: 2 GiB
 
 
 class Assignment:
     """The assignment problems of a graph, to be solved for one cost after the other.
 
     `edge_2M` int64 [2, M] between `n_hits` hits; `threads`: so many components are solved at a time. Of several edges
-    between the same two hits the cheapest can be chosen, of equal ones the first. MemoryError for a component whose
+    between the same two hits the cheapest can be chosen, of equal ones the first. MachineError for a component whose
     matrix would have more than 2^27 cells.
     """
 
@@ -45,7 +47,7 @@ class Assignment:
         for problem in self.problems:
             if problem.rows * problem.columns > LARGEST:
                 size = f"{problem.rows} x {problem.columns} hits that {len(problem.edge)} edges join"
-                raise MemoryError(f"an assignment of {size}; leave out edges of low score")
+                raise MachineError(f"an assignment of {size}; leave out edges of low score")
 
     @property
     def n_components(self) -> int:

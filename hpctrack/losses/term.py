@@ -160,6 +160,16 @@ def needed(outputs: dict[str, Tensor], name: str, source: str) -> Tensor:
     return outputs[name]
 
 
+def finite_lines(batch: Batch) -> Tensor:
+    """`lines` [T, 4] of the batch's tracks; InputError that names the event of one that goes across z."""
+    odd_T = ~batch.lines.isfinite().all(dim=1)
+    if odd_T.any():
+        event_T = torch.repeat_interleave(torch.arange(batch.num_graphs, device=odd_T.device), batch.n_tracks)
+        event_id = int(batch.event_id[event_T[odd_T][0]])
+        raise InputError(f"event {event_id}: a track goes across z (pz = 0), so it has no slope")
+    return batch.lines
+
+
 # ----------------------------------------------------------------- hits by track, and means over tracks and over events
 
 

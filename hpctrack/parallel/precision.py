@@ -31,6 +31,7 @@ class Precision:
         self.loss_scale = FIRST_SCALE if name == "fp16" else 1.0
         self.good_steps = self.skipped_steps = 0
         torch.set_float32_matmul_precision("high" if tf32 else "highest")  # of the whole process
+        torch.backends.cudnn.allow_tf32 = tf32  # convolutions and LSTMs, where torch's default is yes
 
     @property
     def scaled(self) -> bool:

@@ -17,7 +17,7 @@ Real = Annotated[float, Field(allow_inf_nan=False)]
 
 def _of_one_shape(pictures: list[list[list[Any]]]) -> list[list[list[Any]]]:
     shapes = {(len(rows), *{len(row) for row in rows}) for rows in pictures}
-    if len(shapes) > 1 or any(len(shape) != 2 for shape in shapes):
+    if len(shapes) != 1 or any(len(shape) != 2 or 0 in shape for shape in shapes):
         raise ValueError("pictures must be of one shape, with rows of one length")
     return pictures
 

@@ -33,7 +33,7 @@ class OfRun(Shape):
     group: str
     loss: str
     step: Count
-    seed: Count
+    seed: Annotated[int, Field(ge=0, lt=2**64)]
 
 
 class Surface(Shape):

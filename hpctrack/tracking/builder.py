@@ -225,7 +225,12 @@ class BaseBuilder(Builder):
     def sweep(cls, builders: Sequence[Self], outputs: Outputs) -> Iterator[Lists | None]:
         """Each builder's candidates of the same event; None where its setting cannot be."""
         for builder in builders:
-            yield builder.lists(outputs)
+            try:
+                found = builder.lists(outputs)
+            except TooManyPairs:
+                yield None
+            else:
+                yield found
 
     def lists(self, outputs: Outputs) -> Lists:
         """Candidates by the places of their hits among the N."""

@@ -13,8 +13,10 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 
 from hpctrack.config import Named, Section, Seed, SelectionConfig, lookup, parse
+from hpctrack.errors import InputError
 from hpctrack.events import selection as selecting
 from hpctrack.registry import Lazy, Registry
+from hpctrack.storage.detector import TRACKML
 from hpctrack.storage.schema import Candidates, Event
 from hpctrack.storage.store import Dataset
 
@@ -94,6 +96,11 @@ class ByMethod:
         self.draw = selecting.Draw(config.selection, (config.seed, stream))
         self.product = "candidates"
         self._method, self._data = cls(options), data
+        if getattr(self._method, "of_trackml", False) and data.detector is not TRACKML:
+            raise InputError(
+                f"{data.folder}: is not of TrackML's detector, which method.segments is of; measure this one with "
+                "`hpctrack segments` and give its file"
+            )
         settings = config.model_dump(mode="json") | {"selection": config.selection.recorded()}
         settings |= {"method": {"name": config.method.name, **options.model_dump()}}
         settings |= getattr(self._method, "inputs", {})  # digests of files that options name

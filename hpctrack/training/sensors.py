@@ -39,9 +39,13 @@ class Sensors:
         """1 if there is something to read, else 0; share of time busy, watts; joules since the last reading."""
         if self.nvml is None:
             return 0.0, 0.0, 0.0, 0.0
-        busy = self.nvml.nvmlDeviceGetUtilizationRates(self.handle).gpu / 100
-        watts = MILLI * self.nvml.nvmlDeviceGetPowerUsage(self.handle)
-        before, self.joules = self.joules, self.energy(self.nvml)
+        try:
+            busy = self.nvml.nvmlDeviceGetUtilizationRates(self.handle).gpu / 100
+            watts = MILLI * self.nvml.nvmlDeviceGetPowerUsage(self.handle)
+            before, self.joules = self.joules, self.energy(self.nvml)
+        except self.nvml.NVMLError:  # not this GPU, or not any more: others are still read
+            self.nvml = None
+            return 0.0, 0.0, 0.0, 0.0
         return 1.0, busy, watts, self.joules - before
 
 

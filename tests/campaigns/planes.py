@@ -99,7 +99,7 @@ def summary(rows: Sequence[dict[str, Any]], recipe: str, tracks: int, metric: st
 
 def table(rows: Sequence[dict[str, Any]], args: argparse.Namespace, command: str) -> str:
     """The points as Markdown, a table for each accuracy."""
-    lines = [f"<!-- {command} -->"]
+    lines = ["# Accuracy against the number of tracks", "", "![accuracy against tracks](planes.png)"]
     for metric, name in METRICS.items():
         lines += ["", f"| {name} accuracy behind the seed | {' | '.join(map(str, args.tracks))} | steps | seeds |"]
         lines += ["|---" * (len(args.tracks) + 3) + "|"]
@@ -109,7 +109,7 @@ def table(rows: Sequence[dict[str, Any]], args: argparse.Namespace, command: str
             steps = sorted({row["step"] for row in rows if row["recipe"] == recipe})
             seeds = max((f[2] for f in found if f), default=0)
             lines.append(f"| {recipe} | {' | '.join(cells)} | {', '.join(map(str, steps))} | {seeds} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", f"`{command}`"]) + "\n"
 
 
 def plot(rows: Sequence[dict[str, Any]], args: argparse.Namespace, path: Path) -> None:

@@ -99,7 +99,8 @@ def test_a_model_sees_the_hits_and_scores_the_pixels_of_hits(planes):
         plane, pixel = batch.x[hit].long().tolist()
         assert batch.x[seed, 0] == 0 and plane > 0
         assert outputs["edge_score"][edge] == score[batch.batch[seed], plane, pixel]
-        assert outputs["edge_best"][edge] == score[batch.batch[seed], plane].max()
+        others = torch.arange(score.shape[2]) != pixel
+        assert outputs["edge_best"][edge] == score[batch.batch[seed], plane][others].max()
         assert outputs["edge_plane"][edge] == plane
 
 
@@ -154,7 +155,7 @@ def test_loss_and_accuracies_are_those_of_the_true_pixels(planes):
     first = (true & (plane == 4) & (batch.batch[hit] == 0)).nonzero()[0]
     score[first] = -5.0  # another hit of this plane is better, if there is one
     rival = bool(((plane == 4) & ~true & (batch.batch[hit] == 0)).any())
-    outputs = {"edge_score": score, "edge_best": torch.where(true, -1.0, -0.5), "edge_plane": plane}
+    outputs = {"edge_score": score, "edge_best": torch.where(true, -1.5, -0.5), "edge_plane": plane}
     term = loss(outputs, batch)["planes"]
     assert term.count == 2 and term.sum.item() == pytest.approx((3 * 1.0 + 5.0) / 4 + 1.0)
     found = {name: (term.sum.item(), term.count) for name, term in loss.metrics(outputs, batch).items()}

@@ -9,12 +9,13 @@ Legend: N hits, M edges, m of an event, B events, G groups (a subset of an event
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch_geometric.data import Batch
 
@@ -24,6 +25,11 @@ from hpctrack.losses.assignment.estimators import ESTIMATORS, Strength
 from hpctrack.losses.classification import with_edge
 from hpctrack.losses.term import BaseLoss, needed
 from hpctrack.numerics import group_sum
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+COLDEST = 2e-3  # strength of sinkhorn
 
 
 class OfSegments(Section):
@@ -86,10 +92,16 @@ class AssignmentLoss(SegmentLoss):
             gt=0,
             description="blackbox: lambda, perturbed: sigma, sinkhorn: temperature; as a cost per edge, of 0 to 1",
         )
-        samples: int = Field(4, ge=1, le=1000, description="perturbed: draws of noise an event and step")
+        samples: int = Field(4, ge=1, le=1000, description="perturbed: draws of noise an event, the same at each step")
         rounds: int = Field(50, ge=1, le=10_000, description="sinkhorn: rounds of scaling")
         seed: Seed = Field(0, description="of what the estimator perturbed draws")
         threads: int = Field(1, ge=1, le=256, description="problems solved at a time", json_schema_extra={"free": True})
+
+        @model_validator(mode="after")
+        def _not_too_cold(self) -> Self:
+            if self.estimator == "sinkhorn" and self.strength < COLDEST:
+                raise ValueError(f"strength: with sinkhorn at least {COLDEST:g}, for exp(-1 / strength) must not be 0")
+            return self
 
     def of_edges(self, score_M: Tensor, true_M: Tensor, batch: Batch) -> Tensor:
         """Whether the choice of each edge is wrong, 0 or 1 [M]."""
@@ -122,6 +134,7 @@ class Hamming(torch.autograd.Function):
         return torch.from_numpy(chosen != true).to(score_m)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         """The estimate for sum(g y), with what the loss makes of each edge; subsets do not share a problem."""
         return grads[0] * ctx.saved_tensors[0], None, None, None, None, None

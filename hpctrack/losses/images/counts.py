@@ -16,7 +16,7 @@ from torch_geometric.data import Batch
 from hpctrack.config import Section
 from hpctrack.errors import InputError
 from hpctrack.events import lines as true_lines
-from hpctrack.losses.term import BaseLoss, every, needed, real
+from hpctrack.losses.term import BaseLoss, every, finite_lines, needed, real
 
 
 class CountLoss(BaseLoss):
@@ -65,9 +65,8 @@ class LineBinsLoss(BaseLoss):
     def true_bins(self, batch: Batch, bins: int) -> Tensor:
         """Which bins have a track, bool [B, Q]."""
         steepest = self.options.columns / self.options.planes
-        share_T2 = torch.stack(
-            [batch.lines[:, 0] / self.options.columns, (batch.lines[:, 2] / steepest + 1) / 2], dim=1
-        )
+        line_T4 = finite_lines(batch)
+        share_T2 = torch.stack([line_T4[:, 0] / self.options.columns, (line_T4[:, 2] / steepest + 1) / 2], dim=1)
         bin_T2 = (share_T2 * bins).long().clamp(0, bins - 1)
         event_T = torch.repeat_interleave(torch.arange(batch.num_graphs, device=bin_T2.device), batch.n_tracks)
         true_BQ = torch.zeros(batch.num_graphs, bins**2, dtype=torch.bool, device=bin_T2.device)

@@ -22,7 +22,7 @@ from torch_geometric.data import Batch
 from hpctrack.config import Section
 from hpctrack.errors import InputError
 from hpctrack.events import lines as true_lines
-from hpctrack.losses.term import BaseLoss, every, needed, real, with_hit, with_track
+from hpctrack.losses.term import BaseLoss, every, finite_lines, needed, real, with_hit, with_track
 from hpctrack.numerics import group_mean, group_sum
 
 GIVEN = "a model that gives lines in slots (captioning, track_queries)"
@@ -71,7 +71,7 @@ class LineLoss(BaseLoss):
         """
         line_BS2 = needed(outputs, "event_lines", GIVEN).unflatten(1, (-1, 2))
         tracks = TracksInSlots(batch, line_BS2.shape[1])
-        found_BS2, true_T2 = self.scaled(line_BS2), self.scaled(batch.lines[:, [0, 2]].to(line_BS2.dtype))
+        found_BS2, true_T2 = self.scaled(line_BS2), self.scaled(finite_lines(batch)[:, [0, 2]].to(line_BS2.dtype))
         slot_T = tracks.by_rank(true_T2[:, 0])
         if self.options.slots == "matched":
             slot_T = tracks.matched(self.costs(outputs, found_BS2, true_T2, tracks))
@@ -110,9 +110,9 @@ class LineLoss(BaseLoss):
         weights, event_T = self.weights, tracks.event
         cost_TS = weights.get("lines", 0.0) * (found_BS2[event_T] - true_T2[:, None]).square().mean(2)
         if "presence" in weights:
-            cost_TS = cost_TS - weights["presence"] * outputs["event_presence"][event_T]
+            cost_TS = cost_TS - weights["presence"] * needed(outputs, "event_presence", "model.presence")[event_T]
         if "hits" in weights:
-            log_NS = outputs["hit_slot"].log_softmax(1)[:, :-1].clamp(min=FLOOR)
+            log_NS = needed(outputs, "hit_slot", "model.hits").log_softmax(1)[:, :-1].clamp(min=FLOOR)
             of_M = tracks.of_hits[tracks.of_hits >= 0]
             sum_TS = group_sum(log_NS[tracks.of_hits >= 0], of_M, len(event_T))
             size_T1 = torch.bincount(of_M, minlength=len(event_T)).clamp(min=1).unsqueeze(1)

@@ -56,6 +56,11 @@ class SeededLoss(BaseLoss):
         score_M, edge_K = needed(outputs, "edge_score", MODEL), true_edges(batch)
         if not len(edge_K):
             return {"planes": score_M.sum() * 0}
+        if (needed(outputs, "edge_plane", MODEL)[edge_K] < 0).any():
+            raise InputError(
+                "section 'model': tracks have hits outside of its planes or pixels; set model.planes and model.pixels "
+                "to those of the data"
+            )
         event_K = batch.batch[batch.edge_index[0, edge_K]]
         size_B = torch.bincount(event_K, minlength=batch.num_graphs)
         return {"planes": -group_mean(score_M[edge_K], event_K, size_B.clamp(min=1)).sum()}
@@ -63,11 +68,12 @@ class SeededLoss(BaseLoss):
     def metrics(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, LossTerm]:
         """Shares of true hits: `pixel_accuracy`, `hit_accuracy`, and both `_behind` the seed.
 
-        A hit counts if its pixel is the best of its plane, or if it is the best of those that are on.
+        A hit counts if its pixel is better than all others of its plane, or if it is the best of those that are on;
+        hits that are equally good share what they count.
         """
         edge_K = true_edges(batch)
         score_M, best_M, plane_M = (needed(outputs, f"edge_{name}", MODEL) for name in ("score", "best", "plane"))
-        right = {"pixel_accuracy": score_M >= best_M, "hit_accuracy": best_of_hits(score_M, plane_M, batch)}
+        right = {"pixel_accuracy": score_M > best_M, "hit_accuracy": best_of_hits(score_M, plane_M, batch)}
         behind_K = plane_M[edge_K].round() >= self.options.seed_planes
         found = {}
         for name, right_M in right.items():
@@ -78,10 +84,11 @@ class SeededLoss(BaseLoss):
 
 
 def best_of_hits(score_M: Tensor, plane_M: Tensor, batch: Batch) -> Tensor:
-    """Whether no hit of the same plane has a higher score for the same seed, bool [M]."""
+    """1 where no hit of the same plane has as high a score for the same seed, 1 / n where n have, else 0, [M]."""
     if not len(score_M):
-        return score_M > 0
+        return score_M
     key_M2 = torch.stack([batch.edge_index[0], plane_M.round().long()], dim=1)
     group_M = torch.unique(key_M2, dim=0, return_inverse=True)[1]
     most_G = score_M.new_full((int(group_M.max()) + 1,), -torch.inf)
-    return score_M >= most_G.scatter_reduce(0, group_M, score_M, "amax")[group_M]
+    top_M = (score_M >= most_G.scatter_reduce(0, group_M, score_M, "amax")[group_M]).to(score_M.dtype)
+    return top_M / torch.zeros_like(most_G).index_add_(0, group_M, top_M).clamp(min=1)[group_M]

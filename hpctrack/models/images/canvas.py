@@ -66,6 +66,8 @@ def convolutions(channels: Sequence[int], start: int = 1) -> nn.Sequential:
 
 def flat_size(channels: Sequence[int], shape: tuple[int, int]) -> int:
     """Numbers that `convolutions` leaves of an image of this shape; InputError if it is halved to nothing."""
+    if not any(channels):
+        raise InputError("key 'model.channels': only halvings; give at least one convolution")
     halvings = sum(not number for number in channels)
     planes, columns = (size >> halvings for size in shape)
     if not planes * columns:

@@ -73,9 +73,9 @@ class PlanesModel(MemoryModes, Model):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """For each edge from a seed to a hit, [M]: log-probabilities that the track is where the hit is (`edge_score`)
-        and of the plane's best pixel (`edge_best`), and the plane (`edge_plane`).
+        and of the best other pixel of its plane (`edge_best`), and the plane (`edge_plane`).
 
-        The score of a hit that is in no image, and is no track's, is that of an even guess.
+        The score of a hit that is in no image is that of an even guess; its plane is -1, and all pixels are better.
         """
         edge_2M, where_NA = edges_of(batch), self.coordinates(batch.x)
         pixel_NA, inside_N = places(where_NA, self.shape)
@@ -88,11 +88,12 @@ class PlanesModel(MemoryModes, Model):
         score_SLP = torch.log_softmax(at_least_fp32(logit_SLP), dim=2)
         plane_M, flat_M = (values[edge_2M[1]] for values in (pixel_NA[:, 0], self.flat(pixel_NA)))
         even = score_SLP.new_tensor(-math.log(self.n_pixels))
-        found_M = inside_N[edge_2M[1]]
+        found_M, own_M = inside_N[edge_2M[1]], score_SLP[number_M, plane_M, flat_M]
+        first_M, second_M = score_SLP.topk(2, dim=2).values[number_M, plane_M].T
         return {
-            "edge_score": torch.where(found_M, score_SLP[number_M, plane_M, flat_M], even),
-            "edge_best": torch.where(found_M, score_SLP.amax(dim=2)[number_M, plane_M], even),
-            "edge_plane": plane_M.to(score_SLP.dtype),
+            "edge_score": torch.where(found_M, own_M, even),
+            "edge_best": torch.where(found_M, torch.where(own_M < first_M, first_M, second_M), 0.0),
+            "edge_plane": torch.where(found_M, plane_M, -1).to(score_SLP.dtype),
         }
 
     def in_mode(self, image_SLP: Tensor) -> Tensor:

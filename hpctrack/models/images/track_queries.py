@@ -22,6 +22,7 @@ from torch_geometric.data import Batch
 from torch_geometric.utils import to_dense_batch
 
 from hpctrack.config import Named, lookup, parse
+from hpctrack.errors import InputError
 from hpctrack.models.backbones import BACKBONES
 from hpctrack.models.images.canvas import CanvasModel, CanvasOptions
 from hpctrack.models.images.captioning import distances, to_pixels
@@ -56,6 +57,8 @@ class TrackQueryModel(CanvasModel):
         axes = [options.plane, options.column]
         self.backbone = kind(axes, parse(kind.Options, named.options, "model", "model.backbone"))
         width = self.backbone.width
+        if width % options.heads:
+            raise InputError(f"key 'model.heads': {options.heads} does not divide the backbone's width, {width}")
         self.start = nn.Parameter(torch.randn(options.slots, width))
         self.nothing = nn.Parameter(torch.zeros(width))  # what queries attend to where there is no hit
         self.decoder = Layers(DecoderLayer(width, options.heads) for _ in range(options.layers))

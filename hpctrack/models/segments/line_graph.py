@@ -103,14 +103,17 @@ class LineGraphNetwork(MemoryModes, Model):
         if self.options.table:
             table_GH = step.relation.part(2, waves(on_grid(self.options.table, state_MW), WAVES))
         sizes = self.options.chunk if self.memory == "chunks" else max(1, len(pairs.angle_T))
-        largest: list[Tensor] = []
+        largest, any_M1 = list[Tensor](), list[Tensor]()
         for direction in pairs.both():
+            any_M1.append(direction.begin.diff()[:, None] > 0)
             found = [receiver_MH.new_zeros(0, self.options.width)]
             for first, last, sender_t, receiver_t, angle_t in direction.chunks(sizes):
                 args = (step, receiver_MH[first:last], sender_MH, table_GH, sender_t, receiver_t - first, angle_t)
                 found.append(largest_message(*args) if self.memory == "plain" else recompute(largest_message, *args))
             largest.append(torch.cat(found))
-        return step.update(state_MW, torch.maximum(*largest))
+        one_MH, two_MH = largest  # 0 where there is no message, which is no message of 0
+        largest_MH = torch.where(any_M1[0] & any_M1[1], torch.maximum(one_MH, two_MH), one_MH + two_MH)
+        return step.update(state_MW, largest_MH)
 
     def relative_cost(self, hits: np.ndarray, edges: np.ndarray | None = None) -> np.ndarray:
         """Weights applied in a forward pass, with as many pairs as edges that meet evenly make."""

@@ -32,6 +32,7 @@ class CylindersSource:
     """Makes events by their ids alone."""
 
     OPTIONS: ClassVar = ("tracks", "tracks_number", "tracks_max")
+    UNUSED: ClassVar = ("pt_min_gev", "eta_max", "digitization", "efficiency", "noise")
     PACKAGES: ClassVar = ()
 
     def __init__(self, settings: Settings, geometry: Geometry | None = None) -> None:

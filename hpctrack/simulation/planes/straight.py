@@ -38,6 +38,7 @@ class PlanesSource:
         *("planes", "pixels", "axes", "windows", "signal", "seed_planes", "tracks", "tracks_number", "tracks_max"),
         *("pixel_noise", "sagitta"),
     )
+    UNUSED: ClassVar = ("pt_min_gev", "eta_max", "field_t", "digitization", "efficiency", "noise")
     PACKAGES: ClassVar = ()
 
     def __init__(self, settings: Settings, geometry: Geometry | None = None) -> None:

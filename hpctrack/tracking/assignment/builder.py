@@ -14,8 +14,9 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from hpctrack.errors import InputError
+from hpctrack.errors import MachineError
 from hpctrack.graphs.assignment import Assignment
+from hpctrack.tracking.builder import TooManyPairs
 from hpctrack.tracking.edge_clustering import EdgeBuilder, beside, components
 
 
@@ -62,15 +63,14 @@ def chains(edge_2M: np.ndarray, n: int) -> np.ndarray:
 
 
 def assigned(edge_2M: np.ndarray, probability_M: np.ndarray, n: int, best: str, threads: int = 1) -> np.ndarray:
-    """The chosen edges, bool [M]; InputError for a problem that is too large."""
+    """The chosen edges, bool [M]; TooManyPairs for a problem that is too large."""
     try:
-        solve = Assignment(edge_2M, n, threads)
-    except MemoryError as error:
-        raise InputError(f"builder 'assignment': {error} (builder.cut)") from error
-    if best == "edges":
-        return solve(1.0 - probability_M)
-    # A pair of hits that stays apart costs nothing, an edge costs less: with as many spare columns as rows, all are
-    # matched, so the most edges of the larger problem are the largest sum of the smaller one.
-    first = np.unique(edge_2M[0])
-    whole = Assignment(np.concatenate([edge_2M, [first, n + first]], axis=1), 2 * n, threads)
+        if best == "edges":
+            return Assignment(edge_2M, n, threads)(1.0 - probability_M)
+        # A pair of hits that stays apart costs nothing, an edge costs less: with as many spare columns as rows, all are
+        # matched, so the most edges of the larger problem are the largest sum of the smaller one.
+        first = np.unique(edge_2M[0])
+        whole = Assignment(np.concatenate([edge_2M, [first, n + first]], axis=1), 2 * n, threads)
+    except MachineError as error:
+        raise TooManyPairs(f"builder 'assignment': {error} (builder.cut)") from error
     return whole(np.concatenate([1.0 - probability_M, np.ones(len(first))]))[: edge_2M.shape[1]]

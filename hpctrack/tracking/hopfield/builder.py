@@ -36,6 +36,7 @@ class HopfieldBuilder(EdgeBuilder):
         steps: int = Field(30, ge=1, le=100_000, description="cooling steps")
         damping: float = Field(0.5, gt=0, le=1, description="share of the new V in a step")
         threshold: float = Field(0.1, ge=0, le=1, description="edges of a smaller V are off")
+        triplets_max: int = Field(50_000_000, ge=1, description="an event with more is refused: memory")
         join: float | None = Field(
             0.5, gt=0, le=1, description="V of an edge by which a hit beside a walk joins it; null: walks alone"
         )
@@ -60,6 +61,6 @@ class HopfieldBuilder(EdgeBuilder):
     def network(self, edge_2M: np.ndarray, probability_M: np.ndarray) -> OfStrongest:
         """The network of these edges: all that go on in each other are coupled alike."""
         o, n_hits = self.options, int(edge_2M.max()) + 1
-        support = supports(edge_2M, n_hits, lambda a, b, c: np.ones(len(a)), scale=o.support)
+        support = supports(edge_2M, n_hits, lambda a, b, c: np.ones(len(a)), scale=o.support, most=o.triplets_max)
         inside = np.clip(probability_M, 1e-9, 1 - 1e-9)
         return OfStrongest(edge_2M, n_hits, support, o.competition, o.bias_scale * np.log(inside / (1 - inside)))

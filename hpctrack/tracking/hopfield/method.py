@@ -82,16 +82,16 @@ class Hopfield:
         @model_validator(mode="before")
         @classmethod
         def _of_the_set(cls, values: Any) -> Any:
-            return (
-                SETS.get(values.get("set", "curvature"), SETS["curvature"]) | values
-                if isinstance(values, dict)
-                else values
-            )
+            if not isinstance(values, dict):
+                return values
+            name = values.get("set")
+            return SETS[name if isinstance(name, str) and name in SETS else "curvature"] | values
 
     COLUMNS: ClassVar = ["hits.r", "hits.phi", "hits.z", "hits.volume_id", "hits.layer_id"]
 
     def __init__(self, options: Options) -> None:
         self.options = options
+        self.of_trackml = options.segments in ("trackml", "barrel")
         self.measured = None if options.segments == "barrel" else Measured.of(options.segments)
         self.inputs: Mapping[str, str] = {} if self.measured is None else {"segments_digest": self.measured.digest}
 
