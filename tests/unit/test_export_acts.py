@@ -139,7 +139,7 @@ def test_the_third_input_is_there_if_it_is_asked_for(runs, tmp_path):
 
 def test_features_of_node_features_are_those_of_a_dataset():
     names = [name for name in FEATURES if own_column(name) in NODE_FEATURES]
-    assert set(FEATURES) - set(names) == {"volume", "layer"}
+    assert set(FEATURES) - set(names) == {"volume", "layer", "plane"}
     rng = np.random.default_rng(3)
     known = {
         column: rng.uniform(0.1, 3, 50).astype(np.float32) for name in FEATURES for column in FEATURES[name].columns
