@@ -56,11 +56,6 @@ class SeededLoss(BaseLoss):
         score_M, edge_K = needed(outputs, "edge_score", MODEL), true_edges(batch)
         if not len(edge_K):
             return {"planes": score_M.sum() * 0}
-        if (needed(outputs, "edge_plane", MODEL)[edge_K] < 0).any():
-            raise InputError(
-                "section 'model': tracks have hits outside of its planes or pixels; set model.planes and model.pixels "
-                "to those of the data"
-            )
         event_K = batch.batch[batch.edge_index[0, edge_K]]
         size_B = torch.bincount(event_K, minlength=batch.num_graphs)
         return {"planes": -group_mean(score_M[edge_K], event_K, size_B.clamp(min=1)).sum()}
