@@ -131,11 +131,12 @@ def check_symmetries(
 ) -> None:
     """InputError for a feature that `how` cannot turn or reflect, and for volumes that a reflection leads out of."""
     if how.rotate or how.mirror:
+        read = {column for name in features for column in FEATURES[name].columns}
         for name in features:
-            if name in ("column", "row"):
+            if name in ("column", "row") and not {"hits.x", "hits.y"} <= read:
                 raise InputError(
-                    f"key 'data.augment': feature '{name}' counts pixels, which cannot be turned or reflected; set "
-                    "data.augment.rotate and data.augment.mirror to false"
+                    f"key 'data.augment': feature '{name}' counts pixels along one axis, which cannot be turned or "
+                    "reflected; set data.augment.rotate and data.augment.mirror to false"
                 )
             unknown = [column for column in FEATURES[name].columns if column not in CHANGES]
             if unknown:
