@@ -7,7 +7,7 @@ builder depends on what the model has learned, outputs take the geometry of a tr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -231,15 +231,16 @@ def interaction(bench: Bench) -> list[Figure]:
         model.zero_grad()
         model(batch)["edge_score"].square().mean().backward()
 
-    for mode in modes_with_room(model, work):
-        what = f"interaction network 128 x 8, {batch.num_edges:,} edges, forward + backward, mode {mode}"
-        figures = bench.measure("gpu_full_event", batch.num_nodes, work, what)
-        return [*figures, Figure("gpu_full_event_edges", [batch.num_edges], "edges", "of that event")]
-    raise InputError(f"the device has no room for {batch.num_edges:,} edges in any mode; take --quick")
+    mode = mode_with_room(model, work)
+    if mode is None:
+        raise InputError(f"the device has no room for {batch.num_edges:,} edges in any mode; take --quick")
+    what = f"interaction network 128 x 8, {batch.num_edges:,} edges, forward + backward, mode {mode}"
+    figures = bench.measure("gpu_full_event", batch.num_nodes, work, what)
+    return [*figures, Figure("gpu_full_event_edges", [batch.num_edges], "edges", "of that event")]
 
 
-def modes_with_room(model: Model, work: Callable[[], None]) -> Iterator[str]:
-    """The first memory mode in which a pass does not run out of memory."""
+def mode_with_room(model: Model, work: Callable[[], None]) -> str | None:
+    """The first memory mode in which a pass does not run out of memory; None if there is none."""
     for mode in model.memory_modes:
         model.set_memory(mode)
         try:
@@ -249,8 +250,8 @@ def modes_with_room(model: Model, work: Callable[[], None]) -> Iterator[str]:
                 raise
             model.zero_grad(set_to_none=True)
             continue
-        yield mode
-        return
+        return mode
+    return None
 
 
 def graph_event(bench: Bench) -> Batch:

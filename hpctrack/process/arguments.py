@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NoReturn, TypeVar
 
 SEED_END = 2**64  # what the generators of torch and numpy take
@@ -34,6 +35,12 @@ class Parser(argparse.ArgumentParser):
 def shortened(text: str, most: int = SHOWN) -> str:
     """The text, or its beginning if it is long."""
     return text if len(text) <= most else f"{text[:most]}… ({len(text):,} characters)"
+
+
+def named_path(text: str) -> tuple[str, Path]:
+    """Of [NAME=]PATH, the name (empty: none) and the path; a whole that is there is a path."""
+    name, equals, path = text.partition("=")
+    return (name, Path(path)) if equals and name and not Path(text).exists() else ("", Path(text))
 
 
 def number(convert: Callable[[str], N], right: Callable[[N], bool], what: str) -> Callable[[str], N]:

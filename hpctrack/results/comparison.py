@@ -9,6 +9,7 @@ from pathlib import Path
 from hpctrack.errors import InputError
 from hpctrack.evaluation.kinds import KINDS
 from hpctrack.evaluation.metrics import METRICS
+from hpctrack.process.arguments import named_path
 from hpctrack.results.content import HEADINGS, load_results, value_text
 
 VARIABLES = ("hits", "vertex_r", "vertex_z", "pt", "abs_eta", "distance")  # that are shown, in this order
@@ -51,7 +52,7 @@ class Table:
 
 def load(texts: Sequence[str]) -> list[Named]:
     """Results named as NAME=FILE or FILE, which is named as the file; files of one name by their folders, too."""
-    pairs = [_name_and_path(text) for text in texts]
+    pairs = [named_path(text) for text in texts]
     stems = [path.stem for _, path in pairs]
     found = []
     for name, path in pairs:
@@ -62,11 +63,6 @@ def load(texts: Sequence[str]) -> list[Named]:
         if names.count(name) > 1:
             raise InputError(f"two results are named '{name}'; name them: NAME=FILE")
     return found
-
-
-def _name_and_path(text: str) -> tuple[str, Path]:
-    name, equals, path = text.partition("=")
-    return (name, Path(path)) if equals and name and not Path(text).exists() else ("", Path(text))
 
 
 def variables_of(named: Sequence[Named]) -> list[str]:

@@ -5,25 +5,17 @@ What another program wrote is one line that names the key, not a traceback later
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from hpctrack.errors import InputError
 from hpctrack.evaluation.metrics import METRICS
 from hpctrack.evaluation.tally import READINGS
-from hpctrack.process.arguments import shortened
+from hpctrack.results.reading import Count, Shape, fault_of, key_of, read_written
 
-Count = Annotated[int, Field(ge=0, lt=2**63)]
 Amount = Annotated[float, Field(ge=0)]
-
-
-class Shape(BaseModel):
-    """A part of the results: strict types, finite numbers; what is beside it is left to it."""
-
-    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
 
 class Fraction(Shape):
@@ -271,14 +263,9 @@ def check_results(values: dict[str, Any], path: Path) -> None:
     try:
         Results.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "missing":
-            raise InputError(f"{path}: lacks '{key}'; evaluate again") from None
-        message = first["msg"].removeprefix("Value error, ")
-        got = "" if isinstance(first["input"], (dict, list)) else f", got {shortened(repr(first['input']))}"
-        where = f"key '{key}': " if key else ""
-        raise InputError(f"{path}: {where}{message[0].lower()}{message[1:]}{got}; evaluate again") from None
+        if error.errors()[0]["type"] == "missing":
+            raise InputError(f"{path}: lacks '{key_of(error)}'; evaluate again") from None
+        raise InputError(f"{path}: {fault_of(error)}; evaluate again") from None
 
 
 RESULTS_FORMAT = "hpctrack-results"
@@ -287,17 +274,7 @@ RESULTS_VERSION = 1
 
 def load_results(path: Path) -> dict:
     """The content of a results.json; InputError if it is none."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; `hpctrack evaluate` writes it")
-    try:
-        results = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON ({error}); evaluate again") from None
-    found = (results.get("format"), results.get("version")) if isinstance(results, dict) else (None, None)
-    if found != (RESULTS_FORMAT, RESULTS_VERSION):
-        raise InputError(
-            f"{path}: format and version are {found}, but this hpctrack reads {(RESULTS_FORMAT, RESULTS_VERSION)}"
-        )
+    results = read_written(path, (RESULTS_FORMAT, RESULTS_VERSION), "hpctrack evaluate", "evaluate again")
     check_results(results, path)
     return results
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from hpctrack.errors import InputError
+from hpctrack.results.reading import key_of, read_written
 
 FORMAT, VERSION = "hpctrack-filters", 1
 Level = Annotated[int, Field(ge=0, le=255)]
@@ -53,18 +53,9 @@ class Filters(BaseModel):
 
 def load_filters(path: Path) -> Filters:
     """The content of a filters.json; InputError if it is none."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; `hpctrack filters` writes it")
-    try:
-        values = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON ({error}); run `hpctrack filters` again") from None
-    found = (values.get("format"), values.get("version")) if isinstance(values, dict) else (None, None)
-    if found != (FORMAT, VERSION):
-        raise InputError(f"{path}: format and version are {found}, but this hpctrack reads {(FORMAT, VERSION)}")
+    again = "run `hpctrack filters` again"
+    values = read_written(path, (FORMAT, VERSION), "hpctrack filters", again)
     try:
         return Filters.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise InputError(f"{path}: key '{key}': {first['msg']}; run `hpctrack filters` again") from None
+        raise InputError(f"{path}: key '{key_of(error)}': {error.errors()[0]['msg']}; {again}") from None

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from hpctrack.errors import InputError
-from hpctrack.process.arguments import shortened
+from hpctrack.results.reading import Count, Shape, fault_of, read_written
 
 FORMAT, VERSION, NAME = "hpctrack-landscape", 1, "landscape.json"
 PARTS = ("landscape", "connections", "similarity", "churn")
 LINE, TOTAL = "line", "total"
-Count = Annotated[int, Field(ge=0, lt=2**63)]
 Number = float | None  # None: not finite, or not there
 Matrix = list[list[Number]]
-
-
-class Shape(BaseModel):
-    """A part of the results: strict types, finite numbers; what is beside it is left to it."""
-
-    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
 
 class OfRun(Shape):
@@ -207,23 +199,12 @@ class Results(Shape):
 def load_landscape(path: Path) -> dict[str, Any]:
     """The content of a landscape.json, or of that in a folder; InputError if it is none."""
     path = path / NAME if path.is_dir() else path
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; `hpctrack landscape` writes it")
-    try:
-        values = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON ({error}); remove it and run `hpctrack landscape` again") from None
-    found = (values.get("format"), values.get("version")) if isinstance(values, dict) else (None, None)
-    if found != (FORMAT, VERSION):
-        raise InputError(f"{path}: format and version are {found}, but this hpctrack reads {(FORMAT, VERSION)}")
+    again = "remove it and run `hpctrack landscape` again"
+    values = read_written(path, (FORMAT, VERSION), "hpctrack landscape", again)
     try:
         Results.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        key, message = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
-        got = "" if isinstance(first["input"], (dict, list)) else f", got {shortened(repr(first['input']))}"
-        where = f"key '{key}': " if key else ""
-        raise InputError(f"{path}: {where}{message[0].lower()}{message[1:]}{got}") from None
+        raise InputError(f"{path}: {fault_of(error)}") from None
     return values
 
 

@@ -17,6 +17,7 @@ from hpctrack.errors import InputError
 from hpctrack.losses import Loss, build_loss
 from hpctrack.models import Model, build_model
 from hpctrack.parallel.precision import WEIGHTS
+from hpctrack.process.arguments import named_path
 from hpctrack.stability import churn
 from hpctrack.stability.tasks import Place
 from hpctrack.tracking.builder import Builder, TooManyPairs, to_numpy
@@ -40,8 +41,7 @@ class Named:
     @classmethod
     def parse(cls, text: str) -> Named:
         """From the command line; a name in front of `=` is a group unless the whole is a folder that exists."""
-        group, equals, path = text.partition("=")
-        return cls(group, Path(path)) if equals and group and not Path(text).exists() else cls("", Path(text))
+        return cls(*named_path(text))
 
 
 class Subject:

@@ -87,6 +87,7 @@ class RadiusBuilder(BaseBuilder):
         options = self.options
         around = outputs["user" if options.around == "users" else "influencer"]
         reach = options.reach if options.assign == "nearest" else None
+        probability_N = self.probability(outputs)
         try:
             return radius_on_device.candidates(
                 around,
@@ -94,7 +95,7 @@ class RadiusBuilder(BaseBuilder):
                 options.radius,
                 min_hits=options.min_hits,
                 reach=reach,
-                cut=self.cut_of(outputs),
+                cut=None if probability_N is None else Cut(probability_N, options.cut),
                 hit_rows=hit_rows,
                 n_hits=n_hits,
                 event_id=event_id,
@@ -121,9 +122,11 @@ class RadiusBuilder(BaseBuilder):
         wanted = sorted({builder.options.radius for builder in builders}, reverse=True)
         largest = next((radius for radius in wanted if can_be(trees, radius)), None)
         near = search(trees, largest) if largest is not None else None
+        cutting = next((builder for builder in builders if builder.options.cut), builders[0])
+        probability_N = cutting.probability(outputs)
         for builder in builders:
             can = largest is not None and builder.options.radius <= largest
-            yield builder.as_tuned(builder.probable(builder.select(near), outputs), outputs) if can else None
+            yield builder.as_tuned(builder.probable(builder.select(near), probability_N), outputs) if can else None
 
     def as_tuned(self, found: Lists, outputs: Outputs) -> Lists:
         """The reading of candidates that tuning looks at."""
@@ -140,20 +143,19 @@ class RadiusBuilder(BaseBuilder):
         """Neighbourhoods of at least `min_hits` users, in the order of the hits that they are around."""
         trees = trees_of(outputs, self.options.around)
         check_radius(trees, self.options.radius)
-        return self.probable(self.select(search(trees, self.options.radius)), outputs)
+        return self.probable(self.select(search(trees, self.options.radius)), self.probability(outputs))
 
-    def probable(self, found: Lists, outputs: Outputs) -> Lists:
+    def probable(self, found: Lists, probability_N: np.ndarray | None) -> Lists:
         """Those candidates whose hits are on tracks with a mean probability of at least the cut."""
-        cut = self.cut_of(outputs)
-        if cut is None or len(found.offsets) < 2:
+        if not self.options.cut or probability_N is None or len(found.offsets) < 2:
             return found
         size = np.diff(found.offsets)
-        keep = np.add.reduceat(cut.probability_N[found.rows], found.offsets[:-1]) >= cut.least * size
+        keep = np.add.reduceat(probability_N[found.rows], found.offsets[:-1]) >= self.options.cut * size
         offsets = np.concatenate([[0], np.cumsum(size[keep])]).astype(np.int64)
         return Lists(offsets, found.rows[np.repeat(keep, size)], found.scores[keep])
 
-    def cut_of(self, outputs: Mapping[str, Any]) -> Cut | None:
-        """What candidates must have, if there is a cut; InputError if the model has no output `hit_score`."""
+    def probability(self, outputs: Mapping[str, Any]) -> np.ndarray | None:
+        """That each hit is on a track, [N], if there is a cut; InputError if the model has no output `hit_score`."""
         if not self.options.cut:
             return None
         if "hit_score" not in outputs:
@@ -161,7 +163,7 @@ class RadiusBuilder(BaseBuilder):
                 "builder.cut: the model does not score hits; set model.hit_score and train it, or leave the cut 0"
             )
         score_N = np.asarray(torch.as_tensor(outputs["hit_score"]).double().cpu()).ravel()
-        return Cut(probabilities(score_N, self.options.track_share), self.options.cut)
+        return probabilities(score_N, self.options.track_share)
 
     def nearest(self, track_ids_N: np.ndarray, outputs: Outputs) -> np.ndarray:
         """Each hit's track after all hits chose the nearest mean user."""
