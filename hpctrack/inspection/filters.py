@@ -42,7 +42,6 @@ class Excited:
 
     def __init__(self, model: Model) -> None:
         self.model, self.layers = model.eval(), convolutions(model)
-        self.image: Tensor | None = None
         self.first, self.shape = self._look()
 
     def _look(self) -> tuple[Convolution, torch.Size]:
@@ -138,7 +137,7 @@ def describe(model: Model, most: int, steps: int, seed: int) -> dict[str, Any]:
     weights = flat(excited.first.weight.detach().float())
     return {
         "weights": [[[round(number, 6) for number in row] for row in rows] for rows in weights.tolist()],
-        "layers": [layer for layer in layers(excited, most, steps, seed)],
+        "layers": list(layers(excited, most, steps, seed)),
     }
 
 

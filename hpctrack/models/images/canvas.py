@@ -55,9 +55,10 @@ class CanvasModel(MemoryModes, Model):
         return np.ones(len(hits))
 
 
-def convolutions(channels: Sequence[int], start: int = 1) -> nn.Sequential:
+def convolutions(channels: Sequence[int]) -> nn.Sequential:
     """3 x 3 convolutions to so many channels, each with ReLU; 0 in the place of channels halves the image (maximum)."""
     layers: list[nn.Module] = []
+    start = 1
     for number in channels:
         layers += [nn.Conv2d(start, number, 3, padding=1), nn.ReLU()] if number else [nn.MaxPool2d(2)]
         start = number or start

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from hpctrack.errors import InputError
 from hpctrack.models.images.canvas import begin_as_keras
@@ -131,4 +130,4 @@ class SquareAutoencoder(PlanesModel):
     def score(self, image_SLP: Tensor) -> Tensor:
         """Logits [S, L, P]."""
         found = self.layers(image_SLP.view(-1, 1, *self.shape))  # [S, C, L, 1, 1] of 32 x 32 pixels
-        return F.linear(found.transpose(1, 2).flatten(2), self.back.weight, self.back.bias)
+        return self.back(found.transpose(1, 2).flatten(2))
