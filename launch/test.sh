@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # All tests, from nothing: makes its own virtual environment.   bash launch/test.sh [pytest arguments]
 #   HPCTRACK_TRACKML_DIR     a folder of TrackML files: tests on real events run (else they are skipped and say so)
-#   HPCTRACK_TEST_PROCESSES  how many processes run test files side by side [2]; 0: none, as a debugger needs
+#   HPCTRACK_TEST_PROCESSES  how many processes run test files side by side [3]; 0: none, as a debugger needs
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/env.sh sim,reference,mpi,deepspeed,optim,parquet,onnx,dev
@@ -19,6 +19,6 @@ fi
 ruff check .
 ruff format --check .
 python -m mypy
-# many tests wait for ranks or launchers, so files run side by side; those that wait longest are collected first
+# many tests wait for ranks or launchers, so more files than two cores can hold run side by side; those that wait longest are collected first
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-exec python -m pytest -rs -n "${HPCTRACK_TEST_PROCESSES:-2}" --dist loadfile --no-loadscope-reorder "$@"
+exec python -m pytest -rs -n "${HPCTRACK_TEST_PROCESSES:-3}" --dist loadfile --no-loadscope-reorder "$@"

@@ -86,7 +86,8 @@ def test_gradient_is_that_of_one_rank(tmp_path, loss, options, clip, strategy):
         sections["reading"]["features"] = FEATURES_FOR.get(loss, FEATURES)
         return planned(name, tmp_path, model, {"name": loss, **options}, **sections)
 
-    check_gradients(config, strategy, (1, 2, 4), list(PLANS))
+    # what is shared out does not depend on the loss: fewer ranks are the other losses' business under ddp alone
+    check_gradients(config, strategy, (1, 2, 4) if strategy == "ddp" or loss == "influencer" else (4,), list(PLANS))
 
 
 @needs_deepspeed
