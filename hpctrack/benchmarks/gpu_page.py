@@ -2,8 +2,8 @@
 
     python -m hpctrack.benchmarks.gpu_page FOLDER [--markdown FILE] [--json FILE]
 
-`FOLDER` holds `bench-PART.json` (as `hpctrack bench gpu --json` writes them), `tests.xml` (pytest's) and `status.jsonl`
-({name, rc, seconds} of each piece of work). What is not there has not been run, and the page says so.
+`FOLDER` holds `bench-PART.json` (as `hpctrack bench gpu --json` writes them), `tests*.xml` (pytest's) and `status.jsonl`
+({name, rc, seconds} of each piece of work; the last counts). What is not there has not been run, and the page says so.
 """
 
 from __future__ import annotations
@@ -69,11 +69,12 @@ def figures_of(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {name: f for result in results if result["machine"].get("gpu") for name, f in result["figures"].items()}
 
 
-def tests_of(path: Path) -> str:
+def tests_of(folder: Path) -> str:
     """How many of tests/gpu passed, failed and were skipped."""
-    if not path.exists():
+    files = sorted(folder.glob("tests*.xml"))
+    if not files:
         return f"tests/gpu: {NOT_RUN}."
-    suites = list(xml.parse(path).getroot().iter("testsuite"))
+    suites = [suite for file in files for suite in xml.parse(file).getroot().iter("testsuite")]
     count = {k: sum(int(s.get(k, 0)) for s in suites) for k in ("tests", "failures", "errors", "skipped")}
     bad = count["failures"] + count["errors"]
     return f"tests/gpu: {count['tests'] - bad - count['skipped']} passed, {bad} failed, {count['skipped']} skipped."
@@ -99,7 +100,7 @@ def page(folder: Path) -> str:
         lines += ["This is a **rehearsal on the CPU**: all of it ran, no figure of it is a GPU's.", ""]
     else:
         lines += ["**No GPU has been at hand yet: nothing below has been run on one.**", ""]
-    lines += [tests_of(folder / "tests.xml"), "", "## Goals", ""]
+    lines += [tests_of(folder), "", "## Goals", ""]
     lines += ["| figure | of what | goal | median (range) | |", "|---|---|---|---|---|"]
     lines += [goal.row(figures) for goal in GOALS]
     lines += ["", "## All figures", ""]
@@ -119,7 +120,7 @@ def ran(path: Path) -> list[str]:
     """The pieces of work, their exit codes and seconds."""
     if not path.exists():
         return [NOT_RUN + "."]
-    entries = [json.loads(line) for line in path.read_text().splitlines()]
+    entries = list({e["name"]: e for e in map(json.loads, path.read_text().splitlines())}.values())
     said = {0: "done", 124: "stopped: time was up", 125: "left out: no time left"}
     ends = [said.get(entry["rc"], f"exit code {entry['rc']}") for entry in entries]
     rows = [f"| {e['name']} | {end} | {e['seconds']} |" for e, end in zip(entries, ends, strict=True)]

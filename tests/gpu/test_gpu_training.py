@@ -49,8 +49,8 @@ def test_a_training_is_that_of_the_cpu(tmp_path, data, device, model):
 
 def test_resume_from_a_checkpoint_of_the_cpu_and_back(tmp_path, data, device):
     whole = run(tmp_path / "whole", data, CPU)
-    for first, then in ((CPU, device), (device, CPU)):
-        folder = tmp_path / f"{first.type}-first-{then.type}"
+    for order, first, then in (("cpu", CPU, device), ("device", device, CPU)):  # one device in a rehearsal
+        folder = tmp_path / f"{order}-first"
         stop_after(folder, data, first, 2)
         assert run(folder, data, then) == pytest.approx(whole, rel=1e-6)
 
