@@ -63,6 +63,8 @@ setup(
         "optim": ["pytorch-optimizer>=4"],
         "scatter": ["torch-scatter>=2.1.2"],
         "parquet": ["pyarrow>=18"],
+        "mlflow": ["mlflow-skinny>=3", "sqlalchemy>=2", "alembic>=1.13"],
+        "wandb": ["wandb>=0.19"],
         "gpu": ["nvidia-ml-py>=12.535"],
         "onnx": ["onnx>=1.17", "onnxruntime>=1.20"],
         "dev": [

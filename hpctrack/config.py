@@ -316,6 +316,7 @@ class TrainConfig(Section):
         2, ge=1, description="so many are kept, the newest"
     )
     log_every: Steps = free_field(10, ge=1, description="between lines of metrics.jsonl, TensorBoard and the screen")
+    log_to: list[Literal["mlflow", "wandb"]] = free_field([], description="metrics go there, too (extra of that name)")
     valid_every: Steps = free_field(500, ge=1, description="between validations")
     probe_every: Steps = free_field(10, ge=1, description="of so many, one is timed in parts, without overlap")
     threads: Annotated[int, Unit("threads")] | None = free_field(

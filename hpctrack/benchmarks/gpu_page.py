@@ -2,8 +2,9 @@
 
     python -m hpctrack.benchmarks.gpu_page FOLDER [--markdown FILE] [--json FILE]
 
-`FOLDER` holds `bench-PART.json` (as `hpctrack bench gpu --json` writes them), `tests*.xml` (pytest's) and `status.jsonl`
-({name, rc, seconds} of each piece of work; the last counts). What is not there has not been run, and the page says so.
+`FOLDER` holds `bench-PART.json` (as `hpctrack bench gpu --json` writes them), `tests*.xml` (pytest's) and
+`status.jsonl` ({name, rc, seconds} of each piece of work; the last counts). What is not there has not been run, and the
+page says so.
 """
 
 from __future__ import annotations

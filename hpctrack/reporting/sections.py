@@ -36,6 +36,11 @@ from hpctrack.reporting.plots import (
 from hpctrack.results.content import HEADINGS, counts_text, hidden_hits
 from hpctrack.training.run_folder import Run
 
+OF_GPUS = (  # rows of what training/sensors.py reads
+    ("GPUs busy, median", "gpu_busy", "{:.0%}", "of the time, mean of the GPUs"),
+    ("Power of a GPU, median", "gpu_power_w", "{:.0f} W", "mean of the GPUs"),
+    ("Energy of an event, median", "energy_j_per_event", "{:.3g} J", "of all GPUs, forward and backward"),
+)
 NAMES = {"q_over_pt": "q / p_T", "phi": "φ", "theta": "θ", "d0": "d0", "z0": "z0"}
 
 
@@ -307,6 +312,8 @@ def timings(run: Run | None, results: dict, references: Sequence[tuple[str, dict
             rows.append(["Training step, median", f"{_seconds(step)}", f"of which waiting for data {data / step:.1%}"])
         if speed is not None:
             rows.append(["Training speed, median", f"{speed:,.0f} hits/s", "all ranks together"])
+        of_gpus = [(text, _median(run.train, key), form, note) for text, key, form, note in OF_GPUS]
+        rows += [[text, form.format(value), note] for text, value, form, note in of_gpus if value is not None]
         memory = [row["peak_gib"] for row in run.train if row.get("peak_gib") is not None]
         if memory:
             rows.append(["Training memory, peak", f"{max(memory):.2f} GiB", "of one process"])

@@ -30,6 +30,7 @@ from hpctrack.tracking.builders import build_builder
 from hpctrack.training import checkpoint, data_needs, run_settings
 from hpctrack.training.batches import Batches, EventSet
 from hpctrack.training.compiled import compile_model
+from hpctrack.training.loggers import check_installed
 from hpctrack.training.optimizers import build_optimizer
 from hpctrack.training.planner import Planner
 from hpctrack.training.size_table import SizeTable
@@ -43,6 +44,7 @@ def build(config: RunConfig, env: Env, watchdog: Watchdog | None = None, owner: 
 
     `owner`: of the run's folder, on rank 0. InputError for data or options that do not fit each other.
     """
+    run_on_main(lambda: check_installed(config.train.log_to), env)
     found = run_on_main(lambda: newest_checkpoint(Path(config.run)), env)
     precision = Precision(config.train.precision, env.device, config.train.tf32)
     loss = build_loss(config.loss)

@@ -1,5 +1,6 @@
-"""What a run says of itself: JSON lines, TensorBoard and one console line per logged step, all from rank 0; and where
-its time went: computing, waiting for the slowest rank, for data, summing gradients, checkpoints.
+"""What a run says of itself: JSON lines, TensorBoard, other loggers (loggers.py) and one console line per logged step,
+all from rank 0; and where its time went: computing, waiting for the slowest rank, for data, summing gradients,
+checkpoints.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from hpctrack.files.jsonlines import METRICS, Lines, Mark, read_metrics
 from hpctrack.parallel.collectives import all_sum
 from hpctrack.parallel.env import Env
 from hpctrack.resources.peak_memory import GIB
+from hpctrack.training.loggers import Loggers
 
 GPU = ("gpu_busy", "gpu_power_w", "energy_j_per_event")  # of training/sensors.py
 
@@ -26,9 +28,11 @@ class Metrics:
     """`metrics.jsonl` and TensorBoard files of a run; after a resume, lines beyond the resumed step are taken back.
 
     `mark`: how far the file was at the resumed step; without one, the lines of later steps are looked for.
+    `loggers` are told the same.
     """
 
-    def __init__(self, run: Path, resumed_step: int, mark: Mark | None = None) -> None:
+    def __init__(self, run: Path, resumed_step: int, mark: Mark | None = None, loggers: Loggers | None = None) -> None:
+        self.loggers = loggers
         path = run / METRICS
         if mark is None:
             kept = [entry for entry in read_metrics(run) if entry["step"] <= resumed_step] if path.exists() else []
@@ -37,16 +41,20 @@ class Metrics:
         self.board = SummaryWriter(run / "tensorboard", purge_step=resumed_step + 1)
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """One line, flushed; numbers also go to TensorBoard as `kind/name`."""
+        """One line, flushed; numbers also go to TensorBoard and loggers as `kind/name`."""
         self.lines.append({"kind": kind, "step": step, **values})
-        for name, value in values.items():
-            if isinstance(value, (int, float)):
-                self.board.add_scalar(f"{kind}/{name}", value, step)
+        numbers = {name: value for name, value in values.items() if isinstance(value, (int, float))}
+        for name, value in numbers.items():
+            self.board.add_scalar(f"{kind}/{name}", value, step)
+        if self.loggers:
+            self.loggers.write(kind, step, numbers)
 
     def close(self) -> None:
-        """Close both."""
+        """Close all."""
         self.lines.close()
         self.board.close()
+        if self.loggers:
+            self.loggers.close()
 
 
 class Window:

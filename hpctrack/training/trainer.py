@@ -34,6 +34,7 @@ from hpctrack.training.batches import Batches
 from hpctrack.training.compiled import try_compiled
 from hpctrack.training.ledger import NAME as LEDGER
 from hpctrack.training.ledger import Ledger
+from hpctrack.training.loggers import IDENTIFIERS, Loggers
 from hpctrack.training.planner import BY_INDEX, Planner, Rules
 from hpctrack.training.profiling import Profiler
 from hpctrack.training.run_folder import CONFIG, VERSIONS
@@ -153,11 +154,13 @@ class Trainer:
         checkpoint.clear(self.folder / "checkpoints")
         if found:
             checkpoint.rotate(found, self.options.keep_checkpoints)
-        for name in (CONFIG, VERSIONS, METRICS, LEDGER):
+        for name in (CONFIG, VERSIONS, METRICS, LEDGER, IDENTIFIERS):
             clear_leftovers(self.folder, name, owned=True)
         write_text(self.folder / CONFIG, text_with_checksum(dump_yaml(self.config)))
         write_json(self.folder / VERSIONS, with_checksum(versions() | run_settings.package_versions(self.config)))
-        self.metrics = Metrics(self.folder, self.step, marks.get(METRICS))
+        settings = {key: value for key, value, _ in run_settings.entries(self.config)}
+        loggers = Loggers(self.options.log_to, self.folder, settings, self.env.say)
+        self.metrics = Metrics(self.folder, self.step, marks.get(METRICS), loggers)
         self.ledger = Ledger(self.folder, self.step, len(self.data), marks.get(LEDGER))
 
     def warm_up(self) -> None:

@@ -146,7 +146,14 @@ def write_run(folder: Path, steps: int = 400, seed: int = 0) -> Path:
             lr = 1e-3 * min(step / 50, 0.5 * (1 + np.cos(np.pi * step / steps)))
             row = {"kind": "train", "step": step, "epoch": step // 50, "loss": sum(terms.values()), **terms, "lr": lr}
             speed = {"grad_norm": 1.0, "events": 8, "hits": 8000, "hits_per_s": 9000 * rng.lognormal(0, 0.05)}
-            row |= speed | {"step_s": 0.9, "data_s": 0.02, "peak_gib": 1.4}
+            row |= speed | {
+                "step_s": 0.9,
+                "data_s": 0.02,
+                "peak_gib": 1.4,
+                "gpu_busy": 0.75,
+                "gpu_power_w": 250.0,
+                "energy_j_per_event": 5.5,
+            }
             file.write(json.dumps(row) + "\n")
             if step % 50 == 0:
                 terms = {name: 1.1 * share * level for name, share in names.items()}

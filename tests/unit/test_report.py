@@ -99,6 +99,7 @@ def test_the_whole_page(folder: Path, tmp_path: Path):
             assert evaluate_counts(number) in html.text
     assert html.text.count("Reference: results-0") == 2  # metrics and seconds
     assert "radius" in html.text and "influencer" in html.text
+    assert "Power of a GPU, median 250 W" in html.text and "Energy of an event, median 5.5 J" in html.text
     header = (tmp_path / "display.png").read_bytes()[:24]
     assert header[:4] == b"\x89PNG" and struct.unpack(">2I", header[16:])[0] > 1000
 
