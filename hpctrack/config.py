@@ -345,6 +345,7 @@ class ParallelConfig(Section):
         description="ddp: consecutive ranks that hold an event together, by sectors of azimuth; auto: the largest "
         "events alone, where a step would wait for one",
     )
+    exchange: Literal["boundary", "all"] = free_field("boundary", description="divided events: rows that ranks pass")
     compress: Literal["none", "bf16"] = Field("none", description="number format in which gradients are summed")
     bucket_mb: float = free_field(
         25.0,

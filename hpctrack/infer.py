@@ -77,7 +77,8 @@ def parser() -> arguments.Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line of the verb."""
     args = parser().parse_args(argv)
-    overrides, together = split_overrides(args.overrides)
+    overrides, ranks = split_overrides(args.overrides)
+    together = ranks.ranks_per_event
     if args.method:
         config = method_config(args.method, overrides)
         if together > 1:
@@ -107,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             env.say(line)
         if env.world % together:
             raise InputError(f"parallel.ranks_per_event={together} does not divide the {env.world} ranks")
-        exchange = make_groups(env, [together], WAIT_S)[together] if together > 1 else None
+        exchange = make_groups(env, [together], WAIT_S, ranks.exchange)[together] if together > 1 else None
         if args.method:
             how: Reconstruction = ByMethod(config, data, INFER)
         else:

@@ -40,7 +40,7 @@ class Counted(GroupExchange):
     """The same exchange, counting: by kind, its calls and the bytes that this rank received of others."""
 
     def __init__(self, found: GroupExchange) -> None:
-        super().__init__(found.group, found.number, found.of, found.backend)
+        super().__init__(found.group, found.number, found.of, found.backend, way=found.way)
         self.kinds = {kind: [0, 0] for kind in ("all_sum", "all_rows", "swap")}
         self.halo = 0  # rows of others that were asked for at once, at most
 

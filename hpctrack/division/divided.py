@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Batch, Data
 
-from hpctrack.division.exchange import Exchange, Gathered, Halo, Pulled, Received, Summed
+from hpctrack.division.exchange import BoundaryHalo, Exchange, Gathered, Halo, Pulled, Received, Summed, WholeHalo
 from hpctrack.numerics import at_least_fp32
 
 PER_HIT = ("x", "track", "hit_row")  # of an event's data, a row a hit
@@ -110,11 +110,13 @@ class Division:
 
     def halo_of(self, rows_h: Tensor) -> Halo:
         """What fetches the hits `rows_h` of others, given by owner, ascending; all ranks ask for theirs together."""
+        if self.others.way == "all":
+            return WholeHalo(rows_h, self)
         of = self.place.of
         receive = torch.bincount(self.owner_N[rows_h], minlength=of)
         send = self.others.swap(receive, [1] * of, [1] * of)
         asked_s = self.others.swap(rows_h, receive.tolist(), send.tolist())
-        return Halo(self.others, rows_h, self.number_N[asked_s], send.tolist(), receive.tolist())
+        return BoundaryHalo(rows_h, self.others, self.number_N[asked_s], send.tolist(), receive.tolist())
 
     def far(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Hits of others among the event's hits `rows`, each once, by owner; and `rows` in numbers 0 … n + h - 1.

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -19,12 +19,15 @@ from torch.autograd.function import once_differentiable
 
 from hpctrack.numerics import at_least_fp32
 
+Way = Literal["boundary", "all"]  # to fetch the rows that are needed from their owners, or all rows of all ranks
+
 
 class Exchange(Protocol):
     """How the ranks of a group pass tensors; each function is called by all of them together."""
 
     number: int  # of this rank within the group
     of: int  # ranks in the group
+    way: Way  # in which rows of other ranks are fetched
     seconds: float  # spent in the functions below so far, waiting for the others included
 
     def all_sum(self, x: Tensor) -> Tensor:
@@ -37,28 +40,61 @@ class Exchange(Protocol):
         """Give `send[k]` of the rows to rank k, in order; the rows received, `receive[k]` of rank k, in order."""
 
 
-@dataclass
-class Halo:
-    """Rows of other ranks that this one fetches, and its own rows that others do.
+class Halo(Protocol):
+    """Rows of other ranks that this one fetches; all ranks of the event do so together."""
 
-    `rows_h`: the rows' numbers in the event, by owner, ascending; `give_s`: own rows, by who fetches them; `send` and
-    `receive`: how many of them go to, and come from, each rank.
+    rows_h: Tensor  # their numbers in the event, by owner, ascending
+
+    def pull(self, x_n: Tensor) -> Tensor:
+        """What the owners have in the rows `rows_h`, [h, …], given `x_n` of the own rows, [n, …]."""
+
+    def push(self, g_h: Tensor, n: int) -> Tensor:
+        """The transpose: what all ranks have for the own rows, added up, [n, …], given `g_h` for theirs, [h, …]."""
+
+
+@dataclass
+class BoundaryHalo:
+    """Way `boundary`: the owners give what is needed.
+
+    `give_s`: own rows, by who fetches them; `send` and `receive`: how many of them go to, and come from, each rank.
     """
 
-    exchange: Exchange
     rows_h: Tensor
+    exchange: Exchange
     give_s: Tensor
     send: list[int]
     receive: list[int]
 
     def pull(self, x_n: Tensor) -> Tensor:
-        """What the owners have in the rows `rows_h`, [h, …], given `x_n` of the own rows, [n, …]."""
+        """As of Halo."""
         return self.exchange.swap(x_n[self.give_s], self.send, self.receive)
 
     def push(self, g_h: Tensor, n: int) -> Tensor:
-        """The transpose: what all ranks have for the own rows, added up, [n, …], given `g_h` for theirs, [h, …]."""
+        """As of Halo."""
         found_s = at_least_fp32(self.exchange.swap(g_h, self.receive, self.send))
         return found_s.new_zeros(n, *g_h.shape[1:]).index_add_(0, self.give_s, found_s).to(g_h.dtype)
+
+
+@dataclass
+class WholeHalo:
+    """Way `all`: every rank gets the rows of all, and takes what it needs.
+
+    More passes, in fewer messages: better where ranks need most of the event, or where a message is dear.
+    `event`: what a rank knows of the event (division/divided.py).
+    """
+
+    rows_h: Tensor
+    event: Any
+
+    def pull(self, x_n: Tensor) -> Tensor:
+        """As of Halo."""
+        return self.event.collect(x_n)[self.rows_h]
+
+    def push(self, g_h: Tensor, n: int) -> Tensor:
+        """As of Halo."""
+        g_N = g_h.new_zeros(self.event.n_hits, *g_h.shape[1:])
+        g_N[self.rows_h] = g_h
+        return self.event.add_up(g_N)
 
 
 class Received:

@@ -19,7 +19,7 @@ from torch_geometric.data import Batch
 
 from hpctrack.config import AugmentConfig, KeptConfig, Named, Section, Seed, SelectionConfig, parse
 from hpctrack.division.divided import Place, collect_outputs
-from hpctrack.division.exchange import Exchange
+from hpctrack.division.exchange import Exchange, Way
 from hpctrack.errors import InputError, MachineError
 from hpctrack.events.kept_hits import HITS_DIGEST, PASSED_ON, PassedHits, stored_hits
 from hpctrack.events.loader import EventLoader
@@ -93,6 +93,7 @@ class Together(Section):
     """How ranks work together in inference."""
 
     ranks_per_event: Literal[1, 2, 4, 8] = 1
+    exchange: Way = "boundary"
 
 
 class HowRanks(Section):
@@ -101,11 +102,11 @@ class HowRanks(Section):
     parallel: Together = Together()
 
 
-def split_overrides(overrides: Sequence[str]) -> tuple[list[str], int]:
-    """Overrides of what is computed, and how many ranks hold an event together; InputError for another number."""
+def split_overrides(overrides: Sequence[str]) -> tuple[list[str], Together]:
+    """Overrides of what is computed, and how ranks hold an event together; InputError for another number of them."""
     own = [override for override in overrides if override.startswith("parallel.")]
     values = apply_overrides({"parallel": {}}, own, "hpctrack infer")
-    together = parse(HowRanks, values, "hpctrack infer", overrides=own).parallel.ranks_per_event
+    together = parse(HowRanks, values, "hpctrack infer", overrides=own).parallel
     return [override for override in overrides if override not in own], together
 
 

@@ -10,14 +10,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from hpctrack.division.exchange import Way
 from hpctrack.parallel.env import ENDED, WATCHDOG_FIRST_S, Env
 
 
 class GroupExchange:
     """The exchange within a process group; `seconds`: spent in it so far, waiting for others included."""
 
-    def __init__(self, group: dist.ProcessGroup, number: int, of: int, backend: str) -> None:
-        self.group, self.number, self.of, self.backend = group, number, of, backend
+    def __init__(self, group: dist.ProcessGroup, number: int, of: int, backend: str, *, way: Way = "boundary") -> None:
+        self.group, self.number, self.of, self.backend, self.way = group, number, of, backend, way
         self.seconds = 0.0
 
     def all_sum(self, x: Tensor) -> Tensor:
@@ -53,7 +54,7 @@ class GroupExchange:
         return torch.cat([found[:at], found[at + 1 :]]) if idle else found
 
 
-def make_groups(env: Env, sizes: Sequence[int], timeout_s: float) -> dict[int, GroupExchange]:
+def make_groups(env: Env, sizes: Sequence[int], timeout_s: float, way: Way = "boundary") -> dict[int, GroupExchange]:
     """By size, the exchange within this rank's group of so many consecutive ranks; all ranks come together.
 
     Groups are aligned: ranks 0 … size - 1 are the first. Sizes that do not divide the number of ranks have none for the
@@ -68,5 +69,5 @@ def make_groups(env: Env, sizes: Sequence[int], timeout_s: float) -> dict[int, G
             group = dist.new_group(list(range(first, first + size)), timeout=limit, backend=env.backend)
             ENDED.append(group)
             if first <= env.rank < first + size:
-                found[size] = GroupExchange(group, env.rank - first, size, env.backend)
+                found[size] = GroupExchange(group, env.rank - first, size, env.backend, way=way)
     return found

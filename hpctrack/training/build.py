@@ -80,7 +80,7 @@ def build(config: RunConfig, env: Env, watchdog: Watchdog | None = None, owner: 
     strategy = STRATEGIES[config.parallel.strategy]
     engine = strategy(model, optimizer, env, precision, config.parallel, clip_norm=config.optim.clip_norm)
     memory = Memory(config.memory, engine)
-    groups = make_groups(env, sizes, config.parallel.timeout_s)
+    groups = make_groups(env, sizes, config.parallel.timeout_s, config.parallel.exchange)
     together = config.parallel.ranks_per_event
     batches = Batches(
         train, valid, env, config.data, alive, groups=groups, ranks_per_event=1 if together == "auto" else together

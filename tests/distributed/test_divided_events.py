@@ -13,6 +13,7 @@ from torch_geometric.data import Batch, Data
 from hpctrack import infer
 from hpctrack.config import Named, ParallelConfig, RunConfig
 from hpctrack.division.divided import Division, Place, collect_outputs, divide
+from hpctrack.division.exchange import Way
 from hpctrack.files.jsonlines import read_metrics
 from hpctrack.losses import build_loss, objective
 from hpctrack.models import build_model
@@ -162,26 +163,28 @@ def check_case(case: str, mode: str, exchange: GroupExchange, with_edges: int) -
 
 
 Cases = list[tuple[str, tuple[str, ...]]]  # names in CASES, and in which memory modes
+EVERY = ("recompute", "nested", "chunks")
 
 
-def check_cases(cases: Cases) -> None:
+def check_cases(of_way: dict[Way, Cases]) -> None:
     with distributed(ParallelConfig(), 1) as env:
-        exchange = make_groups(env, [env.world], 60)[env.world]
-        for name, modes in cases:
-            for mode in modes:
-                check_case(name, mode, exchange, 3 if name in GRAPHS else 0)
+        for way, cases in of_way.items():
+            exchange = make_groups(env, [env.world], 60, way)[env.world]
+            for name, modes in cases:
+                for mode in modes:
+                    check_case(name, mode, exchange, 3 if name in GRAPHS else 0)
 
 
 def test_two_ranks_have_the_outputs_and_gradients_of_whole_events():
-    run_ranks(
-        2, check_cases, [*((name, ("plain",)) for name in CASES), ("transformer", ("recompute", "nested"))], timeout=600
-    )
+    cases: Cases = [*((name, ("plain",)) for name in CASES), ("transformer", ("recompute", "nested"))]
+    fetching: Cases = [(name, ("plain",)) for name in ("influencer", "interaction", "filter", "metric")]
+    run_ranks(2, check_cases, {"boundary": cases, "all": fetching}, timeout=600)
 
 
 def test_memory_modes_on_three_ranks():
-    every = ("recompute", "nested", "chunks")
     embeddings: Cases = [("influencer", ("chunks",)), ("transformer", ("chunks",))]
-    run_ranks(3, check_cases, [*embeddings, ("interaction", every), ("attention", every)], timeout=600)
+    cases: Cases = [*embeddings, ("interaction", EVERY), ("attention", EVERY)]
+    run_ranks(3, check_cases, {"boundary": cases, "all": [("interaction", EVERY)]}, timeout=600)
 
 
 # ------------------------------------------------------------------------------------------------ runs

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -22,6 +22,7 @@ from torch_geometric.data import Batch, Data
 
 from hpctrack.config import Named
 from hpctrack.division.divided import Place, divide
+from hpctrack.division.exchange import Way
 from hpctrack.losses import build_loss, objective
 from hpctrack.models import build_model
 from hpctrack.testing.toys import FEATURES, toy_batch
@@ -58,6 +59,7 @@ class Thread:
 
     meeting: Meeting
     number: int
+    way: Way
     seconds: float = 0.0
 
     @property
@@ -130,9 +132,9 @@ def test_any_owners_of_any_graph_give_the_gradient_of_the_whole_event(case, mode
     owner_N = torch.from_numpy(np.array(owners, dtype=np.int64))
     whole = Batch.from_data_list([event])
     value, expected = gradient(case, mode, whole, built(case, mode)[1].counts(whole))
-    meeting = Meeting(of)
+    meeting, way = Meeting(of), data.draw(st.sampled_from(get_args(Way)), "exchange")
     with ThreadPoolExecutor(of) as pool:
-        parts = [pool.submit(of_part, case, mode, event, owner_N, Thread(meeting, number)) for number in range(of)]
+        parts = [pool.submit(of_part, case, mode, event, owner_N, Thread(meeting, number, way)) for number in range(of)]
         found = [part.result() for part in parts]
     torch.testing.assert_close(sum(v for v, _ in found), value, rtol=1e-12, atol=1e-12)
     scale = max(1.0, float(expected.abs().max()))
