@@ -1,4 +1,4 @@
-"""`hpctrack convert SOURCE OUT`: events of TrackML, ColliderML, ACTS or acorn -> a dataset, or a dataset -> sub-events.
+"""`hpctrack convert SOURCE OUT`: events of TrackML, ColliderML, ACTS, acorn, proton CT -> a dataset, or -> sub-events.
 
 What SOURCE is, is found out by looking at its files; --format says it where that is not enough.
 

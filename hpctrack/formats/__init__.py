@@ -1,4 +1,4 @@
-"""Foreign files <-> events: TrackML, ColliderML, ACTS, acorn; detectors, and their conversion into a dataset."""
+"""Foreign files <-> events: TrackML, ColliderML, ACTS, acorn, proton CT; detectors, and conversion into a dataset."""
 
 from __future__ import annotations
 
@@ -37,5 +37,6 @@ FORMATS: Registry[type[Format]] = Registry(
         "colliderml": Lazy("hpctrack.formats.known_formats:ColliderMLFormat"),
         "acts": Lazy("hpctrack.formats.known_formats:ActsFormat"),
         "acorn": Lazy("hpctrack.formats.known_formats:AcornFormat"),
+        "proton-ct": Lazy("hpctrack.formats.known_formats:ProtonFormat"),
     },
 )

@@ -11,7 +11,7 @@ from pydantic import Field
 from hpctrack.config import FieldT, Section, Seed
 from hpctrack.errors import InputError
 from hpctrack.events.subevents import MAX_DRAWS, SubEventReader
-from hpctrack.formats import acts_csv
+from hpctrack.formats import acts_csv, proton_ct
 from hpctrack.formats.acorn import AcornReader, find_files
 from hpctrack.formats.acts_csv import ActsReader
 from hpctrack.formats.colliderml.parquet_files import find_tables
@@ -146,6 +146,25 @@ class AcornFormat:
             files, not o.no_truth, o.without, o.field_t, tuple(o.scales), faults=faults, surfaces=o.detectors
         )
         _refuse(faults, reader, None if skip_bad else limit or len(files))
+        return reader
+
+
+class ProtonFormat:
+    """Protons in a digital tracking calorimeter: .npz tables of GATE, a file or a folder of files."""
+
+    class Options(Section):
+        """How they are put together."""
+
+        protons: int = Field(100, ge=1, le=100_000, description="primaries a frame, consecutive ones of a spot")
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+
+    def open(self, source: Path, limit: int | None = None, skip_bad: bool = False) -> proton_ct.ProtonReader:
+        """The reader; InputError for files that are not such tables, or have too few primaries for a frame."""
+        reader = proton_ct.ProtonReader(proton_ct.find_files(source), self.options.protons)
+        if not reader.event_ids():
+            raise InputError(f"{source}: no spot has {self.options.protons} primaries; --option protons=N for fewer")
         return reader
 
 

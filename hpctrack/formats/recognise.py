@@ -14,6 +14,7 @@ from hpctrack.storage.hdf5 import INDEX
 _NAMES = {  # a format's files
     "colliderml": re.compile(r".*\.parquet"),
     "acorn": re.compile(r"event\d+(-graph)?\.(pyg|pt)|data\d+_s\d+\.pt|.*\.pyg"),
+    "proton-ct": re.compile(r".*\.npz"),
     "acts": re.compile(r"event\d+-(measurements|spacepoints?)\.csv(\.gz)?"),
     "trackml": re.compile(r"event\d+-hits\.csv(\.gz)?"),
 }

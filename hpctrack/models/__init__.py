@@ -19,6 +19,7 @@ from hpctrack.models.images.track_queries import TrackQueryModel
 from hpctrack.models.interaction import InteractionNetwork
 from hpctrack.models.segments.hit_graph import HitGraphNetwork
 from hpctrack.models.segments.line_graph import LineGraphNetwork
+from hpctrack.models.segments.refined import RefinedLineGraph
 from hpctrack.models.triplet_network import TripletNetwork
 from hpctrack.registry import Registry
 
@@ -44,6 +45,7 @@ MODELS: Registry[type[Model]] = Registry(
         "plane_lstm": PlaneLSTM,
         "square_autoencoder": SquareAutoencoder,
         "line_graph": LineGraphNetwork,
+        "line_graph_refined": RefinedLineGraph,
         "triplets": TripletNetwork,
         "window_lstm": WindowLSTM,
     },

@@ -97,6 +97,25 @@ def test_the_blackbox_gradient_is_its_definition(seed):
     np.testing.assert_allclose(score.grad.numpy(), 3.0 / 16 * -found * cost_M * (1 - cost_M), atol=1e-14)
 
 
+def test_a_margin_teaches_choices_that_are_hardly_right():
+    """Each true edge is dearer and each other one cheaper by the margin, then both the other way."""
+    edge_2M, _, sign_M, true_M = square()
+    cost_M = np.where(true_M, 0.4, 0.5) + 1e-2 * np.random.default_rng(0).random(16)
+    solve, batch = Assignment(edge_2M, 8), toy_batch(sizes=(1,), n_noise=7)
+    batch.edge_index, batch.edge_truth = torch.from_numpy(edge_2M), torch.from_numpy(true_M)
+    batch.track, batch.batch = torch.zeros(8, dtype=torch.long), torch.zeros(8, dtype=torch.long)
+    batch.ptr = torch.tensor([0, 8])
+    for margin, learns in ((0.0, False), (0.1, True)):
+        score = torch.logit(torch.from_numpy(1 - cost_M)).requires_grad_()
+        term = build_loss(Named(name="assignment", strength=0.2, margin=margin))({"edge_score": score}, batch)["edges"]
+        term.sum.backward()
+        assert float(term.sum) == 0 and bool(score.grad.abs().sum() > 0) == learns
+        if learns:
+            harder = solve(cost_M - margin * sign_M).astype(float)
+            slope = (solve(cost_M + 0.1 * sign_M) - harder) / 0.2  # as `blackbox`: from there by 0.2 towards the truth
+            np.testing.assert_allclose(score.grad.numpy(), -slope * cost_M * (1 - cost_M) / 16, atol=1e-14)
+
+
 def test_other_estimates_are_their_definitions():
     edge_2M, cost_M, g_M, _ = square(7)
     solve = Assignment(edge_2M, 8)

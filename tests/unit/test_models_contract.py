@@ -49,6 +49,7 @@ CONFIGS = {  # the model's name, and what sets this configuration of it apart
     "square_autoencoder": SQUARE | {"pixels": 32, "filters": 1},
     "line_graph": {"width": 8, "table": 256, "chunk": 7},
     "line_graph rivals": {"width": 8, "steps": 2, "compete": True, "table": 0, "chunk": 7},
+    "line_graph_refined": {"width": 8, "table": 256, "chunk": 7, "keep": 2, "rounds": 2, "wide": 8},
     "triplets": {"network": {"name": "attention", "width": 8, "iterations": 2, "chunk": 7}},
     "triplets mean": {"pool": "mean", "network": {"name": "interaction", "width": 8, "iterations": 2, "embed_hits": 2}},
     "window_lstm": SMALL | {"hidden": 5},

@@ -92,6 +92,13 @@ class AssignmentLoss(SegmentLoss):
             gt=0,
             description="blackbox: lambda, perturbed: sigma, sinkhorn: temperature; as a cost per edge, of 0 to 1",
         )
+        margin: float = Field(
+            0.0,
+            ge=0,
+            lt=1,
+            description="the gradient is estimated where true edges cost so much more and others so much less, so that "
+            "choices which are right by little teach too; half of strength looks as far on either side",
+        )
         samples: int = Field(4, ge=1, le=1000, description="perturbed: draws of noise an event, the same at each step")
         rounds: int = Field(50, ge=1, le=10_000, description="sinkhorn: rounds of scaling")
         seed: Seed = Field(0, description="of what the estimator perturbed draws")
@@ -128,7 +135,9 @@ class Hamming(torch.autograd.Function):
         chosen = solve(cost_m)
         sign = np.where(true, -1.0, 1.0)
         by = Strength(options.strength, options.samples, options.rounds, seed)
-        slope = ESTIMATORS[options.estimator](solve, cost_m, chosen, sign, by)
+        harder_m = cost_m - options.margin * sign if options.margin else cost_m
+        there = solve(harder_m) if options.margin else chosen
+        slope = ESTIMATORS[options.estimator](solve, harder_m, there, sign, by)
         slope_m = torch.from_numpy(slope).to(score_m.device)
         ctx.save_for_backward((-slope_m * probability * (1 - probability)).to(score_m.dtype))
         return torch.from_numpy(chosen != true).to(score_m)

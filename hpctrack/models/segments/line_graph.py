@@ -48,6 +48,16 @@ RIVALS = 3  # numbers that say how a segment does: its score, and that of its be
 ALONE = -8.0  # logit of rivals where there are none
 
 
+class Seen(NamedTuple):
+    """Segments between hits at `place_N3` [N, 3]: ends [2, M], inputs [M, W], states [M, H] and scores [M]."""
+
+    edge_2M: Tensor
+    place_N3: Tensor
+    raw_MW: Tensor
+    state_MH: Tensor
+    score_M: Tensor
+
+
 class LineGraphNetwork(MemoryModes, Model):
     """Scores segments by the segments before and behind them."""
 
@@ -82,10 +92,15 @@ class LineGraphNetwork(MemoryModes, Model):
 
     def scores(self, batch: Batch) -> Tensor:
         """[M]."""
+        return self.seen(batch).score_M
+
+    def seen(self, batch: Batch) -> Seen:
+        """What the network makes of a batch."""
         edge_2M = edges_of(batch)
         x_NF = self.standardised(batch.x)
         raw_MW = torch.cat([x_NF[edge_2M[0]], x_NF[edge_2M[1]]], dim=1)
-        pairs = Pairs.of(self.places(batch.x), edge_2M, batch.num_nodes)
+        place_N3 = self.places(batch.x)
+        pairs = Pairs.of(place_N3, edge_2M, batch.num_nodes)
         h_MH, score_M = raw_MW, None
         for number, step in enumerate(self.steps):
             rivals: list[Tensor] = [] if score_M is None else [rivalry(score_M, edge_2M, batch.num_nodes)]
@@ -94,7 +109,7 @@ class LineGraphNetwork(MemoryModes, Model):
                 score_M = at_least_fp32(self.readouts[number](h_MH)).squeeze(1)
         if score_M is None:
             score_M = at_least_fp32(self.readouts[0](h_MH)).squeeze(1)
-        return score_M
+        return Seen(edge_2M, place_N3, raw_MW, h_MH, score_M)
 
     def step(self, step: Step, state_MW: Tensor, pairs: Pairs) -> Tensor:
         """The next states [M, H]."""
