@@ -9,6 +9,7 @@ from torch_geometric.data import Batch
 
 from hpctrack.config import Named, ParallelConfig
 from hpctrack.losses import build_loss, objective
+from hpctrack.losses.term import LossTerm
 from hpctrack.models import build_model
 from hpctrack.parallel.env import Env
 from hpctrack.parallel.precision import WEIGHTS, Precision
@@ -43,11 +44,14 @@ def toy(precision: str = "fp32", sizes: tuple[int, ...] = (14, 9, 17), noise: in
     return toy_batch(sizes=sizes, n_noise=noise, edges=3, dtype=WEIGHTS[precision])
 
 
-def one_pass(engine: DDPEngine, batch: Batch, loss: Named, mode: str | None = None) -> Pass:
-    """Forward and backward; the terms summed with weight 1."""
+def one_pass(engine: DDPEngine, batch: Batch, loss: Named | None, mode: str | None = None) -> Pass:
+    """Forward and backward; the terms summed with weight 1. Without a loss: mean squares of all outputs."""
     batch = batch.to(engine.env.device)
     outputs = engine.forward(batch, True, mode)
-    terms = build_loss(loss)(outputs, batch)
+    if loss is None:
+        terms = {name: LossTerm(value.double().square().mean(), 1) for name, value in outputs.items()}
+    else:
+        terms = build_loss(loss)(outputs, batch)
     engine.backward(objective(dict.fromkeys(terms, 1.0), terms))
     engine.gradient_norm(None)  # takes the scale of the loss away
     every = torch.cat([gradient(p).flatten() for p in engine.module.parameters()])

@@ -98,7 +98,7 @@ def page(folder: Path) -> str:
         versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
         lines += [f"GPU: {', '.join(devices)}. Commit {made['commit']}. Versions: {versions}.", ""]
     elif rehearsed:
-        lines += ["This is a **rehearsal on the CPU**: all of it ran, no figure of it is a GPU's.", ""]
+        lines += ["This is a **rehearsal on the CPU**: no figure of it is a GPU's.", ""]
     else:
         lines += ["**No GPU has been at hand yet: nothing below has been run on one.**", ""]
     lines += [tests_of(folder), "", "## Goals", ""]
@@ -122,7 +122,7 @@ def ran(path: Path) -> list[str]:
     if not path.exists():
         return [NOT_RUN + "."]
     entries = list({e["name"]: e for e in map(json.loads, path.read_text().splitlines())}.values())
-    said = {0: "done", 124: "stopped: time was up", 125: "left out: no time left"}
+    said = {0: "done", 124: "stopped: time was up", 137: "killed: time was up", 125: "left out: no time left"}
     ends = [said.get(entry["rc"], f"exit code {entry['rc']}") for entry in entries]
     rows = [f"| {e['name']} | {end} | {e['seconds']} |" for e, end in zip(entries, ends, strict=True)]
     return ["| work | end | s |", "|---|---|---|", *rows]

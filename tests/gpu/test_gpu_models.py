@@ -15,11 +15,18 @@ LOSSES = LOSS_OF | {  # with the sums over all pairs
     "embedding": {"name": "contrastive"},
     "influencer": {"name": "influencer", "compactness": 1.0, "influencer_margin": 0.5},
 }
+OF_IMAGES = (
+    "captioning",
+    "line_bins",
+    "track_counting",
+    "track_queries",
+)  # whose losses need lines, which toys have not
+RIVALS = 0.05  # of gradients: rounding may change which of two rivals on a hit is the larger
 SEARCHES = 3.0  # a rounded place may change who is near: looser by this in half precision
 
 
-def loss_of(model: Named) -> Named:
-    return Named(**LOSSES.get(model.name, {"name": "edges"}))
+def loss_of(model: Named) -> Named | None:
+    return None if model.name in OF_IMAGES else Named(**LOSSES.get(model.name, {"name": "edges"}))
 
 
 @pytest.fixture(params=sorted(CONFIGS))
@@ -54,7 +61,8 @@ def test_outputs_losses_and_gradients_in_every_mode(model, precision, device, ex
                 assert off(found.outputs[name], value) < tolerance, (mode, name)
             for name, value in exact.terms.items():
                 assert found.terms[name] == pytest.approx(value, rel=3 * tolerance, abs=3 * tolerance), (mode, name)
-            assert off(found.gradient, exact.gradient) < 5 * tolerance, mode
+            wide = max(5 * tolerance, RIVALS if model.options.get("compete") and precision != "fp64" else 0.0)
+            assert off(found.gradient, exact.gradient) < wide, mode
     finally:
         torch.set_float32_matmul_precision("highest")
 
