@@ -54,6 +54,12 @@ def parser() -> arguments.Parser:
     p.add_argument("--part", type=Part.parse, metavar="I/N", help="share I, from 0, of N jobs that do it together")
     p.add_argument("--submission", type=Path, help="also write this TrackML submission CSV")
     p.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="auto: cuda where there is one")
+    p.add_argument(
+        "--compile",
+        action="store_true",
+        help="torch.compile the models, on a GPU with CUDA graphs, on padded events; for models of edges, and backbone "
+        "mlp; the first events take a minute",
+    )
     p.add_argument("--threads", type=arguments.threads, default=1, help="CPU threads per rank (default 1)")
     p.add_argument(
         "--timeout-s",
@@ -81,6 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     together = ranks.ranks_per_event
     if args.method:
         config = method_config(args.method, overrides)
+        if args.compile:
+            raise InputError("--compile: a method has no model to compile; leave it out")
         if together > 1:
             raise InputError(f"parallel.ranks_per_event={together}: a method takes whole events; use {ONE_RANK}")
     else:
@@ -114,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             for path in paths:
                 run_on_main(functools.partial(checkpoint.check_state, path), env)
-            how = Chain(configs, paths, data, env.device, checked=True, exchange=exchange)
+            how = Chain(configs, paths, data, env.device, checked=True, exchange=exchange, compiled=args.compile)
         if args.submission and how.product != "candidates":
             raise InputError(f"--submission: is written from candidates, but {paths[-1]} makes {how.product}")
         with Heartbeat(env, meeting_s, "--timeout-s", lambda: watchdog.at):

@@ -99,6 +99,6 @@ bench influencer-500 90
 tests searches 120
 tests training 150
 tests models 240
-for part in paper interaction influencer-full pixel slope chain; do bench "$part" 120; done
+for part in paper interaction influencer-full pixel slope chain compiled; do bench "$part" 120; done
 "$python" -m hpctrack.benchmarks.gpu_page "$out" --markdown "$out/gpu.md" --json "$out/gpu.json"
 echo "gpu_check: $out/gpu.md"

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch_geometric.data import Batch
+from torch_geometric.data import Batch, Data
 
 from hpctrack.benchmarks.inference import scan
 from hpctrack.benchmarks.loss import SYSTEMS, as_trained, step
@@ -34,12 +34,14 @@ from hpctrack.benchmarks.memory import near_pairs
 from hpctrack.benchmarks.roofline import Peaks, counted, peaks, share
 from hpctrack.config import Named
 from hpctrack.errors import MEMORY, InputError, lacking
+from hpctrack.events.padding import padded
 from hpctrack.graphs.neighbours import radius_pairs
 from hpctrack.losses import Loss, build_loss
 from hpctrack.models import Model, build_model
 from hpctrack.named_recipes import path_of
 from hpctrack.recipes import parse_yaml, read_recipe
 from hpctrack.tracking.builders import build_builder
+from hpctrack.training.compiled import compile_for_sizes
 from hpctrack.training.telemetry import peak_gib, synchronize
 
 RADIUS = 0.5  # of builders, what tuning finds for such scatter
@@ -273,15 +275,11 @@ def inference(bench: Bench, hits: int, name: str, what: str) -> list[Figure]:
     builder = build_builder(Named(**(recipe_of("influencer-full")["builder"] | {"radius": RADIUS, "cut": 0.5})))
     tensors["hit_score"] = torch.where(here.track >= 0, 4.0, -4.0)
 
-    def predict() -> None:
-        with torch.inference_mode():
-            model(here)
-
     def build() -> None:
         with torch.inference_mode():
             builder.build_on_device(tensors, np.arange(n), n, 0)
 
-    figures = bench.measure(f"{name}_model", n, predict, f"{what}: model")
+    figures = bench.measure(f"{name}_model", n, partial(predicted, model, here), f"{what}: model")
     figures += bench.measure(f"{name}_build", n, build, f"{what}: candidates, on the device")
     total = [a + b for a, b in zip(figures[0].values, figures[3].values, strict=True)]
     return [Figure(f"{name}_s", total, "s", f"{what}: model and candidates"), *figures]
@@ -300,15 +298,11 @@ def chain(bench: Bench) -> list[Figure]:
         torch.manual_seed(0)
         models[name] = build_model(Named(**values["model"]), FEATURES).to(bench.device).eval()
 
-    def predict(name: str) -> None:
-        with torch.inference_mode():
-            models[name](here)
-
     stages: dict[str, Callable[[], Any]] = {
-        "embedding": partial(predict, "embedding"),
+        "embedding": partial(predicted, models["embedding"], here),
         "radius_graph": lambda: [len(i) for i, _ in radius_pairs(place, None, RADIUS)],
-        "filter": partial(predict, "filter"),
-        "gnn": partial(predict, "gnn"),
+        "filter": partial(predicted, models["filter"], here),
+        "gnn": partial(predicted, models["gnn"], here),
     }
     for name, work in stages.items():
         figures += bench.measure(f"gpu_chain_{name}", hits, work, f"chain: {name}")
@@ -325,6 +319,33 @@ def chain(bench: Bench) -> list[Figure]:
     return [Figure("gpu_chain_s", total, "s", f"chain: all stages, {hits} hits"), *figures]
 
 
+def compiled(bench: Bench) -> list[Figure]:
+    """Filter and graph network of the pipeline on an event padded to sizes of buckets, compiled, over eager."""
+    event = Data(x=straight_tracks(bench.sizes.event // HITS_PER_TRACK).x)
+    event.edge_index = near_pairs(event.x, bench.sizes.edges)
+    whole, figures = padded(event).to(bench.device), list[Figure]()
+    for name in ("filter", "gnn"):
+        model = build_model(Named(**recipe_of(f"pipeline/{name}")["model"]), FEATURES).to(bench.device).eval()
+        work = partial(predicted, model, whole)
+        eager_s = bench.seconds(work)
+        compile_for_sizes(model)
+        for _ in range(3):  # compiles, records, plays
+            work()
+        compiled_s = bench.seconds(work)
+        what = f"{name}, {whole.num_nodes} hits, {whole.num_edges} edges"
+        figures += [
+            Figure(f"gpu_compiled_{name}_s", compiled_s, "s", f"compiled: {what}"),
+            Figure(f"gpu_compiled_{name}_over_eager", ratio(compiled_s, eager_s), "x", f"compiled s / eager s: {what}"),
+        ]
+    return figures
+
+
+def predicted(model: Model, batch: Batch) -> None:
+    """A pass without gradients."""
+    with torch.inference_mode():
+        model(batch)
+
+
 def slope(bench: Bench) -> list[Figure]:
     """How the default backbone's seconds grow with hits."""
     rows = []
@@ -333,11 +354,7 @@ def slope(bench: Bench) -> list[Figure]:
     for hits in bench.sizes.slope:
         batch = straight_tracks(max(1, hits // HITS_PER_TRACK)).to(bench.device)
 
-        def work(batch: Batch = batch) -> None:
-            with torch.inference_mode():
-                model(batch)
-
-        rows.append(bench.seconds(work))
+        rows.append(bench.seconds(partial(predicted, model, batch)))
     sizes = bench.sizes.slope
     found = slopes([list(row) for row in zip(*rows, strict=True)], sizes)
     return [Figure("gpu_slope", found, "power of hits", f"default backbone, {sizes[0]} to {sizes[-1]} hits")]
@@ -354,4 +371,5 @@ PARTS: dict[str, Callable[[Bench], list[Figure]]] = {  # in order of worth
     "pixel": lambda b: inference(b, b.sizes.pixel, "gpu_infer_pixel", "inference of a pixel event"),
     "slope": slope,
     "chain": chain,
+    "compiled": compiled,
 }

@@ -137,6 +137,26 @@ HOW = """## How it is measured
 - The share of the roofline is the least time for the FLOP and bytes of a pass over the time that it took. FLOP and
   bytes are counted, operator by operator; what the device reaches is measured (`hpctrack/benchmarks/roofline.py`).
 - Seconds of inference are of the model and the candidates, without reading the event.
+
+## Compiled models and CUDA graphs
+
+A CUDA graph plays again what was recorded, so all shapes must be the same. `hpctrack infer --compile` pads each event
+with hits and edges of an event of its own (`hpctrack/events/padding.py`): to the next of eight sizes an octave, at most
+an eighth more. Shapes then recur, for models whose shapes follow from the numbers of hits and edges: `interaction`,
+`attention`, `convolution`, `filter`, and all models with the backbone `mlp`. On the CPU outputs are equal to rounding
+(fp64: 1e-12). These figures are `gpu_compiled_…`.
+
+Models with the backbones `neighbours` and `transformer`, as the influencer models have them, cannot be padded in any
+one place:
+
+- The nearest neighbours of `neighbours` are looked for within each event, by cells whose number and contents follow
+  from where the hits lie. How many pairs are looked at, and in how many pieces, is read back from the GPU each time.
+- In `transformer` each event's hits attend to that event's alone, in pieces as large as the event. Padding hits within
+  the event itself would be seen by true ones, and change what these are computed from.
+- Around the search all shapes are [hits, neighbours]. There graphs would hold, with the search between them. That is
+  not built.
+
+Attention over neighbours, the edge update and the filter are plain torch operations; fused kernels are not built.
 """
 
 

@@ -23,6 +23,7 @@ from hpctrack.division.exchange import Exchange, Way
 from hpctrack.errors import InputError, MachineError
 from hpctrack.events.kept_hits import HITS_DIGEST, PASSED_ON, PassedHits, stored_hits
 from hpctrack.events.loader import EventLoader
+from hpctrack.events.padding import padded, unpadded
 from hpctrack.events.selection import Draw
 from hpctrack.graphs import build_graph
 from hpctrack.graphs.stored import PassedEdges, StoredEdges
@@ -37,6 +38,7 @@ from hpctrack.tracking.builder import Built, to_numpy, with_parameters
 from hpctrack.tracking.builders import build_builder
 from hpctrack.tracking.methods import MethodConfig, Timing
 from hpctrack.training import checkpoint, checkpoint_metadata, run_settings
+from hpctrack.training.compiled import compile_for_sizes, compiler_errors
 
 ONE_RANK = "parallel.ranks_per_event=1"
 INFER = 2  # random stream of draws in inference
@@ -174,6 +176,7 @@ class ByModel:
     Its hits and its graph are those of `config`, unless they are `passed` on by stages before it. `checked`: the
     checksum of the checkpoint's state has been compared. `exchange`: the ranks that hold each event together with this
     one; all of them build what it says, which is the same. InputError for a model that takes whole events alone.
+    `compiled`: by torch.compile, on events padded to sizes of buckets (events/padding.py); equal but for rounding.
     """
 
     def __init__(
@@ -186,12 +189,16 @@ class ByModel:
         *,
         checked: bool = False,
         exchange: Exchange | None = None,
+        compiled: bool = False,
     ) -> None:
         passed, self._exchange = passed or Passed(), exchange
         self._data, self._device, self.passed = data, device, passed
         self._model = load_model(config, path, device, checked)
         if exchange is not None and not self._model.divisible:
             raise InputError(f"{path}: the model '{config.model.name}' takes whole events; use {ONE_RANK}")
+        self._compiled = compiled
+        if compiled:
+            compile_stage(self._model, config, path, whole=exchange is None)
         stored = None if passed.hits else stored_hits(config.hits, data.folder, data, INSTEAD)
         self._load = EventLoader(
             data,
@@ -215,6 +222,8 @@ class ByModel:
             self.recipe[HITS_DIGEST] = stored.store.digest if stored else PASSED_ON
         if used := run_settings.package_versions(config):
             self.recipe["versions"] = used
+        if compiled:
+            self.recipe["compiled"] = True
 
     def __call__(self, row: int) -> tuple[Built, Timing]:
         """Read the event, predict, build."""
@@ -223,7 +232,7 @@ class ByModel:
         times.append(time.perf_counter())
         stays = part is None and self._builder.on_device and self._device.type != "cpu"
         with torch.inference_mode(), self._precision.autocast():
-            here: dict[str, Tensor] = self._model(batch if part is None else part)
+            here = self._predict(batch if part is None else part)
             whole = {} if stays else here if part is None else collect_outputs(here, part, batch)
             outputs = to_numpy(whole, batch) if whole else {}
         check_finite(here if stays else outputs, int(batch.event_id))
@@ -238,6 +247,13 @@ class ByModel:
         times.append(time.perf_counter())
         seconds = zip(("read_s", "model_s", "build_s"), np.diff(times).tolist(), strict=True)
         return found, Timing(batch.num_nodes, dict(seconds))
+
+    def _predict(self, batch: Batch) -> dict[str, Tensor]:
+        """The model's outputs."""
+        if not self._compiled:
+            return self._model(batch)
+        with compiler_errors("--compile", "leave it out"):
+            return unpadded(self._model(padded(batch.get_example(0))), batch)
 
     def read(self, row: int) -> tuple[Batch, Batch | None]:
         """An event, and this rank's part of it if it is divided."""
@@ -254,7 +270,7 @@ class Chain:
 
     All stages behind a hit filter see the hits that it has kept, and a stage behind one that makes edges sees these.
     Raises InputError if a stage before the last makes neither, or one behind edges sees no edges of another stage.
-    `checked`, `exchange`: as of ByModel.
+    `checked`, `exchange`, `compiled`: as of ByModel.
     """
 
     def __init__(
@@ -266,6 +282,7 @@ class Chain:
         *,
         checked: bool = False,
         exchange: Exchange | None = None,
+        compiled: bool = False,
     ) -> None:
         products = [build_builder(config.builder).product for config in configs]
         for product, path in zip(products[:-1], paths, strict=False):
@@ -275,9 +292,8 @@ class Chain:
             Passed.to(config, path, products[:k]) for k, (config, path) in enumerate(zip(configs, paths, strict=True))
         ]
         stages = zip(configs, paths, passed, strict=True)
-        self._stages = [
-            ByModel(config, path, data, device, own, checked=checked, exchange=exchange) for config, path, own in stages
-        ]
+        how = {"checked": checked, "exchange": exchange, "compiled": compiled}
+        self._stages = [ByModel(config, path, data, device, own, **how) for config, path, own in stages]
         first, last = self._stages[0], self._stages[-1]
         self.product, self.draw = last.product, first.draw
         before = [stage.recipe for stage in self._stages[:-1]]  # what they find takes the place of what is stored
@@ -309,6 +325,18 @@ def check_finite(outputs: Mapping[str, np.ndarray | Tensor], event_id: int) -> N
         if not np.isfinite(values).all():
             row = int(np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))[0])
             raise NotFinite(f"event {event_id}: the model's output '{name}' is not finite (row {row} of {len(values)})")
+
+
+def compile_stage(model: Model, config: InferConfig, path: Path, whole: bool) -> None:
+    """Let the model be compiled; InputError if that would not hold for a size, or if events are not `whole`."""
+    if not whole:
+        raise InputError(f"--compile: takes whole events; use {ONE_RANK}, or leave it out")
+    if not model.static:
+        raise InputError(
+            f"--compile: what the model '{config.model.name}' of {path} computes has other shapes in every event; "
+            "leave it out: it is for models of edges, and for those with backbone mlp"
+        )
+    compile_for_sizes(model)
 
 
 def load_model(config: InferConfig, path: Path, device: torch.device, checked: bool = False) -> Model:

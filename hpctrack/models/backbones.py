@@ -72,6 +72,11 @@ class HeadModel(Model):
         return self.backbone.divisible
 
     @property
+    def static(self) -> bool:  # type: ignore[override]  # what the backbone says
+        """Whether shapes follow from the number of hits alone: if its backbone's do."""
+        return self.backbone.static
+
+    @property
     def chunk(self) -> int | None:
         """Hits at a time, if the backbone goes in chunks in every mode."""
         return getattr(self.backbone, "chunk", None)

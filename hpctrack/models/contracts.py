@@ -24,6 +24,7 @@ class Model(nn.Module):
     COLUMNS: ClassVar[Sequence[str]] = ()  # of an event, that a dataset must have beside those of its features
     n_features: int  # F, the number of inputs of a hit
     divisible: bool = False  # whether it can take a batch that is a rank's part of an event (division/divided.py)
+    static: bool = False  # whether all shapes within follow from the batch's numbers of hits and edges alone
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Outputs by name, of `batch.x` [N, F]: a row a hit, [N, …].
@@ -52,6 +53,7 @@ class Backbone(MemoryModes, nn.Module):
     Options: ClassVar[type[Section]]  # the keys of the section `model.backbone` besides `name`
     width: int  # H
     divisible: bool = False  # whether it can take a rank's part of an event
+    static: bool = False  # whether all shapes within follow from the number of hits alone
 
     def forward(self, x_NF: Tensor, sizes: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
         """Hidden states [N, H] of events with so many hits each, one behind the other; and more outputs by name.

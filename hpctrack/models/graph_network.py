@@ -120,6 +120,7 @@ class GraphNetwork(MemoryModes, Model):
             return Sizes(self.layers, self.norm, self.activation)
 
     divisible = True
+    static = True
 
     start: Callable[[Tensor], Tensor]
     edge_start: PairFeatures | None

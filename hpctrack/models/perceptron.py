@@ -133,6 +133,7 @@ class MlpBackbone(Backbone):
 
     memory_modes = ("plain", "recompute", "chunks")
     divisible = True
+    static = True
 
     class Options(Section):
         """Size."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from torch import nn
 from torch_geometric.data import Batch, Data
@@ -24,27 +26,41 @@ def compile_model(model: nn.Module, auto_memory: bool, device: str) -> None:
     model.compile(dynamic=True)
 
 
+def compile_for_sizes(model: nn.Module) -> None:
+    """Let a model that is static (models/contracts.py) be compiled, on a GPU with its kernels recorded as CUDA graphs.
+
+    For inference on events of few sizes (events/padding.py), since each size is recorded.
+    """
+    on_gpu = next(model.parameters()).device.type == "cuda"
+    model.compile(dynamic=True, mode="reduce-overhead" if on_gpu else None)
+
+
+@contextmanager
+def compiler_errors(option: str, remedy: str) -> Iterator[None]:
+    """Within, MachineError that names the option, and says what to do, if torch cannot compile the model."""
+    from torch._dynamo.exc import TorchDynamoException  # only now: the compiler is slow to import
+
+    try:
+        yield
+    except TorchDynamoException as error:
+        reason = str(error).strip().splitlines()[0]
+        raise MachineError(f"{option}: torch could not compile the model ({reason}); {remedy}") from error
+
+
 def try_compiled(engine: Engine, loss: Weighted, event: Data) -> str:
     """Compile by passes over two small parts of `event`, whose gradients are discarded; the seconds that it took.
 
     MachineError if torch cannot compile the model.
     """
-    from torch._dynamo.exc import TorchDynamoException  # only now: the compiler is slow to import
-
     seconds = []
     for tried in TRIED:
         hits = min(tried, event.num_nodes)
         edges = event.num_edges * hits // max(1, event.num_nodes)
         batch = Batch.from_data_list([cut_down(event, hits, edges)]).to(engine.env.device)
         begin = time.perf_counter()
-        try:
+        with compiler_errors("train.compile", "set it to false"):
             terms = loss(engine.forward(batch, engine.lockstep), batch)
             engine.backward(objective(dict.fromkeys(terms, 1.0), terms))
-        except TorchDynamoException as error:
-            reason = str(error).strip().splitlines()[0]
-            raise MachineError(
-                f"train.compile: torch could not compile the model ({reason}); set it to false"
-            ) from error
         engine.discard()
         seconds.append(time.perf_counter() - begin)
     return f"compiled: the first pass took {seconds[0]:.1f} s, one on an event of another size {seconds[1]:.1f} s"

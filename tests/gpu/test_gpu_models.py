@@ -7,6 +7,8 @@ import torch
 from gpu_passes import CPU, engine_on, off, one_pass, toy
 
 from hpctrack.config import Named
+from hpctrack.events.padding import padded, unpadded
+from hpctrack.training.compiled import compile_for_sizes
 from tests.unit.test_models_contract import CONFIGS, LOSS_OF
 
 PRECISIONS = {"fp64": 1e-9, "fp32": 2e-4, "tf32": 2e-2, "bf16": 0.1, "fp16": 0.03}  # relative, of outputs
@@ -77,6 +79,19 @@ def test_offload_waits_in_pinned_memory(device):
         one_pass(engine, batch, loss_of(model), mode)
         peaks[mode] = torch.cuda.max_memory_allocated(device)
     assert peaks["offload"] < 0.6 * peaks["plain"]
+
+
+@pytest.mark.cuda
+def test_compiled_on_padded_events_is_eager(device):
+    """With CUDA graphs; events of the same bucket, and of others."""
+    model = Named(name="interaction", **CONFIGS["interaction"])
+    eager, fast = (engine_on(device, model, "fp32").module.eval() for _ in range(2))
+    compile_for_sizes(fast)
+    with torch.inference_mode():
+        for sizes in ((40,), (41,), (40,), (90,), (41,)):
+            batch = toy(sizes=sizes).to(device)
+            found, exact = unpadded(fast(padded(batch.get_example(0))), batch), eager(batch)
+            torch.testing.assert_close(found["edge_score"], exact["edge_score"], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.cuda
