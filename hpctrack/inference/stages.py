@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -292,8 +293,8 @@ class Chain:
             Passed.to(config, path, products[:k]) for k, (config, path) in enumerate(zip(configs, paths, strict=True))
         ]
         stages = zip(configs, paths, passed, strict=True)
-        how = {"checked": checked, "exchange": exchange, "compiled": compiled}
-        self._stages = [ByModel(config, path, data, device, own, **how) for config, path, own in stages]
+        make = partial(ByModel, checked=checked, exchange=exchange, compiled=compiled)
+        self._stages = [make(config, path, data, device, own) for config, path, own in stages]
         first, last = self._stages[0], self._stages[-1]
         self.product, self.draw = last.product, first.draw
         before = [stage.recipe for stage in self._stages[:-1]]  # what they find takes the place of what is stored
