@@ -8,6 +8,8 @@
 #   PYTHON                  the Python that has torch [python3]
 #   HPCTRACK_GPU_WHEELS     folder of these wheels [wheels]
 #   HPCTRACK_GPU_REHEARSAL  1: run all of it on the CPU, small
+#   HPCTRACK_GPU_DATA       folder of the datasets train-gev, valid-gev and test-500 (docs/physics/influencer.md): at the
+#                           end train influencer-500 on them from new weights, for HPCTRACK_GPU_STEPS steps [20000]
 set -euo pipefail
 usage() { sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"; }
 case ${1:-} in
@@ -100,5 +102,14 @@ tests searches 120
 tests training 150
 tests models 240
 for part in paper interaction influencer-full pixel slope chain compiled; do bench "$part" 120; done
+if [ -n "${HPCTRACK_GPU_DATA:-}" ]; then # in one call or several: a run goes on from its newest checkpoint
+  data=$(cd "$HPCTRACK_GPU_DATA" && pwd) run=$out/influencer-500
+  work training 36000 0 "$python" -m hpctrack.train influencer-500 "run=$run" "data.train=$data/train-gev" \
+    "data.valid=$data/valid-gev" "train.steps=${HPCTRACK_GPU_STEPS:-20000}"
+  if grep -qs '"name": "training", "rc": 0,' "$out/status.jsonl"; then
+    work inference 36000 0 "$python" -m hpctrack.infer --checkpoint "$run" --data "$data/test-500" --out "$out/candidates"
+    work evaluation 36000 0 "$python" -m hpctrack.evaluate "$out/candidates" --data "$data/test-500" --pt-min-gev 1 --out "$out/influencer-500.json"
+  fi
+fi
 "$python" -m hpctrack.benchmarks.gpu_page "$out" --markdown "$out/gpu.md" --json "$out/gpu.json"
 echo "gpu_check: $out/gpu.md"

@@ -3,7 +3,8 @@
     python -m hpctrack.benchmarks.gpu_page FOLDER [--markdown FILE] [--json FILE]
 
 `FOLDER` holds `bench-PART.json` (as `hpctrack bench gpu --json` writes them), `tests*.xml` (pytest's) and
-`status.jsonl` ({name, rc, seconds} of each piece of work; the last counts). What is not there has not been run, and the
+`status.jsonl` ({name, rc, seconds} of each piece of work; the last counts); where a model was trained, its run
+`influencer-500` and the results of its test events, `influencer-500.json`. What is not there has not been run, and the
 page says so.
 """
 
@@ -20,6 +21,7 @@ from typing import Any
 
 from hpctrack.benchmarks.gpu import PARTS
 from hpctrack.errors import InputError
+from hpctrack.files.jsonlines import read_metrics
 from hpctrack.files.outputs import write_json_output, write_output
 
 HEAD = """# On one GPU
@@ -81,6 +83,26 @@ def tests_of(folder: Path) -> str:
     return f"tests/gpu: {count['tests'] - bad - count['skipped']} passed, {bad} failed, {count['skipped']} skipped."
 
 
+TRAINED = "influencer-500"  # run, and with .json results
+GOAL = 0.995
+
+
+def training_of(folder: Path) -> str:
+    """Minutes of the training, and the double majority on test events that it came to."""
+    if not (folder / f"{TRAINED}.json").exists():
+        return f"Training {TRAINED} until {GOAL} double majority has not been run."
+    steps, seconds = 0, 0.0
+    for row in read_metrics(folder / TRAINED):
+        if row["kind"] == "train":
+            steps, seconds = row["step"], seconds + row["step_s"] * (row["step"] - steps)
+    metrics = json.loads((folder / f"{TRAINED}.json").read_text())["candidates"]["metrics"]
+    found = metrics["double_majority_efficiency"]
+    return (
+        f"Training {TRAINED} from new weights: {steps:,} steps in {seconds / 60:.1f} minutes; double majority of candidate "
+        f"lists {found['value']:.4f} ({found['numerator']:,} / {found['denominator']:,}), goal >= {GOAL}."
+    )
+
+
 def results_of(folder: Path) -> list[dict[str, Any]]:
     """What was measured, part by part."""
     files = [folder / f"bench-{part}.json" for part in PARTS]
@@ -101,7 +123,7 @@ def page(folder: Path) -> str:
         lines += ["This is a **rehearsal on the CPU**: no figure of it is a GPU's.", ""]
     else:
         lines += ["**No GPU has been at hand yet: nothing below has been run on one.**", ""]
-    lines += [tests_of(folder), "", "## Goals", ""]
+    lines += [tests_of(folder), "", training_of(folder), "", "## Goals", ""]
     lines += ["| figure | of what | goal | median (range) | |", "|---|---|---|---|---|"]
     lines += [goal.row(figures) for goal in GOALS]
     lines += ["", "## All figures", ""]

@@ -78,6 +78,20 @@ def test_page_never_passes_a_rehearsal_off_as_a_gpu(tmp_path):
     assert json.loads((tmp_path / "gpu.json").read_text())["figures"]["gpu_step_over_baseline"]["median"] == 1.5
 
 
+def test_page_says_what_a_training_came_to(tmp_path):
+    run = tmp_path / "influencer-500"
+    run.mkdir()
+    rows = [{"kind": "train", "step": 50, "step_s": 0.6}, {"kind": "valid", "step": 50}]
+    rows.append({"kind": "train", "step": 200, "step_s": 0.2})
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "has not been run" in gpu_page.training_of(tmp_path)
+    entry = {"value": 0.99612, "numerator": 9961, "denominator": 10000}
+    results = {"candidates": {"metrics": {"double_majority_efficiency": entry}}}
+    (tmp_path / "influencer-500.json").write_text(json.dumps(results))
+    text = gpu_page.page(tmp_path)
+    assert "200 steps in 1.0 minutes; double majority of candidate lists 0.9961 (9,961 / 10,000), goal >= 0.995" in text
+
+
 def test_projections_take_what_was_measured(tmp_path, monkeypatch):
     file = tmp_path / "gpu.json"
     found = measured_gpu.speed(203.0, file)
