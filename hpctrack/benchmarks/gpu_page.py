@@ -97,10 +97,9 @@ def training_of(folder: Path) -> str:
             steps, seconds = row["step"], seconds + row["step_s"] * (row["step"] - steps)
     metrics = json.loads((folder / f"{TRAINED}.json").read_text())["candidates"]["metrics"]
     found = metrics["double_majority_efficiency"]
-    return (
-        f"Training {TRAINED} from new weights: {steps:,} steps in {seconds / 60:.1f} minutes; double majority of candidate "
-        f"lists {found['value']:.4f} ({found['numerator']:,} / {found['denominator']:,}), goal >= {GOAL}."
-    )
+    said = f"{found['value']:.4f} ({found['numerator']:,} / {found['denominator']:,}), goal >= {GOAL}"
+    took = f"{steps:,} steps in {seconds / 60:.1f} minutes"
+    return f"Training {TRAINED} from new weights: {took}; double majority of candidate lists {said}."
 
 
 def results_of(folder: Path) -> list[dict[str, Any]]:
