@@ -87,10 +87,10 @@ TRAINED = "influencer-500"  # run, and with .json results
 GOAL = 0.995
 
 
-def training_of(folder: Path) -> str:
-    """Minutes of the training, and the double majority on test events that it came to."""
-    if not (folder / f"{TRAINED}.json").exists():
-        return f"Training {TRAINED} until {GOAL} double majority has not been run."
+def training_of(folder: Path, on_gpu: bool) -> str:
+    """Minutes of the training on a GPU, and the double majority on test events that it came to."""
+    if not on_gpu or not (folder / f"{TRAINED}.json").exists():
+        return f"Training {TRAINED} until {GOAL} double majority has not been run on a GPU."
     steps, seconds = 0, 0.0
     for row in read_metrics(folder / TRAINED):
         if row["kind"] == "train":
@@ -122,7 +122,7 @@ def page(folder: Path) -> str:
         lines += ["This is a **rehearsal on the CPU**: no figure of it is a GPU's.", ""]
     else:
         lines += ["**No GPU has been at hand yet: nothing below has been run on one.**", ""]
-    lines += [tests_of(folder), "", training_of(folder), "", "## Goals", ""]
+    lines += [tests_of(folder), "", training_of(folder, bool(devices)), "", "## Goals", ""]
     lines += ["| figure | of what | goal | median (range) | |", "|---|---|---|---|---|"]
     lines += [goal.row(figures) for goal in GOALS]
     lines += ["", "## All figures", ""]

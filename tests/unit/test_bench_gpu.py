@@ -84,10 +84,11 @@ def test_page_says_what_a_training_came_to(tmp_path):
     rows = [{"kind": "train", "step": 50, "step_s": 0.6}, {"kind": "valid", "step": 50}]
     rows.append({"kind": "train", "step": 200, "step_s": 0.2})
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert "has not been run" in gpu_page.training_of(tmp_path)
     entry = {"value": 0.99612, "numerator": 9961, "denominator": 10000}
     results = {"candidates": {"metrics": {"double_majority_efficiency": entry}}}
     (tmp_path / "influencer-500.json").write_text(json.dumps(results))
+    assert "double majority has not been run on a GPU" in gpu_page.page(tmp_path)  # nobody says that it was one
+    (tmp_path / "bench-paper.json").write_text(json.dumps(result("A GPU")))
     text = gpu_page.page(tmp_path)
     assert "200 steps in 1.0 minutes; double majority of candidate lists 0.9961 (9,961 / 10,000), goal >= 0.995" in text
 
