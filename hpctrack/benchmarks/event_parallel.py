@@ -23,6 +23,7 @@ import numpy as np
 
 from hpctrack.benchmarks.event_pass import one_rank
 from hpctrack.benchmarks.measure import Figure, Page, helix_dataset
+from hpctrack.benchmarks.measured_gpu import Speed, speed
 from hpctrack.benchmarks.scaling import PERLMUTTER_LIKE, Machine, core_flops
 from hpctrack.division.sectors import cost_of_hits, sectors
 from hpctrack.errors import InputError, MachineError
@@ -200,7 +201,7 @@ def received(volumes: dict[str, list[int]]) -> int:
 
 def page(found: dict[str, Runs], cuts: dict[str, Any], about: str) -> Page:
     """Everything that was found, and the projection."""
-    speed = PERLMUTTER_LIKE.flops / core_flops()
+    gpu = speed(PERLMUTTER_LIKE.flops / core_flops())
     figures, memory = [], []
     for name, runs in found.items():
         for n in sorted(set(runs) - {1, PARTS} | ({PARTS} & {os.cpu_count()})):
@@ -218,10 +219,11 @@ def page(found: dict[str, Runs], cuts: dict[str, Any], about: str) -> Page:
         label = f"cut_{PARTS}" + ("" if name == GRAPH else "_1gev")
         figures.append(Figure(label, [cut["parts"][PARTS][0]], "of edges", f"share {what}"))
     for name, runs in found.items():
-        seconds = project(runs, speed, PERLMUTTER_LIKE)
-        what = f"PROJECTION, not measured: speed-up of one event on {PARTS} GPUs, {PERLMUTTER_LIKE.name}, {name}"
+        seconds = project(runs, gpu.ratio, PERLMUTTER_LIKE)
+        said = f"PROJECTION, not measured, GPU speed {gpu.word}"
+        what = f"{said}: speed-up of one event on {PARTS} GPUs, {PERLMUTTER_LIKE.name}, {name}"
         figures.append(Figure(f"projected_{PARTS}_{name}", [seconds["one"] / seconds["step"]], "x", what))
-    return Page(figures, "\n".join([about, "", *measured(found), *parts(cuts), *projected(found, speed), ""]))
+    return Page(figures, "\n".join([about, "", *measured(found), *parts(cuts), *projected(found, gpu), ""]))
 
 
 def measured(found: dict[str, Runs]) -> list[str]:
@@ -296,21 +298,21 @@ def project(runs: Runs, speed: float, machine: Machine) -> dict[str, float]:
     return {"one": one, "compute": compute, "exchange": exchange, "step": compute + exchange}
 
 
-def projected(found: dict[str, Runs], speed: float) -> Sequence[str]:
+def projected(found: dict[str, Runs], gpu: Speed) -> Sequence[str]:
     """Table of the projection."""
     lines = [
         "",
-        "## Projected, not measured",
+        f"## Projected, not measured: the speed of a GPU is {gpu.word}",
         "",
-        f"To {PARTS} GPUs, {PERLMUTTER_LIKE.name}. Assumed: a GPU computes {speed:.0f} times as fast as a rank here "
-        "(its fp32 peak over what a matrix product reaches here), also what is small; calls and bytes are those found "
-        f"on {PARTS} ranks, one after the other and not overlapped; parameters of the machine as in scaling.md.",
+        f"To {PARTS} GPUs, {PERLMUTTER_LIKE.name}. {gpu.source} That is taken to hold for what is small, too; calls "
+        f"and bytes are those found on {PARTS} ranks, one after the other and not overlapped; parameters of the "
+        "machine as in scaling.md.",
         "",
         "| model | 1 GPU, s | computing, s | exchange, s | speed-up of 8 | without exchange |",
         "|---|---|---|---|---|---|",
     ]
     for name, runs in found.items():
-        s = project(runs, speed, PERLMUTTER_LIKE)
+        s = project(runs, gpu.ratio, PERLMUTTER_LIKE)
         lines.append(
             f"| {name} | {s['one']:.4f} | {s['compute']:.4f} | {s['exchange']:.4f} | {s['one'] / s['step']:.2f} | "
             f"{s['one'] / s['compute']:.2f} |"

@@ -190,7 +190,7 @@ def text(runs: list[Run], found: dict, projected: list[Projected], gpu: Speed) -
     lines = [
         "## Measured",
         "",
-        "![efficiency over ranks, measured and projected](scaling.png)",
+        f"![efficiency over ranks, measured and, with a speed of GPUs that is {gpu.word}, projected](scaling.png)",
         "",
         "| ranks | events a step | s a step | hits/s | efficiency | compute | imbalance | data | communication | GiB |",
         "|---|---|---|---|---|---|---|---|---|---|",
