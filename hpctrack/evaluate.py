@@ -134,6 +134,7 @@ class Evaluation:
         self.store, self.dataset, self.cuts, self.by = CandidateStore(candidates), Dataset(data, verify=True), cuts, by
         self.position = self.store.rows_in(self.dataset)
         check(self.dataset, [*cuts.needs(), *rules.needs(by)])
+        rules.check_detector(by, self.dataset.detector, str(data))
         with_parameters = len(self.store) > 0 and self.store.read(0).parameters is not None
         wanted = [SCORE, *([resolutions.RESOLUTIONS] if with_parameters else [])]  # left out where they cannot be
         unmet = lacking(self.dataset, wanted)
@@ -158,7 +159,7 @@ class Evaluation:
         tally = tally_event(event, found, self.cuts)
         if self.with_resolutions:
             tally.deviations = resolutions.deviations(event, found, self.cuts)
-        tally.by_rule = rules.count(event, found, self.by, self.cuts)
+        tally.by_rule = rules.count(event, found, self.by, self.cuts, self.dataset.detector)
         return tally
 
     def name_of(self, i: int) -> str:
@@ -182,7 +183,7 @@ class Evaluation:
     def results(self, tallies: list[EventTally], command: list[str]) -> dict:
         """The content of results.json."""
         hidden = kinds.not_told(self.columns)
-        by_rule = rules.add_up([tally.by_rule for tally in tallies], self.by, self.cuts)
+        by_rule = rules.add_up([tally.by_rule for tally in tallies], self.by, self.cuts, self.dataset.detector)
         return {
             "format": RESULTS_FORMAT,
             "version": RESULTS_VERSION,

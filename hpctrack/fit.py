@@ -2,8 +2,9 @@
 
 TRACKS is a folder of candidates again: those that could be fitted, with track parameters and covariance at the perigee,
 without their outliers; `evaluate`, `report` and `export-candidates` take it. `fits.jsonl` in it has chi2, degrees of
-freedom and outliers of each. With `--keep` only fits within the cuts are written, which cleans the candidates. If the
-dataset has truth, resolutions and pulls are printed. For TrackML's detector; needs pyacts alone (extra `reference`).
+freedom and outliers of each. With `--keep` the candidates are cleaned: those whose hits do not lie on a track are left
+out, all others stay as they were. If the dataset has truth, resolutions and pulls are printed. For TrackML's detector;
+needs pyacts alone (extra `reference`).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from hpctrack.requirements.needs import lacking
 from hpctrack.storage.candidates import CANDIDATES, CandidateStore, encode
 from hpctrack.storage.journals import PARTS, Journal, committed
 from hpctrack.storage.products import clean
-from hpctrack.storage.schema import Candidates, Event
+from hpctrack.storage.schema import ESTIMATE, Candidates, Event
 from hpctrack.storage.store import Dataset
 from hpctrack.tracking.builder import from_lists
 
@@ -38,22 +39,35 @@ if TYPE_CHECKING:
     from hpctrack.tracking.kalman_fit import Fits, KalmanFit
 
 HITS = [f"hits.{name}" for name in ("hit_id", "x", "y", "z", "volume_id", "layer_id", "module_id")]
-MIN_HITS = 3  # of a track in the exclusive reading
+NO_OUTLIERS = float("inf")  # a chi2 that no hit is above
+MISSED = 100.0
+MIN_HITS = 3  # of a track in the exclusive reading, and of a candidate that is looked at
 
 
 @dataclass(frozen=True)
 class Keep:
-    """Which fits are written."""
+    """Which candidates are left out: those with a fit beyond the cuts.
+
+    `chi2_per_ndf` is the limit for three hits, with all hits in the fit. Each hit more allows `growth` times as much:
+    the more hits, the fewer sets of them come about by chance, while a hard scatter spoils the chi2 of a true track at
+    any length. A hit on a module that the track misses counts as a chi2 of MISSED. The other cuts are on the fit that
+    sets outliers aside.
+    """
 
     chi2_per_ndf: float
+    growth: float
     outlier_share: float
     measurements: int
 
-    def chosen(self, fits: Fits) -> np.ndarray:
-        """Whether each fit is within the cuts, bool [n]."""
+    def left_out(self, fits: Fits, whole: Fits, size: np.ndarray) -> np.ndarray:
+        """Numbers of candidates, of `size` [C] hits, from their fits without outliers and with all hits."""
         aside = np.array([len(rows) for rows in fits.outliers], np.int64)
-        few = aside <= self.outlier_share * (aside + fits.measurements)
-        return (fits.chi2_per_ndf <= self.chi2_per_ndf) & few & (fits.measurements >= self.measurements)
+        many = aside > self.outlier_share * (aside + fits.measurements)
+        with np.errstate(over="ignore"):
+            limit = self.chi2_per_ndf * self.growth ** (size[whole.candidate] - MIN_HITS).astype(np.float64)
+        chi2 = (whole.chi2 + MISSED * whole.missed) / np.maximum(whole.ndf + 2 * whole.missed, 1)
+        bad = fits.candidate[many | (fits.measurements < self.measurements)]
+        return np.union1d(bad, whole.candidate[chi2 > limit])
 
 
 def parser() -> arguments.Parser:
@@ -63,13 +77,18 @@ def parser() -> arguments.Parser:
     p.add_argument("--data", type=Path, required=True, help="the dataset the candidates were made from")
     p.add_argument("--out", type=Path, required=True, help="folder to write")
     p.add_argument("--tracks", type=Path, help="also write the tracks as ColliderML's parquet (extra `parquet`)")
-    p.add_argument("--keep", action="store_true", help="write only fits within the cuts that follow")
-    p.add_argument("--chi2-per-ndf-max", type=arguments.real(0), default=3.0, help="with --keep (3.0)")
+    p.add_argument("--keep", action="store_true", help="leave out candidates with a fit beyond the cuts that follow")
     p.add_argument(
-        "--outlier-share-max", type=arguments.real(0, 1), default=0.5, help="with --keep: share of hits set aside (0.5)"
+        "--chi2-per-ndf-max", type=arguments.real(0), default=1.5, help="with --keep: of 3 hits, all in the fit (1.5)"
     )
     p.add_argument(
-        "--measurements-min", type=arguments.natural, default=3, help="with --keep: hits that the fit used (3)"
+        "--chi2-growth", type=arguments.real(1), default=6.0, help="with --keep: so many times that for a hit more (6)"
+    )
+    p.add_argument(
+        "--outlier-share-max", type=arguments.real(0, 1), default=1.0, help="with --keep: share of hits set aside (1)"
+    )
+    p.add_argument(
+        "--measurements-min", type=arguments.natural, default=0, help="with --keep: hits that the fit used (0)"
     )
     p.add_argument(
         "--outlier-chi2", type=arguments.real(0, open_=True), default=15.0, help="a hit above it is set aside (15)"
@@ -89,7 +108,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.tracks:
         load_pyarrow()
         check_output(args.tracks)
-    keep = Keep(args.chi2_per_ndf_max, args.outlier_share_max, args.measurements_min) if args.keep else None
+    cuts = args.chi2_per_ndf_max, args.chi2_growth, args.outlier_share_max, args.measurements_min
+    keep = Keep(*cuts) if args.keep else None
     fitting = Fitting(args.candidates, args.data, args.outlier_chi2, keep, Cuts(args.pt_min_gev))
     done = list(fitting.all(args.jobs))
     write(args.out, fitting, done)
@@ -121,26 +141,28 @@ class Fitting:
         self.outlier_chi2 = outlier_chi2
         self.with_truth = not lacking(self.data, [resolutions.RESOLUTIONS, *cuts.needs()])
         self.kalman: KalmanFit | None = None  # of this process
-        filter_of(self.data.field_t, outlier_chi2)  # InputError without pyacts, before processes begin
+        filter_of(self.data.field_t)  # InputError without pyacts, before processes begin
 
     def event(self, i: int) -> Done:
         """The i-th event that has candidates."""
         if self.kalman is None:
-            self.kalman = filter_of(self.data.field_t, self.outlier_chi2)
+            self.kalman = filter_of(self.data.field_t)
         truth = [name for name in dict.fromkeys([*TRUTH, *resolutions.COLUMNS]) if name in self.data.columns]
         event = self.data.read(int(self.rows[i]), list(dict.fromkeys([*HITS, *(truth if self.with_truth else [])])))
         given = self.store.read(i)
         lists = np.split(given.hit_rows, given.hit_offsets[1:-1]) if len(given) else []
-        fits = self.kalman.fit(event, lists)
-        chosen = np.flatnonzero(self.keep.chosen(fits)) if self.keep else np.arange(len(fits.candidate))
-        found = cleaned(event, given, fits, chosen)
-        line = {
+        fits = self.kalman.fit(event, lists, self.outlier_chi2)
+        chosen, of_all = fits.candidate, {}
+        if self.keep:
+            whole, size = self.kalman.fit(event, lists, NO_OUTLIERS), np.diff(given.hit_offsets)
+            chosen = np.setdiff1d(np.flatnonzero(size >= MIN_HITS), self.keep.left_out(fits, whole, size))
+            of_all = {f"{name}_of_all_hits": said(whole, name, chosen) for name in ("chi2", "ndf", "missed")}
+        found = written(event, given, fits, chosen, as_it_was=self.keep is not None)
+        line: dict = {
             "event_id": event.event_id,
-            "candidate": fits.candidate[chosen].tolist(),
-            "chi2": fits.chi2[chosen].tolist(),
-            "ndf": fits.ndf[chosen].tolist(),
-            "measurements": fits.measurements[chosen].tolist(),
-            "outliers": [fits.outliers[k].tolist() for k in chosen],
+            "candidate": chosen.tolist(),
+            **{name: said(fits, name, chosen) for name in ("chi2", "ndf", "measurements", "outliers")},
+            **of_all,
         }
         pair = (found, given) if self.with_truth else ()
         deviations = [resolutions.deviations(event, one, self.cuts) for one in pair]
@@ -160,25 +182,39 @@ class Fitting:
                 at += 1
 
 
-def filter_of(field_t: float, outlier_chi2: float) -> KalmanFit:
+def filter_of(field_t: float) -> KalmanFit:
     """The filter; InputError if pyacts is not there."""
     from hpctrack.simulation.acts_detector import import_acts
 
     import_acts()
     from hpctrack.tracking.kalman_fit import KalmanFit
 
-    return KalmanFit(field_t, outlier_chi2)
+    return KalmanFit(field_t)
 
 
-def cleaned(event: Event, given: Candidates, fits: Fits, chosen: np.ndarray) -> Candidates:
-    """The `chosen` fits as candidates: without outliers, scored by their number of hits and then their chi2."""
-    lists, scores = [], []
-    for k in chosen:
-        begin, end = given.hit_offsets[fits.candidate[k] : fits.candidate[k] + 2]
-        lists.append(np.setdiff1d(given.hit_rows[begin:end], fits.outliers[k]))
-        scores.append(fits.measurements[k] + 1 / (1 + fits.chi2_per_ndf[k]))
+def said(fits: Fits, name: str, chosen: np.ndarray) -> list:
+    """What the fits say of the candidates `chosen`, as JSON has it; None of those that could not be fitted."""
+    values = getattr(fits, name)
+    fit = {c: values[k].tolist() for k, c in enumerate(fits.candidate.tolist())}
+    return [fit.get(c) for c in chosen.tolist()]
+
+
+def written(event: Event, given: Candidates, fits: Fits, chosen: np.ndarray, *, as_it_was: bool) -> Candidates:
+    """The candidates `chosen`, with all their hits or without outliers; parameters are NaN where there is no fit.
+
+    They are scored by the number of hits that the fit used, and then its chi2; without a fit, by the number of hits.
+    """
+    lists, scores, numbers = [], [], {c: k for k, c in enumerate(fits.candidate.tolist())}
+    parameters = np.full((len(chosen), len(ESTIMATE)), np.nan, np.float32)
+    for i, c in enumerate(chosen.tolist()):
+        k, rows = numbers.get(c), given.hit_rows[slice(*given.hit_offsets[c : c + 2])]
+        if k is not None:
+            rows = rows if as_it_was else np.setdiff1d(rows, fits.outliers[k])
+            parameters[i] = fits.parameters[k]
+        lists.append(rows)
+        scores.append(len(rows) if k is None else fits.measurements[k] + 1 / (1 + fits.chi2_per_ndf[k]))
     found = from_lists(lists, scores, event.n_hits, event.event_id, MIN_HITS)
-    return Candidates(**{**vars(found), "parameters": fits.parameters[chosen]})
+    return Candidates(**{**vars(found), "parameters": parameters})
 
 
 def write(out: Path, fitting: Fitting, done: Sequence[Done]) -> None:

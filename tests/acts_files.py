@@ -182,3 +182,12 @@ def converted(source: Path, out: Path, *options: object) -> Dataset:
     assert code == 0, text
     assert quietly(inspect.main, [out, "--verify"])[0] == 0
     return open_dataset(out)
+
+
+def refused(source: Path, out: Path, *options: object) -> str:
+    """The one line with which a conversion ends; nothing is left in OUT."""
+    code, text = quietly(convert.main, [source, out, "--jobs", 1, *options])
+    lines = [line for line in text.splitlines() if "error" in line]
+    assert code == 2 and len(lines) == 1 and "Traceback" not in text, text
+    assert not out.exists() or not [path for path in out.iterdir() if not path.name.startswith(".")]
+    return lines[0]

@@ -29,13 +29,15 @@ UNITS = dict(zip(PARAMETERS, ("1/GeV", "rad", "rad", "mm", "mm"), strict=True))
 def deviations(event: Event, found: Candidates, cuts: Cuts) -> np.ndarray | None:
     """[M, 12] of one event: pT (GeV), eta, estimate - truth (5), and these over the estimated deviations (5).
 
-    None if the candidates have no track parameters; InputError if they do not fit the event.
+    None if the candidates have no track parameters; InputError if they do not fit the event. A candidate whose
+    parameters are NaN, not estimated, is left out.
     """
     if found.parameters is None:
         return None
     target = cuts.targets(event)
     matched = match_candidates(found, event.column("truth.particle_row"), len(target))
-    own = np.flatnonzero(double_matched(matched) & np.append(target, False)[matched.majority])
+    known = ~np.isnan(found.parameters).all(axis=1)
+    own = np.flatnonzero(known & double_matched(matched) & np.append(target, False)[matched.majority])
     own = own[np.lexsort((own, -found.scores[own]))]  # best first
     particle, first = np.unique(matched.majority[own], return_index=True)
     estimate = found.parameters[own[first]].astype(np.float64)

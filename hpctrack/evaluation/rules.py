@@ -50,11 +50,10 @@ from hpctrack.evaluation.metrics import (
 )
 from hpctrack.evaluation.tally import READINGS, Cuts, EventCounts
 from hpctrack.requirements.needs import DIRECTIONS, TRACKS, Need
-from hpctrack.storage.detector import TRACKML
+from hpctrack.storage.detector import PIXEL, TRACKML, Detector
 from hpctrack.storage.schema import Candidates, Event
 
 ALL = "all"  # names every rule on collisions
-PIXELS = (7, 8, 9)
 COLUMNS = ["hits.volume_id", "hits.layer_id", "hits.eta", *TRACKS, *DIRECTIONS]
 
 
@@ -65,8 +64,8 @@ COLUMNS = ["hits.volume_id", "hits.layer_id", "hits.eta", *TRACKS, *DIRECTIONS]
 class Sample:
     """Targets: pT (GeV) from the cut on, or `above` it, |eta| below a cut, and at least so many hits or layers of hits.
 
-    `volumes`, `hits_eta_max`: the hits that exist, in these volumes and up to this |eta| seen from the origin; all by
-    default. Layers are counted before the second of these cuts.
+    `part`, `hits_eta_max`: the hits that exist, in the volumes of this part of the detector and up to this |eta| seen
+    from the origin; all by default. Layers are counted before the second of these cuts.
     """
 
     pt_gev: float
@@ -75,38 +74,42 @@ class Sample:
     eta_below: float | None = None
     least: int = 3
     of: str = "hits"
-    volumes: tuple[int, ...] = ()
+    part: str = ""
     hits_eta_max: float | None = None
 
-    def text(self) -> str:
+    def text(self, detector: Detector) -> str:
         """In words, for tables and captions."""
         words = [f"pT {'>' if self.above else '>='} {self.pt_gev:g} GeV"]
         words += [f"|eta| < {self.eta_below:g}"] if self.eta_below is not None else []
         words += [f">= {self.least} {self.of}"]
-        hits = [f"volumes {', '.join(map(str, self.volumes))}"] if self.volumes else []
+        hits = [f"volumes {', '.join(map(str, self.volumes(detector)))}"] if self.part else []
         hits += [f"|eta| <= {self.hits_eta_max:g}"] if self.hits_eta_max is not None else []
         return ", ".join(words) + (f"; hits: {', '.join(hits)}" if hits else "")
 
-    def seen(self, event: Event) -> np.ndarray:
+    def volumes(self, detector: Detector) -> tuple[int, ...]:
+        """Of the part."""
+        return detector.parts.get(self.part, ())
+
+    def seen(self, event: Event, detector: Detector) -> np.ndarray:
         """Hits that exist, bool [H]."""
-        there = self._in_volumes(event)
+        there = self._in_volumes(event, detector)
         return there if self.hits_eta_max is None else there & (np.abs(event.column("hits.eta")) <= self.hits_eta_max)
 
-    def targets(self, event: Event) -> np.ndarray:
+    def targets(self, event: Event, detector: Detector) -> np.ndarray:
         """Target particles, bool [P]; none without a hit that exists."""
         pt, eta = particle_kinematics(event)
         row = event.column("truth.particle_row")
         target = (pt > self.pt_gev) if self.above else (pt >= self.pt_gev)
         if self.eta_below is not None:
             target &= np.abs(eta) < self.eta_below
-        own = np.flatnonzero(self._in_volumes(event) & (row >= 0))
+        own = np.flatnonzero(self._in_volumes(event, detector) & (row >= 0))
         target &= _places(event, own, self.of) >= self.least
-        seen = row[self.seen(event) & (row >= 0)]
+        seen = row[self.seen(event, detector) & (row >= 0)]
         return target & (np.bincount(seen, minlength=len(target)) > 0)
 
-    def _in_volumes(self, event: Event) -> np.ndarray:
+    def _in_volumes(self, event: Event, detector: Detector) -> np.ndarray:
         volume = event.column("hits.volume_id")
-        return np.isin(volume, self.volumes) if self.volumes else np.ones(len(volume), dtype=bool)
+        return np.isin(volume, self.volumes(detector)) if self.part else np.ones(len(volume), dtype=bool)
 
 
 PLACES: dict[str, tuple[str, ...]] = {  # what is counted of a particle's hits, and in which columns they differ
@@ -153,9 +156,9 @@ class Rule:
     measures: Mapping[str, Measure]
     judge: Judge = by_majority
 
-    def text(self, cuts: Cuts) -> str:
+    def text(self, cuts: Cuts, detector: Detector) -> str:
         """Targets and hits, in words."""
-        return cuts.text() if self.sample is None else self.sample.text()
+        return cuts.text() if self.sample is None else self.sample.text(detector)
 
 
 _OWN = "> 50 % of its hits"
@@ -210,7 +213,7 @@ RULES: dict[str, Rule] = {
         "gnn_tracking (object condensation): only candidates of targets can be fakes",
         "gnn-tracking/gnn_tracking, src/gnn_tracking/metrics/cluster_metrics.py, tracking_metrics, and "
         "preprocessing/point_cloud_builder.py; arXiv:2309.16754, arXiv:2312.03823",
-        Sample(0.9, eta_below=4.0, of="different layer_ids", volumes=PIXELS),
+        Sample(0.9, eta_below=4.0, of="different layer_ids", part=PIXEL),
         {
             "double_majority_efficiency": _DOUBLE,
             "perfect_efficiency": _PERFECT,
@@ -223,7 +226,7 @@ RULES: dict[str, Rule] = {
         "HEPTv2: only candidates of targets can be fakes, and half a track is none",
         "Graph-COM/HEPTv2, heptv2/eval/metrics.py (double_majority, fake_rate, dup_rate), heptv2/data/preprocess.py, "
         "heptv2/configs/infer.yaml; arXiv:2606.20437",
-        Sample(0.9, of="layers", volumes=PIXELS, hits_eta_max=4.0),
+        Sample(0.9, of="layers", part=PIXEL, hits_eta_max=4.0),
         {
             "double_majority_efficiency": _DOUBLE,
             "efficiency": _SINGLE,
@@ -238,7 +241,7 @@ RULES: dict[str, Rule] = {
         "MaskFormer: one candidate a target, all others are fakes, soft tracks too",
         "samvanstroud/hepattn, src/hepattn/experiments/trackml/eval/track_evaluate.py and run_track_eval_plots.py, "
         "data.py, configs/tracking.yaml; arXiv:2411.07149",
-        Sample(0.6, above=True, eta_below=2.5, volumes=PIXELS),
+        Sample(0.6, above=True, eta_below=2.5, part=PIXEL),
         {
             "double_majority_efficiency": _DOUBLE,
             "perfect_efficiency": _PERFECT,
@@ -305,7 +308,22 @@ def needs(names: Iterable[str]) -> list[Need]:
 # ------------------------------------------------------------------------------------------------ counting
 
 
-def count(event: Event, found: Candidates, names: Sequence[str], cuts: Cuts) -> dict[str, EventCounts]:
+def check_detector(names: Iterable[str], detector: Detector, where: str) -> None:
+    """InputError that begins with `where` for a rule that counts hits in a part that is not known of the detector."""
+    for name in names:
+        sample = RULES[name].sample if name in RULES else None
+        if sample is not None and sample.part and not sample.volumes(detector):
+            known = ", ".join(f"{place} {volume}" for volume, place in detector.names().items())
+            raise InputError(
+                f"{where}: --rules {name}: counts hits in {sample.part} volumes, and which of the detector's those are "
+                f"is not known ({known or 'nothing is known of it'}); leave the rule out, or convert again with "
+                "--detectors FILE, whose modules say their pitches"
+            )
+
+
+def count(
+    event: Event, found: Candidates, names: Sequence[str], cuts: Cuts, detector: Detector = TRACKML
+) -> dict[str, EventCounts]:
     """Counts of one event by each rule; InputError if the candidates do not fit it, or it is of another detector."""
     row = event.column("truth.particle_row")
     check_candidates(found, len(row))
@@ -320,8 +338,8 @@ def count(event: Event, found: Candidates, names: Sequence[str], cuts: Cuts) -> 
         if rule.sample is None:
             target = cuts.targets(event)
         else:
-            _check_volumes(event, name, rule.sample)
-            seen, target = rule.sample.seen(event), rule.sample.targets(event)
+            _check_volumes(event, name, rule.sample, detector)
+            seen, target = rule.sample.seen(event, detector), rule.sample.targets(event, detector)
         own = np.where(seen, row, -1)
         readings = {
             reading: _measured(event, rule, rule.judge(restricted(each, seen), own, target))
@@ -342,27 +360,32 @@ def _measured(event: Event, rule: Rule, judged: tuple[Seen, np.ndarray]) -> dict
     return counts
 
 
-def _check_volumes(event: Event, name: str, sample: Sample) -> None:
-    other = np.setdiff1d(event.column("hits.volume_id"), [*TRACKML.barrels, *TRACKML.endcaps])
-    if sample.volumes and len(other):
+def _check_volumes(event: Event, name: str, sample: Sample, detector: Detector) -> None:
+    other = np.setdiff1d(event.column("hits.volume_id"), detector.volumes)
+    if sample.part and len(other):
+        whose = "TrackML's" if detector is TRACKML else "the dataset's"
         raise InputError(
-            f"--rules {name}: counts hits in the volumes {', '.join(map(str, sample.volumes))} of TrackML's detector, "
-            f"but event {event.event_id} has hits in volume {other[0]}, which is none of its; leave the rule out"
+            f"--rules {name}: counts hits in the volumes {', '.join(map(str, sample.volumes(detector)))} of {whose} "
+            f"detector, but event {event.event_id} has hits in volume {other[0]}, which is none of its; leave the rule "
+            "out"
         )
 
 
-def add_up(events: Sequence[dict[str, EventCounts]], names: Sequence[str], cuts: Cuts) -> dict[str, dict]:
+def add_up(
+    events: Sequence[dict[str, EventCounts]], names: Sequence[str], cuts: Cuts, detector: Detector = TRACKML
+) -> dict[str, dict]:
     """Each rule's sums over events, as results.json has them; InputError if a rule's volumes have no hit."""
-    return {name: _add_up([event[name] for event in events], name, cuts) for name in names}
+    return {name: _add_up([event[name] for event in events], name, cuts, detector) for name in names}
 
 
-def _add_up(events: Sequence[EventCounts], name: str, cuts: Cuts) -> dict:
+def _add_up(events: Sequence[EventCounts], name: str, cuts: Cuts, detector: Detector) -> dict:
     rule: Rule | EventRule = EVENT_RULES[name] if name in EVENT_RULES else RULES[name]
     hits = sum(event.hits for event in events)
-    if events and not hits and rule.sample is not None and rule.sample.volumes:
-        volumes = ", ".join(map(str, rule.sample.volumes))
+    if events and not hits and rule.sample is not None and rule.sample.part:
+        volumes = ", ".join(map(str, rule.sample.volumes(detector)))
         raise InputError(f"--rules {name}: no event has a hit in its volumes {volumes}; leave the rule out")
-    summed = {"who": rule.who, "selection": rule.text(cuts), "source": rule.source}
+    selection = rule.text(cuts, detector) if isinstance(rule, Rule) else rule.text(cuts)
+    summed = {"who": rule.who, "selection": selection, "source": rule.source}
     numbers = {"events": len(events), "hits": hits, "target_particles": sum(event.targets for event in events)}
     readings = {
         reading: {

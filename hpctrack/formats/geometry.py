@@ -16,10 +16,11 @@ from hpctrack.errors import InputError
 from hpctrack.formats.csvtable import Column, read_table
 from hpctrack.formats.detectors import find_detectors
 from hpctrack.formats.trackml_files import Source
-from hpctrack.storage.detector import TRACKML, UNKNOWN, Detector
+from hpctrack.storage.detector import PIXEL, TRACKML, UNKNOWN, Detector
 
 FORMAT = {"format": "hpctrack-geometry", "version": 1}
 SAME_MM = 1.0  # by which layers that mirror each other may differ
+PIXEL_MM = 0.5  # a sensor whose cells are at most so long is of pixels, another one of strips
 _ID = Column(np.int64, lowest=0)
 _IDS = {name: _ID for name in ("volume_id", "layer_id", "module_id")}
 _PLACES = ("cx", "cy", "cz", "rot_xw", "rot_yw", "rot_zw")  # centre and normal
@@ -75,6 +76,7 @@ def text_of(found: tuple[Source, str] | None, otherwise: str | None = UNKNOWN) -
         mirrors=mirrors,
         neighbours=tuple((volume, layer) for volume, layer in order),
         frames=_has_frames(table, np.isin(table["volume_id"], ends)),
+        parts=_parts(volumes),
     )
     return None if TRACKML.contains(detector) else detector.text()
 
@@ -99,6 +101,18 @@ def _described(table: Table) -> dict[str, Any]:
     order = [[volume, layer] for _, volume, layer in sorted(barrels)]
     neighbours = [[*a, *b] for a, b in zip(order, order[1:], strict=False)]
     return FORMAT | {"modules": len(table["module_id"]), "volumes": volumes, "neighbours": neighbours}
+
+
+def _parts(volumes: list[dict[str, Any]]) -> dict[str, tuple[int, ...]]:
+    """Volumes by their sensors, pixel or strip; none if the cells' length is not known of each layer."""
+    found: dict[str, tuple[int, ...]] = {}
+    for volume in volumes:
+        lengths = [layer[f"pitch_{axis}_mm"] for layer in volume["layers"] for axis in "uv"]
+        if not all(lengths):
+            return {}
+        name = PIXEL if max(longest for _, longest in lengths) <= PIXEL_MM else "strip"
+        found[name] = (*found.get(name, ()), volume["volume_id"])
+    return found
 
 
 def _has_frames(table: Table, endcap: np.ndarray) -> bool:

@@ -52,7 +52,8 @@ def _detector(found: Detector) -> str:
     if not found.is_known:
         return "not known: `hpctrack convert --detectors` names its file"
     names = {"barrels": found.barrels, "endcaps at z < 0": found.below, "endcaps at z > 0": found.above}
-    return "; ".join(f"{name}: volumes {', '.join(map(str, of))}" for name, of in names.items() if of)
+    places = [f"{name}: volumes {', '.join(map(str, of))}" for name, of in names.items() if of]
+    return "; ".join([*places, *(f"{part}: volumes {', '.join(map(str, of))}" for part, of in found.parts.items())])
 
 
 def describe_shard(path: Path) -> dict[str, Any]:

@@ -1,5 +1,5 @@
-"""What a dataset says of its detector: which volumes are endcaps, where z -> -z takes a layer, and which barrel layers
-are neighbours.
+"""What a dataset says of its detector: what its volumes are, where z -> -z takes a layer, and which barrel layers are
+neighbours.
 
 A dataset that says nothing is of TrackML's detector, and so are parts of that detector. Others carry a text `detector`
 in their index, which `hpctrack convert` writes from the source's modules; of a source without modules it says that the
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ TEXT = "detector"  # of the index
 FORMAT = {"format": "hpctrack-detector", "version": 1}
 UNKNOWN = "null"  # its text where nothing is known of it
 Place = tuple[int, int]  # volume and layer
+PIXEL = "pixel"  # the part that others' rules ask for
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Detector:
     `below`, `above`: endcaps at z < 0 and at z > 0. `mirrors`: the place where z -> -z takes a layer of an endcap, and
     `sides` the volume. `neighbours`: barrel layers from the beam outwards. `frames`: whether modules' axes (u, v, w)
     lie as TrackML's do: in barrels along (azimuth, z, r), below along (azimuth, r, -z), above along (-azimuth, r, z).
+    `parts`: the volumes of each kind of sensor by its name, "pixel" or of strips; none where that is not known.
     """
 
     barrels: tuple[int, ...]
@@ -38,6 +40,19 @@ class Detector:
     mirrors: Mapping[Place, Place]
     neighbours: tuple[Place, ...]
     frames: bool = True
+    parts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    @property
+    def volumes(self) -> tuple[int, ...]:
+        """All that are known."""
+        return self.barrels + self.endcaps
+
+    def names(self) -> dict[int, str]:
+        """Each volume's name, as `pixel barrel`; of one whose sensors are not known, `barrel`. Ascending."""
+        sensors = {volume: f"{part} " for part, volumes in self.parts.items() for volume in volumes}
+        places = {"negative endcap": self.below, "barrel": self.barrels, "positive endcap": self.above}
+        found = {volume: place for place, volumes in places.items() for volume in volumes}
+        return {volume: f"{sensors.get(volume, '')}{place}" for volume, place in sorted(found.items())}
 
     @property
     def endcaps(self) -> tuple[int, ...]:
@@ -63,6 +78,7 @@ class Detector:
     def contains(self, other: Detector) -> bool:
         """Whether all that `other` says holds of this one."""
         order = [self.neighbours.index(place) for place in other.neighbours if place in self.neighbours]
+        pixels = set(self.parts.get(PIXEL, ())).intersection(other.volumes)
         return (
             set(other.barrels) <= set(self.barrels)
             and set(other.below) <= set(self.below)
@@ -71,6 +87,7 @@ class Detector:
             and len(order) == len(other.neighbours)
             and order == sorted(order)
             and other.frames == self.frames
+            and (not other.parts or set(other.parts.get(PIXEL, ())) == pixels)
         )
 
     def text(self) -> str:
@@ -78,7 +95,8 @@ class Detector:
         values: dict[str, Any] = {name: list(getattr(self, name)) for name in ("barrels", "below", "above")}
         values["mirrors"] = [[*place, *other] for place, other in sorted(self.mirrors.items())]
         values["neighbours"] = list(map(list, self.neighbours))
-        return json.dumps(FORMAT | values | {"frames": self.frames})
+        parts = {"parts": {name: list(of) for name, of in self.parts.items()}} if self.parts else {}
+        return json.dumps(FORMAT | values | {"frames": self.frames} | parts)
 
     @property
     def is_known(self) -> bool:
@@ -102,6 +120,7 @@ class Detector:
             mirrors={(a, b): (c, d) for a, b, c, d in values["mirrors"]},
             neighbours=tuple((a, b) for a, b in values["neighbours"]),
             frames=bool(values["frames"]),
+            parts={str(name): tuple(of) for name, of in values.get("parts", {}).items()},
         )
 
 
@@ -114,7 +133,8 @@ def _trackml() -> Detector:
             mirrors[below, layer] = (above, sums[below] - layer)
             mirrors[above, layer] = (below, sums[below] - layer)
     barrel = [(8, layer) for layer in (2, 4, 6, 8)] + [(13, layer) for layer in (2, 4, 6, 8)] + [(17, 2), (17, 4)]
-    return Detector((8, 13, 17), tuple(pairs), tuple(pairs.values()), mirrors, tuple(barrel))
+    parts = {PIXEL: (7, 8, 9), "short strip": (12, 13, 14), "long strip": (16, 17, 18)}
+    return Detector((8, 13, 17), tuple(pairs), tuple(pairs.values()), mirrors, tuple(barrel), parts=parts)
 
 
 TRACKML = _trackml()

@@ -171,8 +171,10 @@ def check_event(event: Candidates, notes: Notes, hits: dict[int, int] | None) ->
         notes.add(f"candidate {owner[back[0]]} has its rows not ascending", event.event_id, "hit_rows")
     if not np.isfinite(event.scores).all():
         notes.add("must be finite numbers", event.event_id, "scores")
-    if event.parameters is not None and not np.isfinite(event.parameters).all():
-        notes.add("must be finite numbers", event.event_id, "parameters")
+    if event.parameters is not None:
+        known = event.parameters[~np.isnan(event.parameters).all(axis=1)]  # a row of NaN: not estimated
+        if not np.isfinite(known).all():
+            notes.add("must be finite numbers, or NaN in a whole row", event.event_id, "parameters")
     if (event.track_ids < 0).any():
         notes.add(f"holds {event.track_ids.min()}, must not be negative", event.event_id, "track_ids")
 

@@ -36,6 +36,7 @@ class Fits:
     chi2: np.ndarray  # float64 [n]
     ndf: np.ndarray  # int64 [n]
     measurements: np.ndarray  # int64 [n] hits that the fit used
+    missed: np.ndarray  # int64 [n] modules with a hit of the candidate, through which its track does not go
     outliers: list[np.ndarray]  # [n] rows of hits that it set aside, ascending
 
     @property
@@ -45,23 +46,21 @@ class Fits:
 
 
 class KalmanFit:
-    """Holds the detector for the life of a process; fits one event at a time, in one thread, without files.
+    """Holds the detector for the life of a process; fits one event at a time, in one thread, without files."""
 
-    A measurement whose chi2 is above `outlier_chi2` is an outlier: the fit goes on without it.
-    """
-
-    def __init__(self, field_t: float, outlier_chi2: float) -> None:
-        self._hits, self._outlier_chi2 = HitsOnModules(field_t), outlier_chi2
+    def __init__(self, field_t: float) -> None:
+        self._hits = HitsOnModules(field_t)
         self._volumes = np.unique(self._hits.geometry.columns["volume_id"]).tolist()
 
-    def fit(self, event: Event, lists: Sequence[np.ndarray]) -> Fits:
+    def fit(self, event: Event, lists: Sequence[np.ndarray], outlier_chi2: float) -> Fits:
         """Fits of the candidates with the hit rows `lists` [C] of an event; MachineError if ACTS fails.
 
+        A measurement whose chi2 is above `outlier_chi2` is an outlier: the fit goes on without it.
         InputError for a hit that is not on a module of TrackML's detector.
         """
         enough = [c for c, rows in enumerate(lists) if len(rows) >= LEAST_HITS]
         if not enough:
-            return collected([], [], np.zeros(0, np.int64), enough)
+            return collected([], [], np.zeros(0, np.int64), enough, np.zeros(0, np.int64))
         seen = np.unique(np.concatenate([lists[c] for c in enough]))
         modules, uv = self._hits.place(event, seen, "fitting")
         distance = np.hypot(*(event.column(f"hits.{name}")[seen].astype(np.float64) for name in ("x", "y")))
@@ -69,10 +68,10 @@ class KalmanFit:
         inside = [np.searchsorted(seen, lists[c]) for c in enough]
         outwards = [m[np.argsort(distance[m], kind="stable")].tolist() for m in inside]
         reader, tracks = self._hits.reader(modules, uv), _Fitted()
-        reader.run((_ProtoTracks(outwards), *self._steps(), tracks), event.event_id)
-        return collected(tracks.take(), outwards, seen, enough)
+        reader.run((_ProtoTracks(outwards), *self._steps(outlier_chi2), tracks), event.event_id)
+        return collected(tracks.take(), outwards, seen, enough, modules)
 
-    def _steps(self) -> list:
+    def _steps(self, outlier_chi2: float) -> list:
         """Space points of all hits, first parameters of each proto-track, the fit."""
         detector = self._hits.detector
         points = self._hits.space_points(self._volumes)
@@ -102,7 +101,7 @@ class KalmanFit:
                 reverseFilteringMomThreshold=EVERY_MOMENTUM * u.GeV,
                 reverseFilteringCovarianceScaling=SCALING,
                 freeToBoundCorrection=examples.FreeToBoundCorrection(False),
-                chi2Cut=self._outlier_chi2,
+                chi2Cut=outlier_chi2,
                 useJosephFormulation=False,
                 level=QUIET,
             ),
@@ -165,14 +164,18 @@ class _Fitted(examples.IAlgorithm):
         return found
 
 
-def collected(tracks: list[Track], lists: list[list[int]], seen: np.ndarray, numbers: list[int]) -> Fits:
+def collected(
+    tracks: list[Track], lists: list[list[int]], seen: np.ndarray, numbers: list[int], modules: np.ndarray
+) -> Fits:
     """The fits, each to the candidate that it is of: tracks come in the order of the candidates, failed ones lack."""
-    owner, outliers, used, at, own = [], [], [], 0, [set(measurements) for measurements in lists]
+    owner, outliers, used, missed = [], [], [], []
+    at, own = 0, [set(measurements) for measurements in lists]
     for *_, states in tracks:
         measurements = {index for index, _ in states}
         while not measurements <= own[at]:
             at += 1
         owner.append(numbers[at])
+        missed.append(len(np.unique(modules[lists[at]])) - len(states))
         at += 1
         outliers.append(np.sort(seen[[index for index, out in states if out]]))
         used.append(sum(not out for _, out in states))
@@ -187,6 +190,7 @@ def collected(tracks: list[Track], lists: list[list[int]], seen: np.ndarray, num
         chi2=chi2.astype(np.float64),
         ndf=ndf.astype(np.int64),
         measurements=np.array(used, np.int64),
+        missed=np.array(missed, np.int64),
         outliers=outliers,
     )
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
-from acts_files import converted, trackml_of
+from acts_files import converted, refused, trackml_of
 
-from hpctrack.formats.colliderml import parquet_files
+from hpctrack.errors import InputError
+from hpctrack.formats.colliderml import contributors, parquet_files
 from hpctrack.formats.colliderml import schema as tables
+from hpctrack.storage.detector import TRACKML
 
 arrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -34,6 +38,102 @@ def test_particles_are_found_beside_the_hits(acts_files, tmp_path):
     hits = acts_files / "parquet/tracker_hits"
     assert converted(hits, tmp_path / "folder", "--limit", 2).fingerprint == whole.fingerprint
     assert converted(min(hits.iterdir()), tmp_path / "file").fingerprint == whole.fingerprint
+
+
+def release_2(folder, out):
+    """The same events in the tables of Release 2: crossings in another order, and in a table of their own.
+
+    Each hit also names a crossing of the particle before it, which lost less energy there.
+    """
+    rng = np.random.default_rng(0)
+    for kind, place in (("particles", "truth/particles"), ("tracker_hits", "reco/tracker_hits")):
+        (out / place).mkdir(parents=True)
+        (out / "truth/tracker_simhits").mkdir(exist_ok=True)
+        for path in (folder / kind).iterdir():
+            table = parquet.read_table(path)
+            if kind == "particles":
+                parquet.write_table(table, out / place / path.name)
+                continue
+            rows = table.to_pylist()
+            simhits = []
+            for row in rows:
+                n = len(row["x"])
+                place_of = rng.permutation(n)
+                crossed = {name: [0.0] * n for name in ("true_x", "true_y", "true_z", "dE", "tpx", "tpy", "tpz")}
+                crossed["particle_id"] = [0] * n
+                for hit, at in enumerate(place_of):
+                    for name in ("true_x", "true_y", "true_z", "particle_id"):
+                        crossed[name][at] = row[name][hit]
+                    crossed["dE"][at], crossed["tpx"][at] = 1e-4 * (1 + hit), 0.5 * hit
+                simhits.append({"event_id": row["event_id"], **crossed})
+                before = [[*place_of[k - 1 : k].tolist(), int(place_of[k])] for k in range(n)]
+                row["simhit_ids"] = before
+                row["particle_ids"] = [[crossed["particle_id"][at] for at in of] for of in before]
+                for name in ("true_x", "true_y", "true_z", "particle_id"):
+                    del row[name]
+            kept = [arrow.field(f.name, f.type) for f in table.schema if f.name in rows[0]]
+            nested = [
+                arrow.field("simhit_ids", arrow.list_(arrow.list_(arrow.uint32()))),
+                arrow.field("particle_ids", arrow.list_(arrow.list_(arrow.uint64()))),
+            ]
+            parquet.write_table(arrow.Table.from_pylist(rows, arrow.schema([*kept, *nested])), out / place / path.name)
+            types = {"particle_id": arrow.uint64()} | {
+                name: arrow.float32() for name in crossed if name != "particle_id"
+            }
+            schema = [("event_id", arrow.uint32()), *((name, arrow.list_(of)) for name, of in types.items())]
+            simulated = arrow.Table.from_pylist(simhits, arrow.schema(schema))
+            parquet.write_table(simulated, out / "truth/tracker_simhits" / path.name)
+    return out
+
+
+def test_merged_clusters_of_release_2_belong_to_whom_lost_most(acts_files, tmp_path):
+    one = converted(acts_files / "parquet", tmp_path / "one")
+    folder = release_2(acts_files / "parquet", tmp_path / "in")
+    two = converted(folder, tmp_path / "two")
+    assert one.lacks - two.lacks == {"truth.tpx", "truth.tpy", "truth.tpz"}
+    for i in range(len(one)):
+        for name in one.columns:
+            assert np.array_equal(one.read(i).column(name), two.read(i).column(name)), name
+    event = two.read(0)
+    assert np.array_equal(event.column("truth.tpx"), 0.5 * event.column("hits.hit_id").astype(np.float32))
+    shutil.rmtree(folder / "truth/tracker_simhits")
+    assert "--without crossings converts files without" in refused(folder, tmp_path / "none")
+    named = converted(folder, tmp_path / "named", "--without", "crossings").read(0)
+    owner = event.column("truth.particle_id")
+    first = np.concatenate([owner[:1], owner[:-1]])  # the first of two that are named once each
+    assert np.array_equal(named.column("truth.particle_id"), first)
+
+
+def test_most_named_and_strongest():
+    none = np.uint64(tables.NO_PARTICLE)
+    nested = np.array([0, 0, 3, 4, 6]), np.array([5, 9, 9, 0, 7, 3], np.uint64)
+    assert contributors.most_named(nested, none).tolist() == [tables.NO_PARTICLE, 9, 0, 7]
+    rows = np.array([0, 0, 3, 4, 6]), np.array([0, 1, 2, 2, 1, 0], np.uint64)
+    lost = np.array([1.0, 3.0, 3.0], np.float32)
+    assert contributors.strongest(rows, lost, "here").tolist() == [-1, 1, 2, 1]
+    with pytest.raises(InputError, match="here: entry 1 of simhit_ids has 2, but there are 2 rows"):
+        contributors.strongest(rows, lost[:2], "here")
+
+
+def test_column_detector_names_the_volumes(acts_files, tmp_path):
+    """Not those of a file of modules, which knows where they are; not names that contradict each other."""
+    found = converted(acts_files / "parquet", tmp_path / "named").detector
+    assert set(found.volumes) <= set(TRACKML.volumes) and not found.mirrors and not found.frames
+    assert found.names() == {volume: TRACKML.names()[volume] for volume in found.volumes}
+    surfaces = acts_files / "csv/detectors.csv"
+    both = converted(acts_files / "parquet", tmp_path / "both", "--detectors", surfaces).detector
+    assert both is TRACKML
+    wrong = tmp_path / "wrong"
+    for kind in ("particles", "tracker_hits"):
+        (wrong / kind).mkdir(parents=True)
+        for path in (acts_files / "parquet" / kind).iterdir():
+            table = parquet.read_table(path)
+            if kind == "tracker_hits":
+                swapped = [[8 - number for number in row] for row in table.column("detector").to_pylist()]
+                at = table.schema.get_field_index("detector")
+                table = table.set_column(at, "detector", arrow.array(swapped, arrow.list_(arrow.uint8())))
+            parquet.write_table(table, wrong / kind / path.name)
+    assert not converted(wrong, tmp_path / "out").detector.is_known
 
 
 def test_ids_up_to_the_largest_are_exact():

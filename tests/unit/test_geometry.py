@@ -104,6 +104,7 @@ def test_another_detector_is_known_by_its_modules(tmp_path):
     said = text(tmp_path / "renamed", table)
     found = Detector.parse(said)
     assert (found.barrels, found.below, found.above, found.frames) == ((2,), (1,), (3,), True)
+    assert found.parts == {"pixel": (1, 2, 3)} and found.names()[3] == "pixel positive endcap"
     assert found.neighbours == ((2, 2), (2, 4), (2, 6), (2, 8)) and Detector.parse(found.text()) == found
     volume, layer = np.array([1, 2, 3, 1], np.uint8), np.array([18, 4, 6, 7], np.uint8)
     assert found.reflected_layers(volume, layer).tolist() == [6, 4, 18, 7]  # nobody knows a layer 7

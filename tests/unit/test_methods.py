@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from synthetic_run import as_candidates, write_candidates
 
-from hpctrack import convert, evaluate, fit, infer, simulate
+from hpctrack import convert, evaluate, fit, infer, inspect, simulate
 from hpctrack.config import Named
 from hpctrack.errors import InputError
 from hpctrack.evaluation.matching import check_candidates
@@ -182,8 +182,9 @@ def test_true_tracks_fit_and_pulls_are_one(dataset, mixed, tmp_path, capsys):
 def test_cuts_on_the_fit_clean_candidates(dataset, mixed, tmp_path):
     folder, number = mixed
     command = [str(folder), "--data", str(dataset)]
-    assert fit.main([*command, "--out", str(tmp_path / "kept"), "--keep"]) == 0
-    assert fit.main([*command, "--out", str(tmp_path / "two"), "--keep", "--jobs", "2"]) == 0
+    share = ["--keep", "--outlier-share-max", "0.5", "--measurements-min", "3"]
+    assert fit.main([*command, "--out", str(tmp_path / "kept"), *share]) == 0
+    assert fit.main([*command, "--out", str(tmp_path / "two"), *share, "--jobs", "2"]) == 0
     kept = CandidateStore(tmp_path / "kept")
     assert (
         kept.digest == CandidateStore(tmp_path / "two").digest
@@ -195,6 +196,36 @@ def test_cuts_on_the_fit_clean_candidates(dataset, mixed, tmp_path):
     tracks = sum(sum(c < n for c in own) for own, n in zip(numbers, true, strict=True))
     fakes = sum(map(len, numbers)) - tracks
     assert tracks > 0.95 * number and fakes < 0.3 * number
+
+
+def test_short_candidates_that_are_no_track_are_left_out_and_all_others_stay_as_they_were(dataset, mixed, tmp_path):
+    """Three hits of three tracks go; tracks stay whole, and so do those without a fit, whose parameters are NaN."""
+    folder, _ = mixed
+    data, store, found, right = Dataset(dataset), CandidateStore(folder), [], []
+    for i in range(len(data)):
+        event, given = data.read(i), store.read(i)
+        tracks = np.split(given.hit_rows, given.hit_offsets[1:-1])[: (len(given) + 1) // 2]
+        by_layer = [rows[np.argsort(np.abs(event.column("hits.r")[rows]))] for rows in tracks]
+        threes = zip(by_layer, by_layer[1:], by_layer[2:], strict=False)
+        fakes = [np.unique([a[0], b[1], c[2]]) for a, b, c in threes]
+        beside = [np.flatnonzero(event.column("truth.particle_row") < 0)[:3]] if i == 0 else []
+        found.append(as_candidates(event.event_id, [*tracks, *fakes, *beside], np.zeros(event.n_hits, np.int32)))
+        right.append((tracks, len(fakes)))
+    write_candidates(tmp_path / "c", data, found)
+    assert fit.main([str(tmp_path / "c"), "--data", str(dataset), "--out", str(tmp_path / "f"), "--keep"]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "f/fits.jsonl").read_text().splitlines()]
+    kept = CandidateStore(tmp_path / "f")
+    for i, (line, (tracks, fakes)) in enumerate(zip(lines, right, strict=True)):
+        written, numbers = kept.read(i), np.array(line["candidate"])
+        assert (numbers < len(tracks)).sum() >= 0.98 * len(tracks)
+        no_track = (numbers >= len(tracks)) & (numbers < len(tracks) + fakes)
+        assert (no_track & [chi2 is not None for chi2 in line["chi2_of_all_hits"]]).sum() < 0.1 * fakes
+        for c, rows in zip(numbers.tolist(), np.split(written.hit_rows, written.hit_offsets[1:-1]), strict=True):
+            assert np.array_equal(rows, found[i].hit_rows[slice(*found[i].hit_offsets[c : c + 2])])
+        unknown = np.isnan(written.parameters)
+        assert [chi2 is None for chi2 in line["chi2"]] == unknown.all(axis=1).tolist() == unknown.any(axis=1).tolist()
+    assert inspect.main([str(tmp_path / "f"), "--verify"]) == 0
+    figures(dataset, tmp_path / "f")
 
 
 @pytest.mark.parametrize("n", [0, 2])

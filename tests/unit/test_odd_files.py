@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from acts_files import refused
 from helpers import make_trackml, quietly
 from torch_geometric.data import Data
 
@@ -18,15 +19,6 @@ from hpctrack.storage.store import open_dataset
 
 arrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
-
-
-def refused(source: Path, out: Path, *options: object) -> str:
-    """The one line with which a conversion ends; nothing is left in OUT."""
-    code, text = quietly(convert.main, [source, out, "--jobs", 1, *options])
-    lines = [line for line in text.splitlines() if "error" in line]
-    assert code == 2 and len(lines) == 1 and "Traceback" not in text, text
-    assert not out.exists() or not [path for path in out.iterdir() if not path.name.startswith(".")]
-    return lines[0]
 
 
 # ------------------------------------------------------------------------------------------------ ColliderML's parquet
@@ -60,6 +52,13 @@ def write(folder: Path, found: Tables, name: str = "train-00000-of-00001.parquet
 
 def without(table: str, column: str) -> Callable[[Tables], None]:
     return lambda found: found[table].pop(column)
+
+
+def merged(found: Tables) -> None:
+    """As of Release 2: each hit names several particles."""
+    del found[hit]["particle_id"]
+    for name, of in (("particle_ids", arrow.uint64()), ("simhit_ids", arrow.uint32())):
+        found[hit][name] = arrow.array([[[0], [0, 1], []], [[0], [1]]], arrow.list_(arrow.list_(of)))
 
 
 def with_column(table: str, column: str, values: list[Any], dtype: Any = None) -> Callable[[Tables], None]:
@@ -119,6 +118,11 @@ PARQUET = {
         "event 4: entry 2 of particle_id is -2",
     ),
     "a third of a charge": (with_column(particle, "charge", [[1.0, 1 / 3], [1.0]]), "event 4: entry 1 of charge is"),
+    "clusters of several particles without crossings": (merged, "event 4: no table of tracker_simhits has this event"),
+    "numbers for lists of particles": (
+        with_column(hit, "simhit_ids", [[0, 7, 7], [0, 0]], arrow.list_(arrow.uint32())),
+        "must be a list of lists of whole numbers",
+    ),
     "a momentum of NaN": (with_column(particle, "px", [[1.0, 1.0], [NAN]]), "event 5: entry 0 of px is nan"),
 }
 

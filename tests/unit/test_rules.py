@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from hpctrack.evaluation.tally import Cuts
 from hpctrack.reporting.by_rule import by_rule
 from hpctrack.results.content import load_results
 from hpctrack.storage import schema
+from hpctrack.storage.detector import NOT_KNOWN, TRACKML, Detector
 from hpctrack.storage.schema import Candidates, Event
 
 A, B, SOFT, LOW, FORWARD, SPLIT, NOISE = 0, 1, 2, 3, 4, 5, -1
@@ -149,6 +151,27 @@ def test_hits_that_a_rule_does_not_count_do_not_exist():
         assert {counts[0] for counts in found.readings["candidates"].values()} == {0}
 
 
+def test_another_detector_says_which_volumes_are_pixels():
+    event, found = make_event(), as_candidates(make_event(), TRACKS)
+    renumbered = {volume: 100 - volume for volume in TRACKML.volumes}
+    other = make_event(1, [(p, [(renumbered[v], layer) for v, layer in layers]) for p, layers in HITS])
+    places = {name: tuple(renumbered[v] for v in getattr(TRACKML, name)) for name in ("barrels", "below", "above")}
+    parts = {part: tuple(renumbered[v] for v in of) for part, of in TRACKML.parts.items()}
+    detector = Detector(**places, mirrors={}, neighbours=(), parts=parts)
+    names = ["gnn_tracking", "heptv2", "maskformer"]
+    assert rules.count(other, found, names, Cuts(), detector) == rules.count(event, found, names, Cuts())
+    summed = rules.add_up([rules.count(other, found, names, Cuts(), detector)], names, Cuts(), detector)
+    assert "hits: volumes 93, 92, 91" in summed["heptv2"]["selection"]
+    rules.check_detector(names, detector, "data")
+    rules.check_detector(["exatrkx", "hpctrack"], NOT_KNOWN, "data")
+    with pytest.raises(InputError, match="data: --rules heptv2: counts hits in pixel volumes, .*nothing is known"):
+        rules.check_detector(["heptv2"], NOT_KNOWN, "data")
+    with pytest.raises(InputError, match="negative endcap 93.*--detectors FILE"):
+        rules.check_detector(["heptv2"], replace(detector, parts={}), "data")
+    with pytest.raises(InputError, match="91 of the dataset's detector, but event 1 has hits in volume"):
+        rules.count(event, found, ["heptv2"], Cuts(), detector)
+
+
 def test_the_projects_own_rule_has_the_cuts_of_the_command_line():
     found = as_candidates(make_event(), TRACKS)
     counts = rules.count(make_event(), found, ["hpctrack", "heptv2"], Cuts(0.1, 3, eta_max=2.5))
@@ -166,7 +189,11 @@ def test_names_of_rules():
 def test_a_recipe_of_a_peer_selects_what_its_rule_counts(name):
     recipe, base, sample = load_config(f"peers/{name}"), load_config("influencer-every-hit"), rules.RULES[name].sample
     chosen = recipe.data.selection
-    assert (chosen.pt_min_gev, chosen.min_hits, tuple(chosen.volumes or ())) == (sample.pt_gev, 3, sample.volumes)
+    assert (chosen.pt_min_gev, chosen.min_hits, tuple(chosen.volumes or ())) == (
+        sample.pt_gev,
+        3,
+        sample.volumes(TRACKML),
+    )
     assert chosen.eta_max == (sample.eta_below or sample.hits_eta_max) and chosen.noise and chosen.other_hits
     data = recipe.data.model_copy(update={"selection": base.data.selection})
     assert recipe.model_copy(update={"run": base.run, "data": data}) == base

@@ -16,11 +16,15 @@ from typing import Any
 import numpy as np
 
 from hpctrack.errors import InputError
-from hpctrack.formats.colliderml.schema import EVENT_ID
+from hpctrack.formats.colliderml.schema import EVENT_ID, MERGED
 
 SUFFIX = ".parquet"
-HITS, PARTICLES, OTHER = "tracker_hits", "particles", "other"
-_MARKS = {HITS: {"x", "y", "z", "volume_id"}, PARTICLES: {"px", "py", "pdg_id"}}  # columns that tell a table
+HITS, PARTICLES, SIMHITS, OTHER = "tracker_hits", "particles", "tracker_simhits", "other"
+_MARKS = {  # columns that tell a table
+    HITS: {"x", "y", "z", "volume_id"},
+    PARTICLES: {"px", "py", "pdg_id"},
+    SIMHITS: {"true_x", "tpx", "dE"},
+}
 _OTHERS = ("qop", "total_energy")  # of tracks and of calorimeter hits, which are of no use here
 STREAM = 1 << 20  # bytes of each column that are unpacked ahead
 Arrow = Any  # pyarrow, its modules and objects: without types
@@ -73,9 +77,14 @@ class Found:
     """
 
     path: Path
-    files: dict[str, list[File]] = field(default_factory=lambda: {HITS: [], PARTICLES: []})
-    rows: dict[str, dict[int, tuple[int, int]]] = field(default_factory=lambda: {HITS: {}, PARTICLES: {}})
+    files: dict[str, list[File]] = field(default_factory=lambda: {table: [] for table in _MARKS})
+    rows: dict[str, dict[int, tuple[int, int]]] = field(default_factory=lambda: {table: {} for table in _MARKS})
     faults: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def merged(self) -> bool:
+        """Whether the hits are of merged clusters, as in Release 2, where each names several particles."""
+        return any(not file.columns.keys().isdisjoint(MERGED) for file in self.files[HITS])
 
     def file(self, table: str, event_id: int) -> tuple[File, int]:
         """The file and row of an event's table."""
@@ -94,7 +103,8 @@ def parquet_below(source: Path) -> list[Path]:
 def find_tables(source: Path, with_truth: bool) -> Found:
     """The tables below `source`, or beside it where it holds hits alone; InputError if there are none.
 
-    Beside a file or folder named `…tracker_hits…` the particles are looked for under the same name with `particles`.
+    Beside a file or folder named `…tracker_hits…` the particles are looked for under the same name with `particles`,
+    and so are the crossings of Release 2.
     """
     paths = parquet_below(source)
     if not paths:
@@ -105,7 +115,9 @@ def find_tables(source: Path, with_truth: bool) -> Found:
     found = Found(source)
     _take(found, paths)
     if with_truth and found.files[HITS] and not found.files[PARTICLES]:
-        _take(found, [path for path in dict.fromkeys(map(_particles_of, paths)) if path is not None])
+        for table in (PARTICLES, *([SIMHITS] if found.merged else [])):
+            beside = dict.fromkeys(_beside(path, table) for path in paths)
+            _take(found, [path for path in beside if path is not None])
     if not found.files[HITS]:
         raise InputError(
             f"{source}: no table of hits among {len(paths)} parquet files; its columns are x, y, z, volume_id …"
@@ -122,12 +134,12 @@ def find_tables(source: Path, with_truth: bool) -> Found:
     return found
 
 
-def _particles_of(hits: Path) -> Path | None:
-    """The file of particles that belongs to a file of hits by its name, if there is one."""
+def _beside(hits: Path, table: str) -> Path | None:
+    """The file of another table that belongs to a file of hits by its name, if there is one."""
     parts = list(hits.absolute().parts)
     for k, name in reversed(list(enumerate(parts))):
         if HITS in name:
-            other = Path(*parts[:k], *(part.replace(HITS, PARTICLES) for part in parts[k:]))
+            other = Path(*parts[:k], *(part.replace(HITS, table) for part in parts[k:]))
             if other.is_file():
                 return other
     return None
@@ -157,7 +169,7 @@ def _open(path: Path) -> tuple[str, File]:
         status = path.stat()
         stamp = (str(path.absolute()), status.st_size, status.st_mtime_ns)
         rows = max(file.metadata.num_rows, 1)
-        event_ids = _event_ids(path, file, columns) if table in (HITS, PARTICLES) else np.zeros(0, np.int64)
+        event_ids = _event_ids(path, file, columns) if table in _MARKS else np.zeros(0, np.int64)
     if table is None:
         names = ", ".join(columns)[:160]
         raise InputError(f"{path}: none of ColliderML's tables: its columns are {names}; put other files elsewhere")

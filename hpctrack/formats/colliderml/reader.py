@@ -1,7 +1,7 @@
-"""Events from ColliderML's tables of hits and particles.
+"""Events from ColliderML's tables of hits and particles, and of crossings in Release 2.
 
-The files have no cells, no weights and no momenta where particles cross: a dataset of them says so. Their magnetic
-field, and the names of the volumes, are not in them either.
+The files have no cells and no weights, and those of Release 1 no momenta where particles cross: a dataset of them says
+so. Their magnetic field is not in them either.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from functools import cached_property
 import numpy as np
 
 from hpctrack.errors import InputError
+from hpctrack.formats.colliderml import contributors
 from hpctrack.formats.colliderml import schema as tables
-from hpctrack.formats.colliderml.parquet_files import HITS, PARTICLES, Arrow, File, Found, Rows, import_arrow
+from hpctrack.formats.colliderml.parquet_files import HITS, PARTICLES, SIMHITS, Arrow, File, Found, Rows, import_arrow
+from hpctrack.formats.colliderml.volumes import with_names
 from hpctrack.formats.detectors import named_detectors, stamp_of
 from hpctrack.formats.geometry import text_of
 from hpctrack.formats.tables import event_of, first_twice, no_truth, rows_of
@@ -29,7 +31,8 @@ _PARTICLES = {  # by the part that may be left out
     "momenta": {name: name for name in ("px", "py", "pz")},
     "charges": {"charge": "q"},
 }
-NEVER = frozenset({"truth.weight", "truth.tpx", "truth.tpy", "truth.tpz", *schema.PARTS["cells"]})  # in these files
+NEVER = frozenset({"truth.weight", *schema.PARTS["cells"]})  # in these files
+_SIMHITS = ("particle_id", contributors.LOST, *contributors.POSITION, *contributors.MOMENTUM)
 
 
 @dataclass
@@ -58,7 +61,7 @@ class ColliderMLReader:
     def stamp(self, event_id: int) -> tuple[object, int]:
         """Paths, sizes and times of the event's files, its rows there, and the options; bytes of an event."""
         places, size = [], 0
-        for table in (HITS, PARTICLES) if self.with_truth else (HITS,):
+        for table in (HITS, PARTICLES, SIMHITS) if self.with_truth else (HITS,):
             if event_id in self.found.rows[table]:
                 file, row = self.found.file(table, event_id)
                 places.append([*file.stamp, row])
@@ -68,14 +71,15 @@ class ColliderMLReader:
 
     @cached_property
     def detector(self) -> str | None:
-        """Of the file that was named; the tables say nothing of it."""
-        return text_of(named_detectors(self.surfaces))
+        """Of the file that was named, and of the hits' column `detector`, which says what each volume is."""
+        return with_names(text_of(named_detectors(self.surfaces)), self.found)
 
     @property
     def lacks(self) -> frozenset[str]:
         """The columns that the source has not, or is read without."""
         parts = {name for part in self.without for name in schema.PARTS[part]}
-        return NEVER.union(parts, () if self.with_truth else schema.ALL_OF_TRUTH)
+        momenta = () if self.found.merged else ("truth.tpx", "truth.tpy", "truth.tpz")
+        return NEVER.union(parts, momenta, () if self.with_truth else schema.ALL_OF_TRUTH)
 
     def read(self, event_id: int) -> Iterator[schema.Event]:
         """The event. A hit's id is its place in the event's list, from 0."""
@@ -91,7 +95,7 @@ class ColliderMLReader:
                 raise InputError(f"{where}: entry {columns['hit_id'][row]} of {name} {what}")
         columns |= {name: values[measured] for name, values in module.items()}
         if self.with_truth:
-            truth, particles = self._truth(event_id, hits, measured)
+            truth, particles = self._truth(event_id, hits, measured, columns)
         else:
             particles, truth = no_truth(int(measured.sum()))
         yield event_of(event_id, {"hits": columns, "truth": truth, "particles": particles}, self.lacks)
@@ -100,13 +104,40 @@ class ColliderMLReader:
         """Columns that are read of the hits, and what to do about a file without one."""
         wanted = dict.fromkeys([*_POSITION, *_MODULE], "")
         if self.with_truth:
-            wanted["particle_id"] = "--no-truth converts hits without"
-            if "crossings" not in self.without:
+            crossings = "crossings" not in self.without
+            own = (contributors.CROSSINGS_OF if crossings else contributors.PARTICLES_OF,)
+            wanted[own[0] if self.found.merged else "particle_id"] = "--no-truth converts hits without"
+            if crossings and not self.found.merged:
                 wanted |= dict.fromkeys(_CROSSING, "--without crossings converts files that have none")
         return wanted
 
+    def _owners(
+        self, event_id: int, hits: Lists, measured: np.ndarray, positions: Mapping[str, np.ndarray]
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """The particle of each hit, and columns of where it crossed."""
+        crossings = "crossings" not in self.without
+        if not self.found.merged:
+            columns = _CROSSING if crossings else {}
+            found = {ours: hits.checked(name, f"truth.{ours}")[measured] for name, ours in columns.items()}
+            return hits.ids("particle_id")[measured], found
+        if not crossings:
+            owners = contributors.most_named(hits.nested(contributors.PARTICLES_OF), np.uint64(tables.NO_PARTICLE))
+            return owners[measured], {}
+        if event_id not in self.found.rows[SIMHITS]:
+            raise InputError(
+                f"{hits.where}: no table of tracker_simhits has this event; --without crossings converts files without"
+            )
+        table = self._table(SIMHITS, event_id, dict.fromkeys(_SIMHITS, ""))
+        names = contributors.POSITION | contributors.MOMENTUM
+        crossed = {name: table.checked(name, f"truth.{ours}") for name, ours in names.items()}
+        of_hit = hits.nested(contributors.CROSSINGS_OF)
+        simhit = contributors.strongest(of_hit, table.floats(contributors.LOST), hits.where)[measured]
+        owners = np.full(len(simhit), tables.NO_PARTICLE, np.uint64)
+        owners[simhit >= 0] = table.ids("particle_id")[simhit[simhit >= 0]]
+        return owners, contributors.crossings(simhit, positions, crossed)
+
     def _truth(
-        self, event_id: int, hits: Lists, measured: np.ndarray
+        self, event_id: int, hits: Lists, measured: np.ndarray, positions: Mapping[str, np.ndarray]
     ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """Truth of the measured hits, and the particles."""
         wanted = {"particle_id": ""}
@@ -128,18 +159,18 @@ class ColliderMLReader:
         for part, names in _PARTICLES.items():
             for name, ours in names.items() if part not in self.without else ():
                 particles[ours] = self._of_particles(table, name, ours)
-        owner = hits.ids("particle_id")[measured]
+        owner, crossed = self._owners(event_id, hits, measured, positions)
         row = rows_of(owner, particle_id)
         unknown = np.flatnonzero((row < 0) & (owner != tables.NO_PARTICLE))
         if len(unknown) and not self.unlisted_is_noise:
             hit, rest = np.flatnonzero(measured)[unknown[0]], f"; so it is of {len(unknown)} hits"
+            whose = f"the particle of entry {hit}" if self.found.merged else f"entry {hit} of particle_id"
             raise InputError(
-                f"{hits.where}: entry {hit} of particle_id is {owner[unknown[0]]}, which is not in {table.path}{rest}; "
+                f"{hits.where}: {whose} is {owner[unknown[0]]}, which is not in {table.path}{rest}; "
                 "--option unlisted=noise takes such hits for noise"
             )
         truth = {"particle_id": tables.stored_ids(np.where(row < 0, tables.NO_PARTICLE, owner)), "particle_row": row}
-        if "crossings" not in self.without:
-            truth |= {ours: hits.checked(name, f"truth.{ours}")[measured] for name, ours in _CROSSING.items()}
+        truth |= crossed
         particles["nhits"] = schema.hits_of_particles(row, len(particle_id))
         return truth, particles
 
@@ -209,6 +240,15 @@ class Lists:
             raise InputError(f"{self.where}: {what}")
         return values.astype(dtype)
 
+    def nested(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Lists in a list: offsets [length + 1], and their whole numbers, uint64, one list behind the other."""
+        lists = self._lists[name]
+        inner = lists.flatten()
+        if inner.null_count:
+            raise InputError(f"{self.where}: a number in {name} is missing")
+        offsets = np.concatenate([[0], np.cumsum(lists.value_lengths().to_numpy())]).astype(np.int64)
+        return offsets, inner.to_numpy().astype(np.uint64)
+
     def ids(self, name: str) -> np.ndarray:
         """Ids, exact, as uint64; -1 of a signed column is the largest one, as where a program has cast it."""
         values = self._numbers(name)
@@ -240,10 +280,23 @@ def _check_columns(file: File, wanted: Mapping[str, str]) -> None:
             here = ", ".join(file.columns)[:160]
             raise InputError(f"{file.path}: no column '{name}'; its columns are {here}{f'; {hint}' if hint else ''}")
         found = file.columns[name]
-        must = {**tables.TRACKER_HITS, **tables.PARTICLES}[name]
+        must = {**tables.TRACKER_HITS, **tables.PARTICLES, **tables.SIMHITS, **tables.MERGED}[name]
         whole = np.issubdtype(must, np.integer)
-        is_list = types.is_list(found) or types.is_large_list(found) or types.is_fixed_size_list(found)
-        right = is_list and (types.is_integer(found.value_type) if whole else types.is_floating(found.value_type))
-        if not right:
-            kind = "whole numbers" if whole else "floating-point numbers"
+        inner = _of_list(types, found)
+        if name in tables.MERGED:
+            inner = inner and _of_list(types, inner)
+        if inner is None or not (types.is_integer(inner) if whole else types.is_floating(inner)):
+            kind = (
+                "lists of whole numbers"
+                if name in tables.MERGED
+                else "whole numbers"
+                if whole
+                else "floating-point numbers"
+            )
             raise InputError(f"{file.path}: {name} is {found}, must be a list of {kind} in each row")
+
+
+def _of_list(types: Arrow, found: Arrow) -> Arrow | None:
+    """The type in a list; None for what is no list."""
+    is_list = types.is_list(found) or types.is_large_list(found) or types.is_fixed_size_list(found)
+    return found.value_type if is_list else None

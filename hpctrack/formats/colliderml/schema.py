@@ -1,7 +1,8 @@
 """The tables of ColliderML's parquet files: columns, element types and units, and how its ids stand in our store.
 
 A row is an event: the column `event_id` (uint32), and a list in every other column. mm, GeV, ns, radians. Source: the
-dataset card of ColliderML Release 1 (arXiv 2512.15230) and ACTS' `acts.arrow` schemas, which agree with it.
+dataset card of ColliderML Release 1 (arXiv 2512.15230) and ACTS' `acts.arrow` schemas, which agree with it; Release 2
+merges clusters and has crossings in a table of their own (contributors.py).
 
 `particle_id` 0 is a particle here, the first; a hit of no particle has the largest uint64. In the store 0 is noise. So
 the store holds the id plus one, modulo 2^64, as the bits of an int64: every id has one, and each can be had back.
@@ -26,6 +27,17 @@ TRACKER_HITS: Table = {
     "volume_id": np.uint8,
     "layer_id": np.uint16,
     "surface_id": np.uint32,
+}
+MERGED: dict[str, type[np.generic]] = {"particle_ids": np.uint64, "simhit_ids": np.uint32}  # lists of lists, Release 2
+SIMHITS: Table = {  # of Release 2
+    "particle_id": np.uint64,
+    "true_x": np.float32,  # mm
+    "true_y": np.float32,
+    "true_z": np.float32,
+    "tpx": np.float32,  # GeV
+    "tpy": np.float32,
+    "tpz": np.float32,
+    "dE": np.float32,  # GeV, lost
 }
 PARTICLES: Table = {
     "particle_id": np.uint64,
