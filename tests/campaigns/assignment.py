@@ -29,7 +29,7 @@ from tests.campaigns import seeds
 
 WATER, PROTONS = (100, 150, 200), (50, 100, 150)
 SEEDS = {"train": 41_000, "valid": 42_000, 50: 43_000, 100: 44_000, 150: 45_000}  # + mm of water
-TRAINING, VALIDATION = 120, 2  # frames of 100 protons behind each phantom
+TRAINING, VALIDATION = 120, 2  # frames behind each phantom
 SHOWN = ("purity", "efficiency")
 FOLLOW = "follow"  # the baseline without learning
 COMMON = ("memory.policy=plain", "plan.events_per_step=1", "train.checkpoint_every=40", "optim.warmup_steps=10")
@@ -45,10 +45,10 @@ class Setting:
     draws: int = 0  # added to the seed: another order of frames than that of the run it begins from
 
 
-def through(strength: float, margin: float = 0.0) -> Setting:
+def through(strength: float, margin: float = 0.0, recipe: str = "line_graph", begins: str = "ptt") -> Setting:
     """Predict and track: through the assignment, from a run of predict then track."""
     loss = ("loss.name=assignment", f"loss.strength={strength}", f"loss.margin={margin}")
-    return Setting("line_graph", (*SECOND, *loss), "ptt", draws=10)
+    return Setting(recipe, (*SECOND, *loss), begins, draws=10)
 
 
 SECOND = ("train.steps=60", "plan.events_per_step=2", "optim.lr=3.0e-4")
@@ -59,15 +59,17 @@ SETTINGS: Mapping[str, Setting] = {
     "pat-0.1": through(0.1),
     "pat-margin": through(0.2, 0.1),
     "refined": Setting("line_graph_refined", ("train.steps=160", "optim.lr=3.0e-3"), "ptt"),
+    "refined-margin": through(0.2, 0.1, "line_graph_refined", "refined"),
     "hit-graph": Setting("hit_graph", ("train.steps=240", "optim.lr=3.0e-3")),
 }
 
 
 @dataclass(frozen=True)
 class Study:
-    """A folder of data, runs and results."""
+    """A folder of data, runs and results; trained and looked at on frames of so many protons."""
 
     out: Path
+    protons: int = 100
 
     def frames(self, name: str, csv: Sequence[tuple[int, int, int, int]]) -> Path:
         """The dataset `name`; `csv`: water, protons, frames, and seed of each of its parts."""
@@ -83,7 +85,7 @@ class Study:
     def training(self) -> tuple[Path, Path]:
         """Frames to train on, and others."""
         parts = (("train", TRAINING), ("valid", VALIDATION))
-        train, valid = (self.frames(p, [(mm, 100, n, SEEDS[p] + mm) for mm in WATER]) for p, n in parts)
+        train, valid = (self.frames(p, [(mm, self.protons, n, SEEDS[p] + mm) for mm in WATER]) for p, n in parts)
         return train, valid
 
     def run(self, name: str, seed: int) -> Path:
@@ -168,6 +170,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     p.add_argument("--out", type=Path, required=True)
     p.add_argument("--settings", nargs="+", choices=SETTINGS, help="default: all, for landscape ptt alone")
     p.add_argument("--seeds", type=int, default=3, help="runs a setting, of seeds 1, 2, …")
+    p.add_argument("--protons", type=int, default=100, help="a frame, of training and of looks; one FOLDER for each")
     p.add_argument("--frames", type=int, default=20, help="test frames a cell, for tables")
     p.add_argument(
         "--cells", nargs="+", default=[f"{mm}-{n}" for n in PROTONS for mm in WATER], metavar="WATER-PROTONS"
@@ -176,7 +179,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if more and args.what == "tables":
         p.error(f"unknown: {' '.join(more)}")
     args.out.mkdir(parents=True, exist_ok=True)
-    study, names = Study(args.out), args.settings or (["ptt"] if args.what == "landscape" else list(SETTINGS))
+    names = args.settings or (["ptt"] if args.what == "landscape" else list(SETTINGS))
+    study = Study(args.out, args.protons)
     if args.what == "tables":
         cells = [(int(mm), int(n)) for mm, n in (text.split("-") for text in args.cells)]
         text = tables(study, names, args.seeds, args.frames, cells)

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hpctrack.config import dump_yaml
+from hpctrack.config import dump_yaml, load_config
 from hpctrack.parallel.env import distributed
 from hpctrack.reporting import studies
 from hpctrack.testing.toys import toy_config, toy_dataset
 from hpctrack.training.loop import train
-from tests.campaigns import costs, edge_growth, tracks
+from tests.campaigns import assignment, costs, edge_growth, tracks
 from tests.campaigns.points import Points
 
 ROOT = Path(__file__).parents[2]
@@ -32,6 +32,24 @@ def test_points_are_kept_and_a_cut_line_is_dropped(tmp_path):
     assert again.done == {(1,)} and again.rows == [{"a": 1, "b": 2}]
     again.add({"a": 2, "b": 0})
     assert Points(points.path, ("a",)).done == {(1,), (2,)}
+
+
+def test_study_of_the_assignment_has_settings_that_can_be_run_and_a_cell_for_each(monkeypatch):
+    for setting in assignment.SETTINGS.values():
+        config = load_config(f"assignment/{setting.recipe}", [*assignment.COMMON, *setting.overrides])
+        assert setting.begins in (None, *assignment.SETTINGS) and config.train.steps <= 300
+    asked = []
+
+    def found(study, run, *cell):
+        asked.append((run, *cell))
+        value = 0.8 if run.endswith("2") else 0.7
+        return {name: {"value": value, "error": 0.01} for name in assignment.SHOWN}
+
+    monkeypatch.setattr(assignment.Study, "results", found)
+    text = assignment.tables(assignment.Study(ROOT), ["ptt"], 2, 5, [(100, 150)])
+    assert asked == [("follow", 150, 100, 5), ("ptt-1", 150, 100, 5), ("ptt-2", 150, 100, 5)]
+    assert "| 100 mm, 150 | 70.0 ± 1.0 / 70.0 ± 1.0 | 75.0 ± 7.1 / 75.0 ± 7.1 |" in text
+    assert assignment.parted("pat-0.1-2") == ("pat-0.1", 2)
 
 
 @pytest.fixture(scope="module")
