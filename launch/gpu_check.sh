@@ -60,7 +60,7 @@ PY
     exit 2
   fi
 fi
-"$python" - "$out/device" <<'PY'
+"$python" - "$out/device" <<'PY' || exit 2
 import os, pathlib, sys, torch
 gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
 rehearsal = os.environ.get("HPCTRACK_GPU_REHEARSAL") == "1"

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+from pathlib import Path
 
 import pytest
 import torch
 
 from hpctrack.benchmarks import gpu, gpu_page, measured_gpu, roofline
 from hpctrack.benchmarks.gpu import PARTS, Bench, Sizes
+from hpctrack.benchmarks.measure import Figure
 from hpctrack.errors import InputError
 
 TINY = Sizes(small=6, full=6, pixel=96, event=120, edges=300, slope=(96, 240))
@@ -97,12 +101,30 @@ def test_projections_take_what_was_measured(tmp_path, monkeypatch):
     file = tmp_path / "gpu.json"
     found = measured_gpu.speed(203.0, file)
     assert (found.ratio, found.word) == (203.0, "assumed") and "has not been measured" in found.source
-    monkeypatch.setattr(measured_gpu, "Sizes", lambda: TINY)
+    step = Figure("here_s", [0.4, 0.5, 0.6], "s", "as training() says, which a test above runs")
+    monkeypatch.setattr(measured_gpu, "training", lambda bench, recipe, n_tracks, name: [step])
     monkeypatch.setattr(roofline, "PRODUCT", {"cpu": 32})
     monkeypatch.setattr(roofline, "COPY", {"cpu": 1 << 12})
     file.write_text(json.dumps(result("A GPU", gpu_step_500_s=1e-3)))
     found = measured_gpu.speed(203.0, file)
-    assert found.word == "measured" and found.ratio > 1 and "on A GPU" in found.source
+    assert found.word == "measured" and found.ratio == 500 and "on A GPU" in found.source
     file.write_text(json.dumps(result("A GPU")))
     with pytest.raises(InputError, match="has no figure gpu_step_500_s"):
         measured_gpu.speed(203.0, file)
+
+
+def check(*arguments, **environment):
+    script = Path(__file__).parents[2] / "launch/gpu_check.sh"
+    found = {"PATH": os.environ["PATH"], **environment}
+    return subprocess.run(["bash", str(script), *arguments], capture_output=True, text=True, check=False, env=found)
+
+
+def test_script_says_what_it_is_for_and_what_it_lacks(tmp_path):
+    said = check("--help")
+    assert not said.returncode and "HPCTRACK_GPU_WHEELS" in said.stdout and "set -euo" not in said.stdout
+    assert check().returncode == 2
+    without = check(str(tmp_path / "out"), PYTHON="/bin/false")
+    assert (without.returncode, without.stdout) == (
+        2,
+        "gpu_check: /bin/false has no torch; set PYTHON to one that has\n",
+    )
