@@ -11,9 +11,11 @@ from torch_geometric.data import Batch, Data
 
 from hpctrack.errors import InputError, MachineError
 from hpctrack.losses import Weighted, objective
+from hpctrack.models.graph_network import GraphNetwork
 from hpctrack.parallel.engine import Engine
 from hpctrack.resources.calibration import cut_down
 
+ONE_PIECE = 1 << 40  # edges
 TRIED = (200, 300)  # hits; the second event shows whether another size compiles again
 
 
@@ -29,8 +31,11 @@ def compile_model(model: nn.Module, auto_memory: bool, device: str) -> None:
 def compile_for_sizes(model: nn.Module) -> None:
     """Let a model that is static (models/contracts.py) be compiled, on a GPU with its kernels recorded as CUDA graphs.
 
-    For inference on events of few sizes (events/padding.py), since each size is recorded.
+    For inference on events of few sizes (events/padding.py), since each size is recorded. Edges come in one piece,
+    which takes more memory: each of several would be compiled by itself, and anew where their number changes.
     """
+    if isinstance(model, GraphNetwork):
+        model.chunk = ONE_PIECE
     on_gpu = next(model.parameters()).device.type == "cuda"
     model.compile(dynamic=True, mode="reduce-overhead" if on_gpu else None)
 
