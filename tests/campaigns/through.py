@@ -29,7 +29,7 @@ SHOWN = {
     "double_majority_efficiency": "Double-majority efficiency",
     "fake_rate": "Fake rate",
 }
-SMALL = ("model.width=16", "model.iterations=3", "optim.warmup_steps=10", "builder={name: assignment, cut: 0.0}")
+SMALL = ("model.width=16", "model.iterations=3", "optim.warmup_steps=20", "builder={name: assignment, cut: 0.5}")
 WAYS = {
     "cross-entropy": (),
     "through the assignment": ("loss.name=assignment", "loss.strength=0.2", "loss.margin=0.1"),
@@ -64,7 +64,13 @@ class Study:
             first = self.train(
                 self.out / "runs" / f"first-{seed}", seed, f"train.steps={self.steps}", "optim.lr=5.0e-3"
             )
-            words = (f"train.steps={self.more}", "optim.lr=5.0e-4", f"train.start_from={first}", *WAYS[way])
+            words = (
+                f"train.steps={self.more}",
+                "optim.lr=5.0e-4",
+                "optim.warmup_steps=10",
+                f"train.start_from={first}",
+                *WAYS[way],
+            )
             run = self.train(self.out / "runs" / name, 10 + seed, *words)
             path.parent.mkdir(parents=True, exist_ok=True)
             test, found = str(self.data["test"]), str(self.out / "candidates" / name)
