@@ -196,7 +196,7 @@ class GraphNetwork(MemoryModes, Model):
         chunk = self.chunk or CHUNK[batch.x.device.type]
         division = division_of(batch)
         halo = None if division is None else division.halo
-        nodes = batch.num_nodes + (0 if halo is None else len(halo.rows_h))
+        nodes = len(batch.x) + (0 if halo is None else len(halo.rows_h))
         return Graph(edge_2M[0], edge_2M[1], nodes, chunk, offload=self.memory == "offload", halo=halo)
 
     def edge_parameters(self) -> list[nn.Parameter]:

@@ -118,13 +118,20 @@ class Graph:
 
     def degree(self, dtype: torch.dtype) -> Tensor:
         """Edges at each own node, in either direction, [N, 1]."""
-        counts = [torch.bincount(ends, minlength=self.nodes) for ends in (self.source, self.target)]
-        return (counts[0] + counts[1])[self.own].to(dtype).unsqueeze(1)
+        count_N = self.source.new_zeros(
+            self.nodes
+        )  # whole numbers; not bincount, whose result's size compilers cannot know
+        for ends in (self.source, self.target):
+            count_N.index_add_(0, ends, torch.ones_like(ends))
+        return count_N[self.own].to(dtype).unsqueeze(1)
 
 
 def chunks(n: int, size: int) -> Iterator[slice]:
     """Slices of `size` that cover 0 … n - 1; one empty slice for n = 0."""
-    for start in range(0, max(n, 1), size):
+    if n <= size:  # asked first: compiled code would hold for the steps of one range alone
+        yield slice(0, n)
+        return
+    for start in range(0, n, size):
         yield slice(start, min(start + size, n))
 
 
