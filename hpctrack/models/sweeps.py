@@ -118,9 +118,7 @@ class Graph:
 
     def degree(self, dtype: torch.dtype) -> Tensor:
         """Edges at each own node, in either direction, [N, 1]."""
-        count_N = self.source.new_zeros(
-            self.nodes
-        )  # whole numbers; not bincount, whose result's size compilers cannot know
+        count_N = self.source.new_zeros(self.nodes)  # not bincount: compilers cannot know the size of what it gives
         for ends in (self.source, self.target):
             count_N.index_add_(0, ends, torch.ones_like(ends))
         return count_N[self.own].to(dtype).unsqueeze(1)
