@@ -73,7 +73,8 @@ def parser() -> arguments.Parser:
         nargs="*",
         metavar="key=value",
         help="selection.* (default: every hit), hits.* (default: as trained); graph.*, builder.* of the last "
-        "--checkpoint; method.* with --method; parallel.ranks_per_event=2, 4 or 8: so many ranks hold an event",
+        "--checkpoint; method.* with --method; parallel.ranks_per_event=2, 4 or 8: so many ranks hold an event, "
+        "and pass each other rows by parallel.exchange",
     )
     launcher_argument(p)
     return p

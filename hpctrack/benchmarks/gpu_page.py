@@ -2,7 +2,7 @@
 
     python -m hpctrack.benchmarks.gpu_page FOLDER [--markdown FILE] [--json FILE]
 
-`FOLDER` holds `bench-PART.json` (as `hpctrack bench gpu --json` writes them), `tests*.xml` (pytest's) and
+`FOLDER` holds `bench-PART.json` (as `hpctrack bench gpu --json` writes them), `tests-*.xml` (pytest's), `device` and
 `status.jsonl` ({name, rc, seconds} of each piece of work; the last counts); where a model was trained, its run
 `influencer-500` and the results of its test events, `influencer-500.json`. What is not there has not been run, and the
 page says so.
@@ -27,7 +27,7 @@ from hpctrack.files.outputs import write_json_output, write_output
 HEAD = """# On one GPU
 
 For whoever wants to know how fast hpctrack is on a GPU, and whether that has been measured.
-The page is made by `bash launch/gpu_check.sh OUT [MINUTES]`, in one call on a machine with PyTorch and a GPU.
+The page is made by `bash launch/gpu_check.sh OUT [MINUTES]` on a machine with PyTorch and a GPU, in one call or more.
 A figure that says *not run* has not been measured: nothing on this page is an estimate.
 """
 NOT_RUN = "*not run*"
@@ -74,7 +74,7 @@ def figures_of(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 def tests_of(folder: Path) -> str:
     """How many of tests/gpu passed, failed and were skipped."""
-    files = sorted(folder.glob("tests*.xml"))
+    files = sorted(folder.glob("tests-*.xml"))
     if not files:
         return f"tests/gpu: {NOT_RUN}."
     suites = [suite for file in files for suite in xml.parse(file).getroot().iter("testsuite")]
@@ -98,7 +98,7 @@ def training_of(folder: Path, on_gpu: bool) -> str:
     metrics = json.loads((folder / f"{TRAINED}.json").read_text())["candidates"]["metrics"]
     found = metrics["double_majority_efficiency"]
     said = f"{found['value']:.4f} ({found['numerator']:,} / {found['denominator']:,}), goal >= {GOAL}"
-    took = f"{steps:,} steps in {seconds / 60:.1f} minutes"
+    took = f"{steps:,} steps in {seconds / 60:.1f} minutes, without validation and checkpoints"
     return f"Training {TRAINED} from new weights: {took}; double majority of candidate lists {said}."
 
 
@@ -108,16 +108,25 @@ def results_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(file.read_text()) for file in files if file.exists()]
 
 
+def devices_of(folder: Path, results: Sequence[dict[str, Any]]) -> list[str]:
+    """The GPUs that something ran on: of the results or, where only tests have run, of the file `device`."""
+    found = {result["machine"].get("gpu", "") for result in results} - {""}
+    if not results and (said := folder / "device").exists():
+        gpu = said.read_text().strip().partition(", ")[2]
+        found |= {gpu} if gpu and not gpu.startswith("no GPU") else set()
+    return sorted(found)
+
+
 def page(folder: Path) -> str:
     """The page as Markdown."""
     results = results_of(folder)
-    figures, devices = figures_of(results), sorted({r["machine"].get("gpu", "") for r in results} - {""})
+    figures, devices = figures_of(results), devices_of(folder, results)
     rehearsed = bool(results) and not devices
     lines = [HEAD]
     if devices:
-        made = results[0]
-        versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
-        lines += [f"GPU: {', '.join(devices)}. Commit {made['commit']}. Versions: {versions}.", ""]
+        commits = ", ".join(sorted({str(result["commit"]) for result in results})) or "not said"
+        of_each = sorted({f"{name} {version}" for result in results for name, version in result["versions"].items()})
+        lines += [f"GPU: {', '.join(devices)}. Commits: {commits}. Versions: {', '.join(of_each) or 'not said'}.", ""]
     elif rehearsed:
         lines += ["This is a **rehearsal on the CPU**: no figure of it is a GPU's.", ""]
     else:

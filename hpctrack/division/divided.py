@@ -13,8 +13,17 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Batch, Data
 
-from hpctrack.division.exchange import BoundaryHalo, Exchange, Gathered, Halo, Pulled, Received, Summed, WholeHalo
-from hpctrack.numerics import at_least_fp32
+from hpctrack.division.exchange import (
+    AllRows,
+    BoundaryHalo,
+    Exchange,
+    Gathered,
+    Halo,
+    Pulled,
+    Received,
+    Summed,
+    WholeHalo,
+)
 
 PER_HIT = ("x", "track", "hit_row")  # of an event's data, a row a hit
 LABELS = ("track", "n_tracks", "track_weight", "event_id")  # of the event that every rank knows whole
@@ -89,20 +98,20 @@ class Division:
         number_N[self.by_owner_N] = torch.cat([torch.arange(n, device=number_N.device) for n in self.sizes])
         return number_N
 
+    @property
+    def all_rows(self) -> AllRows:
+        """What passes the rows of all hits."""
+        return AllRows(self.others, self.sizes, self.by_owner_N)
+
     # ----------------------------------------------------------------------------------------- without autograd
 
     def collect(self, x_n: Tensor) -> Tensor:
         """The rows of all ranks in the order of the event, [N, …]."""
-        found = self.others.all_rows(x_n, self.sizes)
-        x_N = torch.empty_like(found)
-        x_N[self.by_owner_N] = found
-        return x_N
+        return self.all_rows.collect(x_n)
 
     def add_up(self, g_N: Tensor) -> Tensor:
         """The transpose of `collect`: what all ranks have for the own rows, added up, [n, …]."""
-        n, of = len(self.rows_n), self.place.of
-        found = self.others.swap(g_N[self.by_owner_N], self.sizes, [n] * of)
-        return at_least_fp32(found.unflatten(0, (of, n))).sum(0).to(g_N.dtype)
+        return self.all_rows.add_up(g_N)
 
     def total(self, number: int) -> int:
         """The sum of the ranks' numbers."""
@@ -111,7 +120,7 @@ class Division:
     def halo_of(self, rows_h: Tensor) -> Halo:
         """What fetches the hits `rows_h` of others, given by owner, ascending; all ranks ask for theirs together."""
         if self.others.way == "all":
-            return WholeHalo(rows_h, self)
+            return WholeHalo(rows_h, self.all_rows)
         of = self.place.of
         receive = torch.bincount(self.owner_N[rows_h], minlength=of)
         send = self.others.swap(receive, [1] * of, [1] * of)

@@ -40,6 +40,28 @@ class Exchange(Protocol):
         """Give `send[k]` of the rows to rank k, in order; the rows received, `receive[k]` of rank k, in order."""
 
 
+@dataclass
+class AllRows:
+    """Rows of all hits of an event: `sizes`, how many each rank owns, and `by_owner_N`, the hits by owner."""
+
+    exchange: Exchange
+    sizes: list[int]
+    by_owner_N: Tensor
+
+    def collect(self, x_n: Tensor) -> Tensor:
+        """The rows of all ranks in the order of the event, [N, …]."""
+        found = self.exchange.all_rows(x_n, self.sizes)
+        x_N = torch.empty_like(found)
+        x_N[self.by_owner_N] = found
+        return x_N
+
+    def add_up(self, g_N: Tensor) -> Tensor:
+        """The transpose of `collect`: what all ranks have for the own rows, added up, [n, …]."""
+        n, of = self.sizes[self.exchange.number], self.exchange.of
+        found = self.exchange.swap(g_N[self.by_owner_N], self.sizes, [n] * of)
+        return at_least_fp32(found.unflatten(0, (of, n))).sum(0).to(g_N.dtype)
+
+
 class Halo(Protocol):
     """Rows of other ranks that this one fetches; all ranks of the event do so together."""
 
@@ -80,21 +102,20 @@ class WholeHalo:
     """Way `all`: every rank gets the rows of all, and takes what it needs.
 
     More passes, in fewer messages: better where ranks need most of the event, or where a message is dear.
-    `event`: what a rank knows of the event (division/divided.py).
     """
 
     rows_h: Tensor
-    event: Any
+    rows: AllRows
 
     def pull(self, x_n: Tensor) -> Tensor:
         """As of Halo."""
-        return self.event.collect(x_n)[self.rows_h]
+        return self.rows.collect(x_n)[self.rows_h]
 
     def push(self, g_h: Tensor, n: int) -> Tensor:
         """As of Halo."""
-        g_N = g_h.new_zeros(self.event.n_hits, *g_h.shape[1:])
+        g_N = g_h.new_zeros(len(self.rows.by_owner_N), *g_h.shape[1:])
         g_N[self.rows_h] = g_h
-        return self.event.add_up(g_N)
+        return self.rows.add_up(g_N)
 
 
 class Received:

@@ -72,7 +72,7 @@ def test_page_never_passes_a_rehearsal_off_as_a_gpu(tmp_path):
     assert "rehearsal on the CPU" in text and "reached" not in text
     file.write_text(json.dumps(result("A GPU", gpu_build_over_greedy=99.0, gpu_step_over_baseline=1.5)))
     (tmp_path / "status.jsonl").write_text('{"name": "tests", "rc": 124, "seconds": 5}\n')
-    (tmp_path / "tests.xml").write_text(
+    (tmp_path / "tests-models.xml").write_text(
         '<testsuites><testsuite tests="9" failures="1" errors="1" skipped="2"/></testsuites>'
     )
     gpu_page.main([str(tmp_path), "--markdown", str(tmp_path / "gpu.md"), "--json", str(tmp_path / "gpu.json")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 
 import pytest
 
@@ -21,10 +22,9 @@ def data(tmp_path_factory):
 
 
 class Made:
-    """A logger that keeps what it is told; from a step on it fails."""
+    """A logger that keeps what it is told; from a step on it fails, or hangs."""
 
-    errors = (ConnectionError,)
-    told, opened, fails_at = [], [], 10**9
+    told, opened, fails_at, hangs = [], [], 10**9, False
 
     def __init__(self, folder, known, settings):
         self.id = known or f"run-{len(self.opened)}"
@@ -32,6 +32,8 @@ class Made:
 
     def write(self, step, values):
         if step >= self.fails_at:
+            if self.hangs:
+                threading.Event().wait()
             raise ConnectionError("no route to the server\nand more")
         self.told.append((step, values))
 
@@ -76,13 +78,35 @@ def test_one_that_fails_is_said_once_and_the_run_goes_on(tmp_path, data, made, c
     assert capsys.readouterr().out.count(said) == 1 and [told[0] for told in made.told] == [1]
 
 
+def test_one_that_hangs_is_left_behind(tmp_path, data, made, capsys, monkeypatch):
+    monkeypatch.setattr(loggers, "CLOSE_S", 0.2)
+    made.fails_at, made.hangs = 2, True
+    lines = run(tmp_path / "run", data, steps=3)
+    assert [line["step"] for line in lines if line["kind"] == "train"] == [1, 2, 3]
+    assert "mlflow failed, and logs no more of this run: it had not taken everything" in capsys.readouterr().out
+
+
+def test_one_that_cannot_begin_ends_a_new_run_alone(tmp_path, data, made, capsys, monkeypatch):
+    def begin(folder, known, settings):
+        raise ConnectionError("no route to the server")
+
+    with monkeypatch.context() as patch:
+        patch.setitem(loggers.LOGGERS, "mlflow", begin)
+        with pytest.raises(InputError, match="train.log_to: mlflow cannot begin: no route to the server"):
+            run(tmp_path / "run", data)
+    run(tmp_path / "run", data)
+    monkeypatch.setitem(loggers.LOGGERS, "mlflow", begin)
+    assert len(run(tmp_path / "run", data, steps=3)) > 2
+    assert "cannot begin: no route to the server (run run-0 of" in capsys.readouterr().out
+
+
 def test_a_missing_package_is_a_line_before_training_begins(tmp_path, data, capsys, monkeypatch):
     monkeypatch.setattr(loggers.importlib.util, "find_spec", lambda name: None)
     config = tmp_path / "run.yaml"
     config.write_text(json.dumps(toy_config(tmp_path / "run", data).model_dump(mode="json")))
     assert verb.main([str(config), "train.log_to=[wandb]"]) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "wandb, which is not installed: pip install 'hpctrack[wandb]'" in error
+    assert error.count("\n") == 1 and "wandb, but wandb is not installed: pip install 'hpctrack[wandb]'" in error
     assert not (tmp_path / "run/metrics.jsonl").exists()
 
 
@@ -90,7 +114,7 @@ def test_a_folder_of_that_name_is_no_package(tmp_path, monkeypatch):
     """W&B makes a folder `wandb`, which Python would take for a package without contents."""
     (tmp_path / "a_logger_of_no_package").mkdir()
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(InputError, match="which is not installed"):
+    with pytest.raises(InputError, match="is not installed"):
         check_installed(["a_logger_of_no_package"])
 
 
@@ -101,7 +125,7 @@ def test_damaged_identifiers_are_named(tmp_path):
             read_identifiers(tmp_path / IDENTIFIERS)
 
 
-def test_with_mlflow_itself(tmp_path, data, monkeypatch):
+def test_with_mlflow_itself(tmp_path, data, monkeypatch, capsys):
     mlflow = pytest.importorskip("mlflow", reason="MLflow is not installed (extra `mlflow`)")
     pytest.importorskip("sqlalchemy", reason="MLflow is not installed (extra `mlflow`)")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -116,8 +140,8 @@ def test_with_mlflow_itself(tmp_path, data, monkeypatch):
         line["step"]: line["loss"] for line in lines if line["kind"] == "train"
     }
     (tmp_path / "run/mlflow.db").unlink()
-    with pytest.raises(InputError, match=r"train.log_to=mlflow: sqlite:.*without that file a new one begins"):
-        run(tmp_path / "run", data, steps=4)
+    run(tmp_path / "run", data, steps=4)
+    assert "mlflow cannot begin" in capsys.readouterr().out
 
 
 def test_with_wandb_itself(tmp_path, data, monkeypatch):
@@ -128,5 +152,4 @@ def test_with_wandb_itself(tmp_path, data, monkeypatch):
         run(tmp_path / "run", data, steps=steps, log_to=["wandb"])
     identifier = json.loads((tmp_path / "run" / IDENTIFIERS).read_text())["wandb"]
     files = sorted((tmp_path / "run/wandb").glob("offline-run-*/run-*.wandb"))
-    assert len(files) in (1, 2) and {file.stem for file in files} == {f"run-{identifier}"}  # one a second
-    assert all(file.stat().st_size for file in files)
+    assert len(files) == 2 and all(identifier.encode() in file.read_bytes() for file in files)  # their group
