@@ -94,7 +94,10 @@ def test_page_says_what_a_training_came_to(tmp_path):
     assert "double majority has not been run on a GPU" in gpu_page.page(tmp_path)  # nobody says that it was one
     (tmp_path / "bench-paper.json").write_text(json.dumps(result("A GPU")))
     text = gpu_page.page(tmp_path)
-    assert "200 steps in 1.0 minutes; double majority of candidate lists 0.9961 (9,961 / 10,000), goal >= 0.995" in text
+    assert (
+        "200 steps in 1.0 minutes, without validation and checkpoints; double majority of candidate lists 0.9961 (9,9"
+        in text
+    )
 
 
 def test_projections_take_what_was_measured(tmp_path, monkeypatch):

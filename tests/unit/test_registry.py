@@ -142,7 +142,8 @@ def test_events_of_another_format(install, tmp_path, capsys):
     arguments = [str(tmp_path), str(tmp_path / "data"), "--jobs", "1", "--format"]
     assert convert.main([*arguments, "plane"]) == 2
     assert (
-        "--format plane: must be one of sub-events, trackml, colliderml, acts, acorn, plain" in capsys.readouterr().err
+        "--format plane: must be one of sub-events, trackml, colliderml, acts, acorn, proton-ct, plain"
+        in capsys.readouterr().err
     )
     assert convert.main([*arguments, "plain", "--option", "event=3"]) == 2
     assert "unknown key 'event'; did you mean 'events'?" in capsys.readouterr().err
