@@ -145,11 +145,15 @@ def test_with_mlflow_itself(tmp_path, data, monkeypatch, capsys):
 
 
 def test_with_wandb_itself(tmp_path, data, monkeypatch):
-    pytest.importorskip("wandb", reason="W&B is not installed (extra `wandb`)")
+    wandb = pytest.importorskip("wandb", reason="W&B is not installed (extra `wandb`)")
+    begun, init = [], wandb.init
+    monkeypatch.setattr(wandb, "init", lambda **options: begun.append(options) or init(**options))
     for name in ("WANDB_MODE", "WANDB_PROJECT", "WANDB_DIR"):
         monkeypatch.delenv(name, raising=False)
     for steps in (2, 3):
         run(tmp_path / "run", data, steps=steps, log_to=["wandb"])
     identifier = json.loads((tmp_path / "run" / IDENTIFIERS).read_text())["wandb"]
     files = sorted((tmp_path / "run/wandb").glob("offline-run-*/run-*.wandb"))
-    assert len(files) == 2 and all(identifier.encode() in file.read_bytes() for file in files)  # their group
+    assert [one["group"] for one in begun] == [identifier] * 2
+    assert {file.stem for file in files} == {f"run-{one['id']}" for one in begun} and len(files) == 2
+    assert all(file.stat().st_size for file in files)
