@@ -202,7 +202,8 @@ def said(fits: Fits, name: str, chosen: np.ndarray) -> list:
 def written(event: Event, given: Candidates, fits: Fits, chosen: np.ndarray, *, as_it_was: bool) -> Candidates:
     """The candidates `chosen`, with all their hits or without outliers; parameters are NaN where there is no fit.
 
-    They are scored by the number of hits that the fit used, and then its chi2; without a fit, by the number of hits.
+    They are scored by the number of hits that the fit used, and then its chi2. Those without a fit come behind, by the
+    number of hits: their scores are below 0.
     """
     lists, scores, numbers = [], [], {c: k for k, c in enumerate(fits.candidate.tolist())}
     parameters = np.full((len(chosen), len(ESTIMATE)), np.nan, np.float32)
@@ -212,7 +213,7 @@ def written(event: Event, given: Candidates, fits: Fits, chosen: np.ndarray, *, 
             rows = rows if as_it_was else np.setdiff1d(rows, fits.outliers[k])
             parameters[i] = fits.parameters[k]
         lists.append(rows)
-        scores.append(len(rows) if k is None else fits.measurements[k] + 1 / (1 + fits.chi2_per_ndf[k]))
+        scores.append(-1 / len(rows) if k is None else fits.measurements[k] + 1 / (1 + fits.chi2_per_ndf[k]))
     found = from_lists(lists, scores, event.n_hits, event.event_id, MIN_HITS)
     return Candidates(**{**vars(found), "parameters": parameters})
 

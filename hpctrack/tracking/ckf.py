@@ -21,12 +21,13 @@ from pydantic import Field
 
 from hpctrack.config import FieldT, Section
 from hpctrack.simulation.acts_detector import Acts
+from hpctrack.storage.detector import PIXEL, TRACKML
 from hpctrack.storage.schema import Candidates, Event
 from hpctrack.tracking import acts_hits
 from hpctrack.tracking.acts_hits import QUIET, SUBSET, HitsOnModules
 from hpctrack.tracking.builder import from_lists
 
-PIXELS = (7, 8, 9)  # volumes whose hits make seeds
+PIXELS = TRACKML.parts[PIXEL]  # volumes whose hits make seeds
 SEED_HITS = 3
 SEED_R_MM, SEED_Z_MM = (25.0, 200.0), 1700.0  # what the pixels cover
 SEED_GAP_MM = (1.0, 300.0)  # in radius, between neighbouring hits of a seed

@@ -1,8 +1,9 @@
 """Candidates through ACTS' Kalman filter: track parameters at the perigee, their covariance, chi2, outliers.
 
-A Python algorithm hands the candidates over as proto-tracks; first parameters come from ACTS' estimate of three space
-points. The filter goes outwards, then back inwards, so that the material between the first module and the beam line
-widens the covariance. Track model: helix, multiple scattering and energy loss of a pion.
+A Python algorithm hands the candidates over as proto-tracks. ACTS does not say which proto-track a fit is of, so each
+candidate has measurements of its own, copies of those of its hits, and these say it. First parameters come from ACTS'
+estimate of three space points. The filter goes outwards, then back inwards, so that the material between the first
+module and the beam line widens the covariance. Track model: helix, multiple scattering and energy loss of a pion.
 
 Legend: C candidates, n of them that could be fitted, m hits of one.
 """
@@ -45,6 +46,22 @@ class Fits:
         return self.chi2 / np.maximum(self.ndf, 1)
 
 
+@dataclass(frozen=True)
+class Copies:
+    """Measurements, one for each hit of each candidate: the candidate's number, the hit's row and its module [K]."""
+
+    candidate: np.ndarray
+    rows: np.ndarray
+    modules: np.ndarray
+
+    def outwards(self, event: Event) -> list[list[int]]:
+        """Each candidate's measurements, in the order of the candidates, those near the origin first."""
+        x, y, z = (event.column(f"hits.{name}")[self.rows].astype(np.float64) for name in ("x", "y", "z"))
+        order = np.lexsort((self.rows, np.hypot(np.hypot(x, y), z), self.candidate))
+        begin = np.flatnonzero(np.diff(self.candidate[order], prepend=-1))
+        return [own.tolist() for own in np.split(order, begin[1:])]
+
+
 class KalmanFit:
     """Holds the detector for the life of a process; fits one event at a time, in one thread, without files."""
 
@@ -60,16 +77,17 @@ class KalmanFit:
         """
         enough = [c for c, rows in enumerate(lists) if len(rows) >= LEAST_HITS]
         if not enough:
-            return collected([], [], np.zeros(0, np.int64), enough, np.zeros(0, np.int64))
-        seen = np.unique(np.concatenate([lists[c] for c in enough]))
+            none = np.zeros(0, np.int64)
+            return collected([], Copies(none, none, none))
+        rows = np.concatenate([lists[c] for c in enough])
+        seen, hit = np.unique(rows, return_inverse=True)
         modules, uv = self._hits.place(event, seen, "fitting")
-        distance = np.hypot(*(event.column(f"hits.{name}")[seen].astype(np.float64) for name in ("x", "y")))
-        distance = np.hypot(distance, event.column("hits.z")[seen])
-        inside = [np.searchsorted(seen, lists[c]) for c in enough]
-        outwards = [m[np.argsort(distance[m], kind="stable")].tolist() for m in inside]
-        reader, tracks = self._hits.reader(modules, uv), _Fitted()
-        reader.run((_ProtoTracks(outwards), *self._steps(outlier_chi2), tracks), event.event_id)
-        return collected(tracks.take(), outwards, seen, enough, modules)
+        candidate = np.repeat(enough, [len(lists[c]) for c in enough])
+        order = np.argsort(modules[hit], kind="stable")  # as ACTS keeps them: it need not move any for the next
+        copies = Copies(candidate[order], rows[order], modules[hit[order]])
+        reader, tracks = self._hits.reader(copies.modules, uv[hit[order]]), _Fitted()
+        reader.run((_ProtoTracks(copies.outwards(event)), *self._steps(outlier_chi2), tracks), event.event_id)
+        return collected(tracks.take(), copies)
 
     def _steps(self, outlier_chi2: float) -> list:
         """Space points of all hits, first parameters of each proto-track, the fit."""
@@ -152,6 +170,8 @@ class _Fitted(examples.IAlgorithm):
                 for state in track.trackStatesReversed
                 if state.hasUncalibratedSourceLink
             ]
+            if not states:
+                continue
             parameters, covariance = track.parameters, track.covariance
             values = [parameters[i] for i in range(5)]
             matrix = [[covariance[i, j] for j in range(5)] for i in range(5)]
@@ -164,20 +184,15 @@ class _Fitted(examples.IAlgorithm):
         return found
 
 
-def collected(
-    tracks: list[Track], lists: list[list[int]], seen: np.ndarray, numbers: list[int], modules: np.ndarray
-) -> Fits:
-    """The fits, each to the candidate that it is of: tracks come in the order of the candidates, failed ones lack."""
+def collected(tracks: list[Track], copies: Copies) -> Fits:
+    """The fits, each to the candidate whose measurements it is made of; they come in the order of the candidates."""
     owner, outliers, used, missed = [], [], [], []
-    at, own = 0, [set(measurements) for measurements in lists]
+    on_modules = np.bincount(np.unique(copies.candidate << 32 | copies.modules) >> 32)  # of each candidate
     for *_, states in tracks:
-        measurements = {index for index, _ in states}
-        while not measurements <= own[at]:
-            at += 1
-        owner.append(numbers[at])
-        missed.append(len(np.unique(modules[lists[at]])) - len(states))
-        at += 1
-        outliers.append(np.sort(seen[[index for index, out in states if out]]))
+        c = int(copies.candidate[states[0][0]])
+        owner.append(c)
+        missed.append(int(on_modules[c]) - len(states))
+        outliers.append(np.sort(copies.rows[[index for index, out in states if out]]))
         used.append(sum(not out for _, out in states))
     estimate = perigee_estimate(
         np.array([values for values, *_ in tracks], np.float64).reshape(-1, 5),

@@ -156,6 +156,24 @@ def mixed(dataset, tmp_path_factory) -> tuple[Path, int]:
     return write_candidates(tmp_path_factory.mktemp("mixed") / "c", data, found), number
 
 
+def test_a_fit_is_of_the_candidate_whose_measurements_it_has():
+    """Two candidates of the same hits but one; the first, which has them all, could not be fitted."""
+    pytest.importorskip("acts", reason="extra `reference`")
+    from hpctrack.tracking.kalman_fit import Copies, collected
+
+    rows, modules = np.array([4, 4, 5, 5, 6, 6, 7]), np.array([10, 10, 11, 11, 12, 12, 12])
+    copies = Copies(np.array([1, 3, 1, 3, 1, 3, 1]), rows, modules)
+    columns = {name: np.arange(8, 0, -1).astype(np.float32) for name in "xyz"}
+    assert copies.outwards(Event(0, {"hits": columns})) == [[6, 4, 2, 0], [5, 3, 1]]
+    track = ([0.0, 0.0, 0.0, 1.0, 1.0], np.eye(5).tolist(), 2.0, 1, [(3, False), (1, True)])
+    fits = collected([track], copies)
+    assert fits.candidate.tolist() == [3] and fits.missed.tolist() == [1] and fits.measurements.tolist() == [1]
+    assert fits.outliers[0].tolist() == [4]
+    given = as_candidates(0, [np.arange(3), np.arange(4, 8), np.arange(3), np.arange(4, 7)], np.zeros(8, np.int32))
+    found = fit.written(Event(0, {"hits": columns}), given, fits, np.array([1, 3]), as_it_was=True)
+    assert found.track_ids.tolist() == [0, 0, 0, 0, 1, 1, 1, 0]  # though it is shorter, and a hit of it was set aside
+
+
 def test_true_tracks_fit_and_pulls_are_one(dataset, mixed, tmp_path, capsys):
     folder, number = mixed
     command = [str(folder), "--data", str(dataset), "--out", str(tmp_path / "all")]
