@@ -162,7 +162,8 @@ class ProtonFormat:
 
     def open(self, source: Path, limit: int | None = None, skip_bad: bool = False) -> proton_ct.ProtonReader:
         """The reader; InputError for files that are not such tables, or have too few primaries for a frame."""
-        reader = proton_ct.ProtonReader(proton_ct.find_files(source), self.options.protons)
+        reader = proton_ct.ProtonReader.of(proton_ct.find_files(source), self.options.protons, limit)
+        _refuse(reader.faults, reader, None if skip_bad else limit or sum(reader.frames))
         if not reader.event_ids():
             raise InputError(f"{source}: no spot has {self.options.protons} primaries; --option protons=N for fewer")
         return reader

@@ -35,6 +35,8 @@ def format_of(source: Path) -> str:
     if "acts" in found:
         found.pop("trackml", None)  # ACTS' simulated hits have the name of TrackML's hits
     if len(found) > 1:
+        found.pop("proton-ct", None)  # arrays may lie beside anything
+    if len(found) > 1:
         (one, here), (other, there), *_ = found.items()
         raise InputError(
             f"{source}: holds files of {one} ({here}) and of {other} ({there}); say which with --format, or name a "

@@ -7,6 +7,8 @@ import pytest
 
 from hpctrack.convert import main
 from hpctrack.evaluation.calorimeter import COLUMNS, of_protons
+from hpctrack.formats import proton_ct
+from hpctrack.formats.recognise import format_of
 from hpctrack.graphs.planes import Planes
 from hpctrack.storage.store import open_dataset
 
@@ -15,7 +17,9 @@ NAMES = ("eventID", "trackID", "parentID", "edep", "posX", "posY", "posZ", "leve
 
 def table(rows, names=NAMES):
     """An array with named columns: whole numbers but for deposits and places."""
+    ids = np.uint64 if rows[0][0] > 2**31 else np.int32
     types = [(name, np.float64 if name[:3] in ("ede", "pos", "spo") else np.int32) for name in names]
+    types = [(name, ids if name == "eventID" else dtype) for name, dtype in types]
     return np.array([tuple(row) for row in rows], dtype=types)
 
 
@@ -31,7 +35,7 @@ def converted(tmp_path, rows, *options, names=NAMES):
     return main([str(tmp_path / "in"), str(tmp_path / "data"), "--jobs", "1", *options])
 
 
-def test_frames_are_as_the_authors_make_them(tmp_path, capsys):
+def test_frames_are_of_merged_deposits_up_to_an_empty_plane(tmp_path, capsys):
     rows = proton(7, range(6)) + proton(7, (4, 5), x=2.0, track=9, parent=1)
     rows += proton(7, (3,), x=1.0)  # the same track deposits twice in a plane: one hit between
     rows += proton(8, range(5), x=30.0) + proton(8, (5,), x=30.0, edep=1e-4)  # one pixel
@@ -59,9 +63,9 @@ def test_spots_are_apart(tmp_path):
     names = (*NAMES, "spotX", "spotY")
     assert converted(tmp_path, rows, "--option", "protons=2", names=names) == 0
     data = open_dataset(tmp_path / "data")
-    found = [data.read(k, ["particles.particle_id", "particles.vx"]) for k in range(len(data))]
+    found = [data.read(k, ["particles.particle_id"]) for k in range(len(data))]
     assert [event.column("particles.particle_id").tolist() for event in found] == [[2, 3], [52, 53]]
-    assert [event.column("particles.vx").tolist() for event in found] == [[0, 0], [5, 5]]
+    assert {"particles.vx", "particles.vz"} <= data.lacks  # a spot has no z
 
 
 @pytest.mark.parametrize(
@@ -72,6 +76,9 @@ def test_spots_are_apart(tmp_path):
         (proton(1, range(3), edep=np.nan), (), NAMES, "row 0 of edep is nan"),
         (proton(1, range(3), edep=-1.0), (), NAMES, "row 0 of edep is -1.0"),
         (proton(1, (400,)), ("--option", "protons=1"), NAMES, "plane 400, must be from 0 to 255"),
+        (proton(-1, range(3)), (), NAMES, "row 0 of eventID is -1, must be a whole number"),
+        (proton(2**63, range(3)), (), NAMES, "row 0 of eventID is 9223372036854775808, must be"),
+        (proton(1, range(1, 3)), ("--option", "protons=1"), NAMES, "frame 0: plane 0 is empty"),
     ],
 )
 def test_what_is_refused(tmp_path, capsys, rows, options, names, text):
@@ -83,6 +90,44 @@ def test_other_files_are_refused(tmp_path, capsys):
     (tmp_path / "a.npz").write_bytes(b"PK no zip")
     assert main([str(tmp_path / "a.npz"), str(tmp_path / "data")]) == 2
     assert "no .npz file" in capsys.readouterr().err
+    assert main([str(tmp_path / "none.npz"), str(tmp_path / "data")]) == 2
+    assert "none.npz: is not there" in capsys.readouterr().err
+    with (tmp_path / "a.npz").open("wb") as file:
+        np.save(file, np.zeros(3))
+    assert main([str(tmp_path / "a.npz"), str(tmp_path / "data")]) == 2
+    assert "no .npz file of numbers (it is one array" in capsys.readouterr().err
+    np.savez_compressed(tmp_path / "a.npz", table(proton(1, range(3))))
+    whole = (tmp_path / "a.npz").read_bytes()
+    at = whole.index(b"arr_0.npy") + 40
+    (tmp_path / "a.npz").write_bytes(whole[:at] + bytes(b ^ 255 for b in whole[at : at + 20]) + whole[at + 20 :])
+    assert main([str(tmp_path / "a.npz"), str(tmp_path / "data")]) == 2
+    assert "truncated, damaged" in capsys.readouterr().err
     np.savez(tmp_path / "a.npz", other=np.zeros(3))
     assert main([str(tmp_path / "a.npz"), str(tmp_path / "data")]) == 2
     assert "no array 'arr_0'" in capsys.readouterr().err
+
+
+def test_a_bad_file_is_left_out_and_files_are_read_once(tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    for name in "acd":
+        np.savez(tmp_path / "in" / f"{name}.npz", table(proton(1, range(3)) + proton(2, range(3))))
+    (tmp_path / "in/b.npz").write_bytes(b"no zip")
+    seen = []
+    read = proton_ct.read
+    monkeypatch.setattr(proton_ct, "read", lambda path: seen.append(path.name) or read(path))
+    call = [str(tmp_path / "in"), "--jobs", "1", "--option", "protons=1"]
+    assert main([*call, str(tmp_path / "none")]) == 2
+    assert main([*call, str(tmp_path / "two"), "--limit", "2"]) == 0  # both of a.npz
+    assert seen == ["a.npz", "b.npz", "c.npz", "d.npz", "a.npz"]
+    assert main([*call, str(tmp_path / "all"), "--skip-bad"]) == 0
+    data = open_dataset(tmp_path / "all")
+    assert data.event_ids.tolist() == [k * proton_ct.FRAMES + frame for k in (0, 2, 3) for frame in range(2)]
+    assert data.attributes["n_skipped"] == 1
+    assert seen[5:] == [f"{name}.npz" for name in "abcdacd"]  # each to count its frames, then those that are good
+
+
+def test_arrays_beside_other_files_are_passed_over(tmp_path):
+    (tmp_path / "more.npz").write_bytes(b"")
+    assert format_of(tmp_path) == "proton-ct"
+    (tmp_path / "event000000001-hits.csv").write_text("")
+    assert format_of(tmp_path) == "trackml"
