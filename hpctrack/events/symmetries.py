@@ -160,13 +160,14 @@ def check_volumes(columns: Columns, features: Sequence[str], where: str, detecto
         return
     unknown = np.setdiff1d(columns["hits.volume_id"], [*detector.barrels, *detector.sides])
     framed = [name for name in placed if name in FRAMED]
+    remedy = "" if detector.mirrors else " (`hpctrack convert --detectors` names its file)"
     if not detector.is_known:
-        what, name = "the detector is not known (`hpctrack convert --detectors` names its file)", placed[0]
+        what, name = f"the detector is not known{remedy}", placed[0]
     elif len(unknown):
         whose = "TrackML's" if detector is TRACKML else "those whose mirror image is known"
-        what, name = f"volume {unknown[0]} is none of {whose}", placed[0]
+        what, name = f"volume {unknown[0]} is none of {whose}{remedy}", placed[0]
     elif framed and not detector.frames:
-        what, name = "the axes of its modules are not as TrackML's", framed[0]
+        what, name = f"the axes of its modules are not as TrackML's{remedy}", framed[0]
     else:
         return
     raise InputError(

@@ -171,7 +171,8 @@ def _share(plan: Plan, world: Any) -> Iterator[ShardResult]:
 def _prepare(conversion: Conversion, reader: Reader, tasks: Sequence[ShardTask]) -> Path | None:
     """Make the output ready: the folder to write into; None if the same call has finished it before.
 
-    InputError if it holds anything else. A finished dataset stays as it is until another is whole.
+    InputError if it holds anything else. A finished dataset stays as it is until another is whole. If more is known of
+    its detector than its index says, the index alone is new.
     """
     out = conversion.out
     replacement.clear(out)
@@ -189,11 +190,17 @@ def _prepare(conversion: Conversion, reader: Reader, tasks: Sequence[ShardTask])
     left_out = left_out_of(dataset)
     if dataset.attributes.get("recipe") not in (recipe_of(tasks, left_out), recipe_of(tasks)):
         raise InputError(f"{out}: holds a dataset of other input or options; {otherwise}")
-    if left_out == (bad := retry_events(reader, left_out, conversion.skip_bad)):
+    bad = retry_events(reader, left_out, conversion.skip_bad)
+    if left_out == bad and dataset.attributes.get(TEXT) == _said(reader):  # else the index is written again
         replacement.discard(out)
         return None
     changed = {entry["event_id"] for entry in left_out if entry not in bad}
     return _beside(out, tasks, [task for task in tasks if changed & set(task.event_ids)])
+
+
+def _said(reader: Reader) -> str | None:
+    """Of the detector; readers of other packages need not say it."""
+    return getattr(reader, "detector", None)
 
 
 def _beside(out: Path, tasks: Sequence[ShardTask], to_make: Sequence[ShardTask]) -> Path:
@@ -240,8 +247,7 @@ def _finish(out: Path, plan: Plan, done: Sequence[ShardResult]) -> None:
     origin = plan.reader.origin() | ({"versions": plan.versions} if plan.versions else {})
     attributes["origin"] = json.dumps(origin)
     texts = {"skipped": json.dumps(skipped)}
-    said = getattr(plan.reader, "detector", None)  # readers of other packages need not say it
-    if said is not None:
+    if (said := _said(plan.reader)) is not None:
         texts[TEXT] = said
     shard_writer.write_index(plan.folder, shards, attributes, texts, beside=out)
     if plan.folder != out:

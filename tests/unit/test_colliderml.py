@@ -9,7 +9,7 @@ import pytest
 from acts_files import converted, refused, trackml_of
 
 from hpctrack.errors import InputError
-from hpctrack.formats.colliderml import contributors, parquet_files
+from hpctrack.formats.colliderml import contributors, parquet_files, volumes
 from hpctrack.formats.colliderml import schema as tables
 from hpctrack.storage.detector import TRACKML
 
@@ -134,6 +134,21 @@ def test_column_detector_names_the_volumes(acts_files, tmp_path):
                 table = table.set_column(at, "detector", arrow.array(swapped, arrow.list_(arrow.uint8())))
             parquet.write_table(table, wrong / kind / path.name)
     assert not converted(wrong, tmp_path / "out").detector.is_known
+
+
+def test_rare_volumes_are_looked_for_until_there_are_no_new_ones(monkeypatch):
+    seen = []
+
+    def hits(found):
+        for k in range(1000):
+            seen.append(k)
+            volume = 7 if k < 19 else 8 if k < 30 else 9
+            yield np.array([volume - 7, 0]), np.array([volume, 7]), np.array([0.0, -1.0])
+
+    monkeypatch.setattr(volumes, "_hits", hits)
+    number, signs = volumes._volumes(parquet_files.Found(None))
+    assert number == {7: 0, 8: 1, 9: 2} and signs[7] == {-1}
+    assert len(seen) == 31 + volumes.EVENTS
 
 
 def test_ids_up_to_the_largest_are_exact():

@@ -17,6 +17,7 @@ from hpctrack.events.subevents import SubEventReader
 from hpctrack.formats import conversion, trackml
 from hpctrack.formats.conversion import plan_tasks
 from hpctrack.storage import store
+from hpctrack.storage.detector import NOT_KNOWN, UNKNOWN
 
 
 def run(*args: object) -> int:
@@ -54,6 +55,21 @@ def test_recipes_of_sub_events_name_their_events(dataset, tmp_path, capsys):
     assert "events-00001.h5: left by a convert of other input or options" in capsys.readouterr().err
     assert run(dataset.folder, tmp_path / "out", *options, "--events-per-shard", 4, "--overwrite") == 0
     assert content(tmp_path / "out") == content(tmp_path / "right")
+
+
+def test_a_dataset_learns_what_is_known_of_its_detector(dataset, tmp_path, capsys, monkeypatch):
+    """As one of an older version, which knew less: the shards stay, the index is new."""
+    call = [dataset.folder.parent / "csv", tmp_path / "out"]
+    with monkeypatch.context() as older:
+        older.setattr(conversion.TrackmlReader, "detector", UNKNOWN)
+        assert run(*call) == 0
+    before = content(tmp_path / "out")
+    assert run(*call) == 0 and "complete already" not in capsys.readouterr().err
+    found = store.open_dataset(tmp_path / "out")
+    assert found.detector == dataset.detector != NOT_KNOWN
+    changed = {name for name, bytes_ in content(tmp_path / "out").items() if before[name] != bytes_}
+    assert changed == {"index.h5"} and found.fingerprint == dataset.fingerprint
+    assert run(*call) == 0 and "complete already" in capsys.readouterr().err
 
 
 def test_the_cost_of_sub_events_is_their_hits(dataset, tmp_path):

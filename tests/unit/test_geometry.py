@@ -120,6 +120,7 @@ def test_another_detector_is_known_by_its_modules(tmp_path):
         (UNKNOWN, "layer", r"the detector is not known .* so feature 'layer' cannot be reflected"),
         (None, "volume", "volume 1 is none of TrackML's, so feature 'volume'"),
         ("part", "volume", "volume 3 is none of those whose mirror image is known"),
+        ("part", "volume", r"is known \(`hpctrack convert --detectors` names its file\), so feature"),
         ("turned", "global_eta", "the axes of its modules are not as TrackML's, so feature 'global_eta'"),
     ],
 )

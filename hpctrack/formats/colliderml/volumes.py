@@ -13,7 +13,7 @@ from hpctrack.formats.colliderml.schema import DETECTORS
 from hpctrack.storage.detector import UNKNOWN, Detector
 
 _COLUMNS = ("detector", "volume_id", "z")
-EVENTS = 20  # that are looked at, until all of DETECTORS have been seen
+EVENTS = 20  # in a row without a volume that is new, after which no other is looked at
 
 
 def with_names(said: str | None, found: Found) -> str | None:
@@ -35,7 +35,7 @@ def with_names(said: str | None, found: Found) -> str | None:
 
 
 def _named(found: Found) -> Detector | None:
-    """Volumes by the names of the first events' hits; None where these have none, or contradict each other."""
+    """Volumes by the names of the hits; None where these have none, or contradict each other."""
     number, signs = _volumes(found)
     if not number:
         return None
@@ -53,26 +53,32 @@ def _named(found: Found) -> Detector | None:
 
 
 def _volumes(found: Found) -> tuple[dict[int, int], dict[int, set[int]]]:
-    """The number in `detector` of each volume, and on which sides of z = 0 it has hits; nothing if they contradict."""
+    """The number in `detector` of each volume, and on which sides of z = 0 it has hits; nothing if they contradict.
+
+    Events are looked at until all of DETECTORS have been seen, or no other volume in EVENTS of them.
+    """
     number: dict[int, int] = {}
     signs: dict[int, set[int]] = {}
+    in_vain = 0
     for which, volume, z in _hits(found):
+        known = len(number)
         places = np.stack([volume, which, np.sign(np.nan_to_num(z))]).astype(np.int64)
         for one, its, side in np.unique(places, axis=1).T.tolist():
             if number.setdefault(one, its) != its or not 0 <= its < len(DETECTORS):
                 return {}, {}
             signs.setdefault(one, set()).update({side} - {0})
-        if len(set(number.values())) == len(DETECTORS):
+        in_vain = in_vain + 1 if len(number) == known else 0
+        if len(set(number.values())) == len(DETECTORS) or in_vain == EVENTS:
             break
     return number, signs
 
 
 def _hits(found: Found) -> Iterator[list[np.ndarray]]:
-    """The columns of the first events; not of those that cannot be read, which conversion says where it reads them."""
+    """The columns, event by event; not of those that cannot be read, which conversion says where it reads them."""
     arrow, _ = import_arrow()
     types = arrow.types
     rows: Rows | None = None
-    for event_id in list(found.rows[HITS])[:EVENTS]:
+    for event_id in found.rows[HITS]:
         file, row = found.file(HITS, event_id)
         of = [getattr(file.columns.get(name), "value_type", None) for name in _COLUMNS]
         if event_id in found.faults or not all(t and (types.is_integer(t) or types.is_floating(t)) for t in of):
