@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from hpctrack.config import Named
+from hpctrack.errors import InputError
 from hpctrack.graphs.assignment import Assignment
 from hpctrack.graphs.planes import Planes
 from hpctrack.losses import build_loss
 from hpctrack.losses.assignment.estimators import ESTIMATORS, Strength
 from hpctrack.models import build_model
 from hpctrack.models.segments.blocks import angles, between, on_grid, waves
+from hpctrack.models.segments.refined import best
 from hpctrack.simulation.telescope.planes import plane_z
 from hpctrack.simulation.telescope.source import frame
 from hpctrack.storage.schema import Event
@@ -114,6 +116,30 @@ def test_a_margin_teaches_choices_that_are_hardly_right():
             harder = solve(cost_M - margin * sign_M).astype(float)
             slope = (solve(cost_M + 0.1 * sign_M) - harder) / 0.2  # as `blackbox`: from there by 0.2 towards the truth
             np.testing.assert_allclose(score.grad.numpy(), -slope * cost_M * (1 - cost_M) / 16, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    "options,text",
+    [
+        ({"estimator": "sinkhorn", "strength": 2.1e-3, "margin": 0.1}, "with sinkhorn at least 0.0022"),
+        ({"estimator": "identity", "margin": 0.1}, "margin: with identity it changes nothing"),
+    ],
+)
+def test_margins_that_do_not_fit_are_refused(options, text):
+    with pytest.raises(InputError, match=text):
+        build_loss(Named(name="assignment", **options))
+    build_loss(Named(name="assignment", **{**options, "margin": 0.0}))
+
+
+def test_the_best_segments_do_not_depend_on_their_order():
+    edge_2M = torch.tensor([[0, 0, 0, 0, 1], [2, 3, 4, 5, 5]])
+    score_M = torch.tensor([2.0, 1.0, 1.0, 0.5, 3.0])
+    for order in (torch.arange(5), torch.tensor([4, 2, 3, 1, 0])):
+        kept = best(score_M[order], edge_2M[:, order], 6, 2)
+        assert kept.tolist() == [[True, True, True, False, True][k] for k in order]  # both of the second place
+    assert best(score_M[:0], edge_2M[:, :0], 6, 2).tolist() == []
+    with pytest.raises(InputError, match="the model 'line_graph_refined'"):
+        build_model(Named(name="line_graph_refined"), ["z"])
 
 
 def test_other_estimates_are_their_definitions():

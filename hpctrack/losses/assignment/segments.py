@@ -105,9 +105,13 @@ class AssignmentLoss(SegmentLoss):
         threads: int = Field(1, ge=1, le=256, description="problems solved at a time", json_schema_extra={"free": True})
 
         @model_validator(mode="after")
-        def _not_too_cold(self) -> Self:
-            if self.estimator == "sinkhorn" and self.strength < COLDEST:
-                raise ValueError(f"strength: with sinkhorn at least {COLDEST:g}, for exp(-1 / strength) must not be 0")
+        def _fits_together(self) -> Self:
+            least = COLDEST * (1 + self.margin)  # costs are up to 1 + margin
+            if self.estimator == "sinkhorn" and self.strength < least:
+                what = "exp(-(1 + margin) / strength)" if self.margin else "exp(-1 / strength)"
+                raise ValueError(f"strength: with sinkhorn at least {least:g}, for {what} must not be 0")
+            if self.estimator == "identity" and self.margin:
+                raise ValueError("margin: with identity it changes nothing, for that looks at no cost; leave it out")
             return self
 
     def of_edges(self, score_M: Tensor, true_M: Tensor, batch: Batch) -> Tensor:

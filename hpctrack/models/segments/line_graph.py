@@ -16,7 +16,7 @@ Legend: N hits, M segments, T pairs of segments, t of a chunk, F features of a h
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -62,6 +62,7 @@ class LineGraphNetwork(MemoryModes, Model):
     """Scores segments by the segments before and behind them."""
 
     memory_modes = ("plain", "recompute", "chunks")
+    called: ClassVar[str] = "line_graph"  # in errors
 
     class Options(Section):
         """Sizes, and the fixed numbers that inputs are standardised by."""
@@ -77,7 +78,7 @@ class LineGraphNetwork(MemoryModes, Model):
     def __init__(self, features: Sequence[str], options: Options) -> None:
         super().__init__()
         self.n_features, self.options = len(features), options
-        self.places = Places(features, "the model 'line_graph'")
+        self.places = Places(features, f"the model '{self.called}'")
         self.standardised = Standardised(options.mean, options.std, len(features))
         raw, h = 2 * len(features), options.width
         more = h + (RIVALS if options.compete else 0)

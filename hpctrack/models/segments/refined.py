@@ -37,6 +37,8 @@ OF_PAIR = 3 * len(SCALES)
 class RefinedLineGraph(LineGraphNetwork):
     """Scores segments twice: all of them, then the best of each hit in view of those around."""
 
+    called = "line_graph_refined"
+
     class Options(LineGraphNetwork.Options, Section):
         """Those of the first network, and of the second."""
 
@@ -114,13 +116,19 @@ class Round(nn.Module):
 
 
 def best(score_M: Tensor, edge_2M: Tensor, n_hits: int, keep: int) -> Tensor:
-    """Which segments are among the `keep` best of both their hits, bool [M]; of equal ones the first."""
+    """Which segments are among the `keep` best of both their hits, bool [M]; as good as the last of these is enough.
+
+    So it does not depend on the order of the segments.
+    """
+    if not len(score_M):
+        return torch.zeros_like(score_M, dtype=torch.bool)
     order_M = score_M.argsort(descending=True, stable=True)
     kept_M = torch.ones_like(score_M, dtype=torch.bool)
     for end_M in edge_2M:
         sorted_M = order_M[end_M[order_M].argsort(stable=True)]
         count_N = torch.bincount(end_M, minlength=n_hits)
         begin_N = count_N.cumsum(0) - count_N
-        place_M = torch.arange(len(end_M), device=end_M.device) - begin_N[end_M[sorted_M]]
-        kept_M[sorted_M[place_M >= keep]] = False
+        last_N = score_M[sorted_M[(begin_N + keep - 1).clamp(max=len(end_M) - 1)]]
+        last_N = torch.where(count_N >= keep, last_N, float("-inf"))
+        kept_M &= score_M >= last_N[end_M]
     return kept_M
