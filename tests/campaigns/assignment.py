@@ -99,7 +99,6 @@ class Study:
                 f"seed={seed + setting.draws}",
                 f"data.train={train}",
                 f"data.valid={valid}",
-                *COMMON,
             ]
             command = [sys.executable, "-m", "hpctrack.train", f"assignment/{setting.recipe}", *words, *COMMON]
             subprocess.run([*command, *setting.overrides, *begins], check=True)
@@ -108,7 +107,7 @@ class Study:
 
     def results(self, run: str, protons: int, water: int, frames: int) -> dict[str, Any]:
         """Numbers of the rule for a run (`name-seed`, or the baseline) in a cell of the table."""
-        cell = f"{protons}-{water}"
+        cell = f"{protons}-{water}-{frames}"
         data = self.frames(f"test-{cell}", [(water, protons, frames, SEEDS[protons] + water)])
         path, found = self.out / "results" / run / f"{cell}.json", self.out / "candidates" / run / cell
         if not path.exists():
