@@ -22,6 +22,7 @@ FORMAT = {"format": "hpctrack-detector", "version": 1}
 UNKNOWN = "null"  # its text where nothing is known of it
 Place = tuple[int, int]  # volume and layer
 PIXEL = "pixel"  # the part that others' rules ask for
+PLACES = BELOW, BARREL, ABOVE = "negative endcap", "barrel", "positive endcap"  # of a volume, along z
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Detector:
     def names(self) -> dict[int, str]:
         """Each volume's name, as `pixel barrel`; of one whose sensors are not known, `barrel`. Ascending."""
         sensors = {volume: f"{part} " for part, volumes in self.parts.items() for volume in volumes}
-        places = {"negative endcap": self.below, "barrel": self.barrels, "positive endcap": self.above}
+        places = {BELOW: self.below, BARREL: self.barrels, ABOVE: self.above}
         found = {volume: place for place, volumes in places.items() for volume in volumes}
         return {volume: f"{sensors.get(volume, '')}{place}" for volume, place in sorted(found.items())}
 

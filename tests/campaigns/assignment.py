@@ -91,7 +91,7 @@ class Study:
     def run(self, name: str, seed: int) -> Path:
         """The trained run of a setting and a seed, of which the runs it begins from are made first."""
         setting, run = SETTINGS[name], self.out / "runs" / f"{name}-{seed}"
-        if not (run / "finished").exists():
+        if not is_trained(run):
             begins = [f"train.start_from={self.run(setting.begins, seed)}"] if setting.begins else []
             train, valid = self.training()
             words = [
@@ -100,9 +100,7 @@ class Study:
                 f"data.train={train}",
                 f"data.valid={valid}",
             ]
-            command = [sys.executable, "-m", "hpctrack.train", f"assignment/{setting.recipe}", *words, *COMMON]
-            subprocess.run([*command, *setting.overrides, *begins], check=True)
-            write_text(run / "finished", f"{checkpoint.latest(run / 'checkpoints')}\n")
+            run_training(run, f"assignment/{setting.recipe}", [*words, *COMMON, *setting.overrides, *begins])
         return run
 
     def results(self, run: str, protons: int, water: int, frames: int) -> dict[str, Any]:
@@ -126,6 +124,17 @@ class Study:
         runs = [f"{name}={self.run(name, seed)}" for name in names for seed in range(1, n + 1)]
         out, data = self.out / "looks" / part, self.training()[1]
         done(landscape.main([*runs, "--data", str(data), "--out", str(out), *words]))
+
+
+def is_trained(run: Path) -> bool:
+    """Whether `run_training` has ended there."""
+    return (run / "finished").exists()
+
+
+def run_training(run: Path, recipe: str, words: Sequence[str]) -> None:
+    """Train the recipe in a process of its own, or go on with that; `words`: overrides, `run` among them."""
+    subprocess.run([sys.executable, "-m", "hpctrack.train", recipe, *words], check=True)
+    write_text(run / "finished", f"{checkpoint.latest(run / 'checkpoints')}\n")
 
 
 def done(code: int | None) -> None:

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +20,7 @@ from pathlib import Path
 from hpctrack import evaluate, infer
 from hpctrack.files.atomic import write_text
 from tests.campaigns import seeds
-from tests.campaigns.assignment import done
+from tests.campaigns.assignment import done, is_trained, run_training
 
 SHOWN = {
     "perfect_efficiency": "Perfect efficiency",
@@ -49,12 +47,10 @@ class Study:
 
     def train(self, run: Path, seed: int, *words: str) -> Path:
         """A run of the recipe, unless it is finished."""
-        if not (run / "finished").exists():
+        if not is_trained(run):
             own = [f"run={run}", f"seed={seed}", f"data.selection.tracks={self.tracks}"]
             own += [f"data.{part}={self.data[part]}" for part in ("train", "valid")]
-            command = [sys.executable, "-m", "hpctrack.train", "pipeline/segments", *own, *SMALL, *words]
-            subprocess.run(command, check=True)
-            write_text(run / "finished", "")
+            run_training(run, "pipeline/segments", [*own, *SMALL, *words])
         return run
 
     def found(self, way: str, seed: int) -> dict[str, float]:

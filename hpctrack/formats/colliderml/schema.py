@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from hpctrack.storage.detector import PLACES
+
 Table = dict[str, type[np.generic]]  # a table's list columns and their elements' types
 EVENT_ID = "event_id"
 TRACKER_HITS: Table = {
@@ -69,9 +71,7 @@ TRACKS: Table = {  # and `hit_ids`, a list of lists of uint32: rows of the event
 }
 HIT_IDS = "hit_ids"
 DETECTORS = tuple(  # by the number in column `detector`
-    f"{part} {place}"
-    for part in ("pixel", "short strip", "long strip")
-    for place in ("negative endcap", "barrel", "positive endcap")
+    f"{part} {place}" for part in ("pixel", "short strip", "long strip") for place in PLACES
 )
 NO_PARTICLE = np.iinfo(np.uint64).max
 

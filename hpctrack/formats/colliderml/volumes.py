@@ -10,7 +10,7 @@ import numpy as np
 from hpctrack.errors import InputError
 from hpctrack.formats.colliderml.parquet_files import HITS, Found, Rows, import_arrow
 from hpctrack.formats.colliderml.schema import DETECTORS
-from hpctrack.storage.detector import UNKNOWN, Detector
+from hpctrack.storage.detector import ABOVE, BELOW, PLACES, UNKNOWN, Detector
 
 _COLUMNS = ("detector", "volume_id", "z")
 EVENTS = 20  # in a row without a volume that is new, after which no other is looked at
@@ -39,11 +39,11 @@ def _named(found: Found) -> Detector | None:
     number, signs = _volumes(found)
     if not number:
         return None
-    places: dict[str, list[int]] = {"negative endcap": [], "barrel": [], "positive endcap": []}
+    places: dict[str, list[int]] = {place: [] for place in PLACES}
     parts: dict[str, tuple[int, ...]] = {}
     for volume, which in sorted(number.items()):
         place = next(place for place in places if DETECTORS[which].endswith(place))
-        if signs[volume] != {"negative endcap": {-1}, "positive endcap": {1}}.get(place, signs[volume]):
+        if signs[volume] != {BELOW: {-1}, ABOVE: {1}}.get(place, signs[volume]):
             return None
         places[place].append(volume)
         part = DETECTORS[which].removesuffix(f" {place}")
