@@ -74,8 +74,8 @@ class EventGraph(Protocol):
 
     COLUMNS: ClassVar[Sequence[str]]  # of an event, that it reads
 
-    def __call__(self, event: Event, rows: np.ndarray) -> np.ndarray:
-        """Edges int64 [2, M] among the hits `rows` [N] of an event, as numbers of these."""
+    def __call__(self, event: Event, rows: np.ndarray) -> np.ndarray | torch.Tensor:
+        """Edges int64 [2, M] among the hits `rows` [N] of an event, as numbers of these; a tensor is where it stays."""
 
     def of_part(
         self, event: Event, rows: np.ndarray, owners: Callable[[np.ndarray], np.ndarray], number: int
@@ -165,7 +165,7 @@ class EventLoader:
         """The event as `__call__` gives it, and a rank's part of it."""
         event = self._with_phi(row)
         data = self.load(event, epoch)
-        edge_2M = data.edge_index.numpy() if self.graph else None
+        edge_2M = data.edge_index.cpu().numpy() if self.graph else None
         cost_N = cost_of_hits(data.num_nodes, edge_2M)
         owner_N = sectors(event.column(PHI)[data.hit_row.numpy()], cost_N, place.of)
         return data, divide(data, torch.from_numpy(owner_N), place)
@@ -181,11 +181,11 @@ class EventLoader:
             self.add_edges(data, event, self.graph(event, data.hit_row.numpy()))
         return data
 
-    def add_edges(self, data: Data, event: Event, edge_2M: np.ndarray) -> None:
-        """Give an event's data its edges, and with `labels` their truth."""
-        data.edge_index = torch.from_numpy(edge_2M)
+    def add_edges(self, data: Data, event: Event, edges: np.ndarray | torch.Tensor) -> None:
+        """Give an event's data its `edges` [2, M], and with `labels` their truth."""
+        data.edge_index = torch.as_tensor(edges)
         if self.labels:
-            rows = data.hit_row.numpy()
+            rows, edge_2M = data.hit_row.numpy(), data.edge_index.cpu().numpy()
             true_2T = truth.graph_truth(event, rows)
             data.edge_truth = torch.from_numpy(truth.is_true(edge_2M, true_2T, len(rows)))
             subset_M = self.graph.subsets(event, rows, edge_2M) if self.graph else None

@@ -89,6 +89,13 @@ class Block(NamedTuple):
         """True for a list of pairs."""
         return self.shape == "list"
 
+    def ends(self, near: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows and columns of the pairs that are `near`: [P] of a list, else [R, C], which a triangle writes over."""
+        if self.listed:
+            return self.rows[near], self.cols[near]
+        i, j = (near.triu_(1) if self.shape == "triangle" else near).nonzero(as_tuple=True)
+        return self.rows[i], self.cols[j]
+
 
 class Part(NamedTuple):
     """Up to BLOCK neighbouring points: their rows [n] and their tree."""
@@ -97,19 +104,17 @@ class Part(NamedTuple):
     tree: cKDTree
 
 
-def radius_pairs(query_ME: Tensor, point_NE: Tensor | None, radius: float) -> Iterator[tuple[Tensor, Tensor]]:
+def radius_pairs(
+    query_ME: Tensor, point_NE: Tensor | None, radius: float, closed: bool = False
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Chunks of the pairs (m, n) with |query_m - point_n| < radius, each pair once, in no order.
 
-    Without points: pairs m != n among the queries, each in one of its two orders.
+    Without points: pairs m != n among the queries, each in one of its two orders. `closed`: those at the radius, too.
     """
-    other_NE = query_ME if point_NE is None else point_NE
+    other_NE, inside = query_ME if point_NE is None else point_NE, torch.le if closed else torch.lt
     for block in near_blocks(query_ME, point_NE, radius):
-        near = block_square_distance(query_ME[block.rows], other_NE[block.cols], block) < radius * radius
-        if block.listed:
-            yield block.rows[near], block.cols[near]
-        else:
-            m, n = (near.triu_(1) if block.shape == "triangle" else near).nonzero(as_tuple=True)
-            yield block.rows[m], block.cols[n]
+        distance = block_square_distance(query_ME[block.rows], other_NE[block.cols], block)
+        yield block.ends(inside(distance, radius * radius))
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ from hpctrack.events.loader import EventLoader
 from hpctrack.events.padding import padded, unpadded
 from hpctrack.events.selection import Draw
 from hpctrack.graphs import build_graph
-from hpctrack.graphs.stored import PassedEdges, StoredEdges
+from hpctrack.graphs.stored import EdgeTensors, PassedEdges, StoredEdges
 from hpctrack.models import Model, build_model
 from hpctrack.parallel.precision import WEIGHTS, Precision
 from hpctrack.recipes import apply_overrides
@@ -35,7 +35,7 @@ from hpctrack.storage.edges import Edges
 from hpctrack.storage.hits import Hits
 from hpctrack.storage.schema import Candidates
 from hpctrack.storage.store import Dataset
-from hpctrack.tracking.builder import Built, to_numpy, with_parameters
+from hpctrack.tracking.builder import Built, arrays, with_edges, with_parameters
 from hpctrack.tracking.builders import build_builder
 from hpctrack.tracking.methods import MethodConfig, Timing
 from hpctrack.training import checkpoint, checkpoint_metadata, run_settings
@@ -147,11 +147,11 @@ class Passed:
     hits: PassedHits | None = None
     edges: PassedEdges | None = None
 
-    def take(self, found: Built) -> None:
+    def take(self, found: Built | EdgeTensors) -> None:
         """Take what an earlier stage has found of the next event."""
         if isinstance(found, Hits) and self.hits:
             self.hits.found = found
-        if isinstance(found, Edges) and self.edges:
+        if isinstance(found, (Edges, EdgeTensors)) and self.edges:
             self.edges.found = found
 
     @classmethod
@@ -228,26 +228,34 @@ class ByModel:
 
     def __call__(self, row: int) -> tuple[Built, Timing]:
         """Read the event, predict, build."""
+        made, n_hits, times = self._make(row)
+        found = made.stored() if isinstance(made, EdgeTensors) else made
+        return found, timing(n_hits, times)
+
+    def hand_on(self, row: int) -> tuple[Built | EdgeTensors, Timing]:
+        """The same for a stage behind it: edges stay on the device, where they are wanted, but of a divided event."""
+        if self._exchange is not None:
+            return self(row)
+        made, n_hits, times = self._make(row)
+        return made, timing(n_hits, times)
+
+    def _make(self, row: int) -> tuple[Built | EdgeTensors, int, list[float]]:
+        """What is made of an event, how many hits were seen, and when it was begun, read and predicted."""
         times = [time.perf_counter()]
         batch, part = self.read(row)
         times.append(time.perf_counter())
-        stays = part is None and self._builder.on_device and self._device.type != "cpu"
         with torch.inference_mode(), self._precision.autocast():
             here = self._predict(batch if part is None else part)
-            whole = {} if stays else here if part is None else collect_outputs(here, part, batch)
-            outputs = to_numpy(whole, batch) if whole else {}
-        check_finite(here if stays else outputs, int(batch.event_id))
+            outputs = with_edges(here if part is None else collect_outputs(here, part, batch), batch)
+        event_id = int(batch.event_id)
+        check_finite(outputs, event_id)
         times.append(time.perf_counter())
         hit_rows, n_hits = batch.hit_row.cpu().numpy(), int(self._data.n_hits[row])
-        if stays:
-            found: Built = self._builder.build_on_device(here, hit_rows, n_hits, int(batch.event_id))
-        else:
-            found = self._builder.build(outputs, hit_rows, n_hits, int(batch.event_id))
-        if isinstance(found, Candidates) and "parameters" in here:
-            found = with_parameters(found, outputs or to_numpy(here, batch), hit_rows)
-        times.append(time.perf_counter())
-        seconds = zip(("read_s", "model_s", "build_s"), np.diff(times).tolist(), strict=True)
-        return found, Timing(batch.num_nodes, dict(seconds))
+        with torch.inference_mode():
+            made = self._builder.build_where(outputs, hit_rows, n_hits, event_id)
+        if isinstance(made, Candidates) and "parameters" in outputs:
+            made = with_parameters(made, arrays(outputs), hit_rows)
+        return made, batch.num_nodes, times
 
     def _predict(self, batch: Batch) -> dict[str, Tensor]:
         """The model's outputs."""
@@ -302,30 +310,36 @@ class Chain:
 
     def __call__(self, row: int) -> tuple[Built, Timing]:
         """What the last stage finds, and the hits of the first; seconds are sums, with those of each stage besides."""
-        found, took = self._stages[0](row)
-        n_hits, total, stage_s = took.n_hits, dict(took.seconds), [took.total_s]
-        for k, stage in enumerate(self._stages[1:], 1):
+        took = []
+        for k, stage in enumerate(self._stages[:-1], 1):
+            passed, of_stage = stage.hand_on(row)
+            took.append(of_stage)
             for later in self._stages[k:]:
-                later.passed.take(found)
-            found, took = stage(row)
-            stage_s.append(took.total_s)
-            total = {name: total[name] + seconds for name, seconds in took.seconds.items()}
-        return found, Timing(n_hits, total, stage_s) if len(stage_s) > 1 else took
+                later.passed.take(passed)
+        found, last = self._stages[-1](row)
+        if not took:
+            return found, last
+        took.append(last)
+        total = {name: sum(one.seconds[name] for one in took) for name in last.seconds}
+        return found, Timing(took[0].n_hits, total, [one.total_s for one in took])
+
+
+def timing(n_hits: int, times: Sequence[float]) -> Timing:
+    """What an event with so many hits took, from when it was begun, read and predicted; it ends now."""
+    seconds = np.diff([*times, time.perf_counter()]).tolist()
+    return Timing(n_hits, dict(zip(("read_s", "model_s", "build_s"), seconds, strict=True)))
 
 
 class NotFinite(MachineError):
     """A model has given infinities or not-a-number for an event, from which nothing is built."""
 
 
-def check_finite(outputs: Mapping[str, np.ndarray | Tensor], event_id: int) -> None:
+def check_finite(outputs: Mapping[str, Tensor], event_id: int) -> None:
     """NotFinite that names the event and the first of a model's outputs that is not finite."""
     for name, value in outputs.items():
-        if isinstance(value, Tensor) and bool(value.isfinite().all()):
-            continue  # asked where it is
-        values = value.float().cpu().numpy() if isinstance(value, Tensor) else value
-        if not np.isfinite(values).all():
-            row = int(np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))[0])
-            raise NotFinite(f"event {event_id}: the model's output '{name}' is not finite (row {row} of {len(values)})")
+        if not bool(value.isfinite().all()):
+            row = int((~value.isfinite()).reshape(len(value), -1).any(dim=1).nonzero()[0])
+            raise NotFinite(f"event {event_id}: the model's output '{name}' is not finite (row {row} of {len(value)})")
 
 
 def compile_stage(model: Model, config: InferConfig, path: Path, whole: bool) -> None:

@@ -6,6 +6,7 @@ Legend: C candidates, P (candidate, hit) pairs in all, H hits of the event, N of
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -19,10 +20,12 @@ from hpctrack.errors import MachineError
 from hpctrack.evaluation.matching import match
 from hpctrack.evaluation.metrics import METRICS
 from hpctrack.events.perigee import PHI, SCALES, wrapped
+from hpctrack.graphs.stored import EdgeTensors
 from hpctrack.models.embedding import representatives
 from hpctrack.storage.edges import Edges
 from hpctrack.storage.hits import Hits
 from hpctrack.storage.schema import Candidates
+from hpctrack.tracking.on_device import TensorLists, Tensors
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -120,7 +123,17 @@ def check_pairs(pairs: int, n_hits: int, option: str, radius: float) -> None:
         )
 
 
+@contextmanager
+def of_event(event_id: int) -> Iterator[None]:
+    """Within, TooManyPairs names the event."""
+    try:
+        yield
+    except TooManyPairs as error:
+        raise TooManyPairs(f"event {event_id}: {error}") from error
+
+
 Built = Candidates | Edges | Hits  # of one event
+STEPS = ("build", "lists", "groups")  # of builders; the device form of each is named so, with `_on_device` behind it
 
 
 class Builder:
@@ -128,12 +141,14 @@ class Builder:
 
     Those of candidates have the base class `BaseBuilder`. An option that the recipe leaves open is tuned on validation
     events: `grid` lists the settings to try, `count` counts how each does, `choose` picks one.
+
+    A builder may have a device form besides, of tensors where they are: the same steps in torch. A subclass that says
+    anew how a step is done in numpy, and not how in torch, has none.
     """
 
     Options: ClassVar[type[Section]]  # the keys of the section `builder` besides `name`
     product: ClassVar[str] = "candidates"  # what it makes: the name of a kind of product (storage/products.py)
     n_counts: ClassVar[int] = 5  # numbers that `count` has of each setting
-    on_device: ClassVar[bool] = False  # whether it has `build_on_device`
     options: Any
 
     def __init__(self, options: Any) -> None:
@@ -158,10 +173,22 @@ class Builder:
         raise NotImplementedError
 
     def build_on_device(
-        self, outputs: Mapping[str, torch.Tensor], hit_rows: np.ndarray, n_hits: int, event_id: int
-    ) -> Candidates:
-        """As `build`, of tensors, where these are; of builders with `on_device` alone."""
+        self, outputs: Tensors, hit_rows: np.ndarray, n_hits: int, event_id: int
+    ) -> Built | EdgeTensors:
+        """As `build`, of tensors, where these are; edges stay there."""
         raise NotImplementedError
+
+    @classmethod
+    def has_device_form(cls) -> bool:
+        """Whether there is a device form of all its steps."""
+        steps = [step for step in STEPS if hasattr(cls, step)]
+        return all(issubclass(class_with(cls, f"{step}_on_device"), class_with(cls, step)) for step in steps)
+
+    def build_where(self, outputs: Tensors, hit_rows: np.ndarray, n_hits: int, event_id: int) -> Built | EdgeTensors:
+        """As `build`, of tensors: on the accelerator that they are on, if there is a device form; else in numpy."""
+        if self.has_device_form() and all(on_accelerator(value) for value in outputs.values()):
+            return self.build_on_device(outputs, hit_rows, n_hits, event_id)
+        return self.build(arrays(outputs), hit_rows, n_hits, event_id)
 
     @classmethod
     def sweep(cls, builders: Sequence[Self], outputs: Outputs) -> Iterator[Lists | None]:
@@ -215,11 +242,16 @@ class BaseBuilder(Builder):
 
         TooManyPairs that names the event.
         """
-        try:
+        with of_event(event_id):
             found = self.lists(outputs)
-        except TooManyPairs as error:
-            raise TooManyPairs(f"event {event_id}: {error}") from error
         return found.at(hit_rows).candidates(n_hits, event_id, self.options.min_hits)
+
+    def build_on_device(self, outputs: Tensors, hit_rows: np.ndarray, n_hits: int, event_id: int) -> Candidates:
+        """As `build`, of tensors, where these are."""
+        with of_event(event_id):
+            found = self.lists_on_device(outputs)
+        track_N = found.exclusive(len(hit_rows), self.options.min_hits)
+        return found.candidates(track_N, hit_rows, n_hits, event_id)
 
     @classmethod
     def sweep(cls, builders: Sequence[Self], outputs: Outputs) -> Iterator[Lists | None]:
@@ -236,16 +268,43 @@ class BaseBuilder(Builder):
         """Candidates by the places of their hits among the N."""
         raise NotImplementedError
 
+    def lists_on_device(self, outputs: Tensors) -> TensorLists:
+        """As `lists`, of tensors, where these are."""
+        raise NotImplementedError
+
+
+def class_with(kind: type, name: str) -> type:
+    """The class that `kind` has an attribute of: itself, or the nearest one that it is made from; `object` for none."""
+    return next((one for one in kind.__mro__ if name in vars(one)), object)
+
+
+def on_accelerator(value: torch.Tensor) -> bool:
+    """Whether a tensor is where a device form is faster."""
+    return value.device.type != "cpu"
+
 
 def radii() -> list[dict[str, Any]]:
     """A grid of `radius`, for embeddings whose loss has a margin of 1."""
     return [{"radius": round(0.05 * k, 2)} for k in range(1, 21)]
 
 
-def to_numpy(outputs: dict[str, torch.Tensor], batch: Batch) -> dict[str, np.ndarray]:
+def with_edges(outputs: Tensors, batch: Batch) -> dict[str, torch.Tensor]:
+    """A model's outputs on a batch of one event, in fp32, where they are; with the edges, if the event has a graph."""
+    tensors = {name: value.float() for name, value in outputs.items()}
+    if batch.edge_index is None:
+        return tensors
+    device = next((value.device for value in tensors.values()), batch.edge_index.device)
+    return tensors | {"edge_index": batch.edge_index.to(device)}
+
+
+def arrays(tensors: Tensors) -> dict[str, np.ndarray]:
+    """Tensors as builders take them in numpy."""
+    return {name: value.cpu().numpy() for name, value in tensors.items()}
+
+
+def to_numpy(outputs: Tensors, batch: Batch) -> dict[str, np.ndarray]:
     """A model's outputs on a batch of one event, as builders take them; with the edges, if the event has a graph."""
-    arrays = {name: value.float().cpu().numpy() for name, value in outputs.items()}
-    return arrays if batch.edge_index is None else arrays | {"edge_index": batch.edge_index.cpu().numpy()}
+    return arrays(with_edges(outputs, batch))
 
 
 # --------------------- track parameters of candidates: the estimate that a model gives at each one's representative hit

@@ -17,9 +17,15 @@ import numpy as np
 from pydantic import Field
 from scipy.sparse import coo_matrix, csr_matrix
 from scipy.sparse.csgraph import connected_components
+from torch import Tensor
 
 from hpctrack.errors import InputError
+from hpctrack.tracking import edge_clustering_on_device as on_device
 from hpctrack.tracking.builder import BaseBuilder, Lists, Outputs
+from hpctrack.tracking.on_device import TensorLists, Tensors
+
+WITHOUT_EDGES = "section 'builder': this builder needs the edges' scores; take a model that scores edges"
+CIRCLE = "builder 'walk': edges make a circle; it needs edges that lead from inner to outer hits"
 
 
 class EdgeBuilder(BaseBuilder):
@@ -42,15 +48,29 @@ class EdgeBuilder(BaseBuilder):
     def lists(self, outputs: Outputs) -> Lists:
         """Groups of at least `min_hits` hits, from `edge_score` [M] and `edge_index` [2, M], by their first hits."""
         if "edge_index" not in outputs:
-            raise InputError("section 'builder': this builder needs the edges' scores; take a model that scores edges")
+            raise InputError(WITHOUT_EDGES)
         edge_2M, probability_M = outputs["edge_index"], sigmoid(outputs["edge_score"])
         passed = probability_M >= self.options.cut
         edge_2M, probability_M = edge_2M[:, passed], probability_M[passed]
         label_N = self.groups(edge_2M, probability_M) if edge_2M.size else np.zeros(0, dtype=np.int64)
         return labelled(label_N, edge_2M, probability_M, self.options.min_hits)
 
+    def lists_on_device(self, outputs: Tensors) -> TensorLists:
+        """As `lists`, of tensors, where these are."""
+        if "edge_index" not in outputs:
+            raise InputError(WITHOUT_EDGES)
+        edge_2M, probability_M = outputs["edge_index"], on_device.sigmoid(outputs["edge_score"])
+        passed = probability_M >= self.options.cut
+        edge_2M, probability_M = edge_2M[:, passed], probability_M[passed]
+        label_N = self.groups_on_device(edge_2M, probability_M) if edge_2M.shape[1] else edge_2M.new_zeros(0)
+        return on_device.labelled(label_N, edge_2M, probability_M, self.options.min_hits)
+
     def groups(self, edge_2M: np.ndarray, probability_M: np.ndarray) -> np.ndarray:
         """Label [N] of each hit."""
+        raise NotImplementedError
+
+    def groups_on_device(self, edge_2M: Tensor, probability_M: Tensor) -> Tensor:
+        """As `groups`, of tensors, where these are; labels are below N."""
         raise NotImplementedError
 
 
@@ -60,6 +80,10 @@ class ComponentsBuilder(EdgeBuilder):
     def groups(self, edge_2M: np.ndarray, probability_M: np.ndarray) -> np.ndarray:
         """Label [N] of each hit: its component."""
         return components(edge_2M, int(edge_2M.max()) + 1)
+
+    def groups_on_device(self, edge_2M: Tensor, probability_M: Tensor) -> Tensor:
+        """Label [N] of each hit: the first hit of its component."""
+        return on_device.components(edge_2M, int(edge_2M.max()) + 1)
 
 
 class WalkBuilder(EdgeBuilder):
@@ -88,8 +112,9 @@ class WalkBuilder(EdgeBuilder):
     def groups(self, edge_2M: np.ndarray, probability_M: np.ndarray) -> np.ndarray:
         """Label [N] of each hit: the last hit of its path."""
         n = int(edge_2M.max()) + 1
-        if connected_components(adjacency(edge_2M, n), connection="strong")[0] < n:
-            raise InputError("builder 'walk': edges make a circle; it needs edges that lead from inner to outer hits")
+        circle = connected_components(adjacency(edge_2M, n), connection="strong")[0] < n
+        if circle or (edge_2M[0] == edge_2M[1]).any():
+            raise InputError(CIRCLE)
         weight_M = np.rint(probability_M * 2**40).astype(np.int64) + 1  # sums are exact in any order
         least = np.inf if self.options.join is None else self.options.join
         label_N = np.full(n, -1, dtype=np.int64)
@@ -101,6 +126,13 @@ class WalkBuilder(EdgeBuilder):
             left = (label_N[edge_2M] < 0).all(axis=0)
             edge_2M, weight_M, probability_M = edge_2M[:, left], weight_M[left], probability_M[left]
         return label_N
+
+    def groups_on_device(self, edge_2M: Tensor, probability_M: Tensor) -> Tensor:
+        """Label [N] of each hit: the last hit of its path."""
+        n = int(edge_2M.max()) + 1
+        if on_device.has_circle(edge_2M, n):
+            raise InputError(CIRCLE)
+        return on_device.walks(edge_2M, probability_M, n, self.options.join)
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:

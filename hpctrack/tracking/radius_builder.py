@@ -14,14 +14,23 @@ import torch
 from pydantic import Field
 from scipy.sparse import csr_matrix
 from scipy.spatial import cKDTree
-from torch import Tensor
 
 from hpctrack.errors import InputError
 from hpctrack.evaluation.matching import exclusive_lists
 from hpctrack.storage.schema import Candidates
 from hpctrack.tracking import radius_on_device
-from hpctrack.tracking.builder import BaseBuilder, Lists, Outputs, TooManyPairs, check_pairs, pairs_limit, radii
+from hpctrack.tracking.builder import (
+    BaseBuilder,
+    Lists,
+    Outputs,
+    TooManyPairs,
+    check_pairs,
+    of_event,
+    pairs_limit,
+    radii,
+)
 from hpctrack.tracking.hit_probability import Cut, probabilities
+from hpctrack.tracking.on_device import TensorLists, Tensors
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -73,35 +82,10 @@ class RadiusBuilder(BaseBuilder):
             1.0, gt=0, le=1, description="of a mean user, as a share of the radius; for events of mostly other hits"
         )
 
-    on_device = True
-
     @staticmethod
     def grid() -> list[dict[str, Any]]:
         """Settings that tuning tries: every cut with every radius."""
         return [{"cut": cut} | radius for cut in CUTS for radius in radii()]
-
-    def build_on_device(
-        self, outputs: Mapping[str, Tensor], hit_rows: np.ndarray, n_hits: int, event_id: int
-    ) -> Candidates:
-        """As `build`, of `user` and `influencer` as tensors, on the device that they are on."""
-        options = self.options
-        around = outputs["user" if options.around == "users" else "influencer"]
-        reach = options.reach if options.assign == "nearest" else None
-        probability_N = self.probability(outputs)
-        try:
-            return radius_on_device.candidates(
-                around,
-                outputs["user"],
-                options.radius,
-                min_hits=options.min_hits,
-                reach=reach,
-                cut=None if probability_N is None else Cut(probability_N, options.cut),
-                hit_rows=hit_rows,
-                n_hits=n_hits,
-                event_id=event_id,
-            )
-        except TooManyPairs as error:
-            raise TooManyPairs(f"event {event_id}: {error}") from error
 
     def build(self, outputs: Outputs, hit_rows: np.ndarray, n_hits: int, event_id: int) -> Candidates:
         """Candidates of one event from `user` and `influencer` [N, E] of its hits `hit_rows` [N], ascending."""
@@ -111,6 +95,17 @@ class RadiusBuilder(BaseBuilder):
         track_ids = candidates.track_ids.copy()
         track_ids[hit_rows] = self.nearest(track_ids[hit_rows], outputs)
         return replace(candidates, track_ids=track_ids)
+
+    def build_on_device(self, outputs: Tensors, hit_rows: np.ndarray, n_hits: int, event_id: int) -> Candidates:
+        """As `build`, of tensors, where these are."""
+        options = self.options
+        with of_event(event_id):
+            found = self.lists_on_device(outputs)
+        track_N = found.exclusive(len(hit_rows), options.min_hits)
+        if options.assign == "nearest":
+            reach = options.reach * options.radius
+            track_N = radius_on_device.nearest_track(outputs["user"].double(), track_N, reach, options.min_hits)
+        return found.candidates(track_N, hit_rows, n_hits, event_id)
 
     @classmethod
     def sweep(cls, builders: Sequence[Self], outputs: Outputs) -> Iterator[Lists | None]:
@@ -144,6 +139,15 @@ class RadiusBuilder(BaseBuilder):
         trees = trees_of(outputs, self.options.around)
         check_radius(trees, self.options.radius)
         return self.probable(self.select(search(trees, self.options.radius)), self.probability(outputs))
+
+    def lists_on_device(self, outputs: Tensors) -> TensorLists:
+        """As `lists`, of tensors, where these are."""
+        around = outputs["user" if self.options.around == "users" else "influencer"].double()
+        probability_N = self.probability(outputs)
+        found = radius_on_device.search(around, outputs["user"].double(), self.options.radius, self.options.min_hits)
+        if probability_N is None:
+            return found
+        return radius_on_device.probable(found, Cut(probability_N, self.options.cut))
 
     def probable(self, found: Lists, probability_N: np.ndarray | None) -> Lists:
         """Those candidates whose hits are on tracks with a mean probability of at least the cut."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,6 +15,7 @@ from hpctrack.testing import BuilderContract
 from hpctrack.tracking.builder import exclusive, joined
 from hpctrack.tracking.builders import BUILDERS, build_builder, choose, settings, tuning_counts
 from hpctrack.tracking.hit_probability import probabilities
+from hpctrack.tracking.on_device import TensorLists
 from hpctrack.tracking.radius_builder import nearest_track
 
 CONFIGS = {  # of the builders on embeddings
@@ -176,6 +178,9 @@ def test_rounds_decide_as_one_candidate_after_the_other_in_any_order(candidates,
         offsets, rows, scores = joined([np.array(sorted(hits)) for hits, _ in chosen], [s for _, s in chosen])
         results.append(exclusive(offsets, rows, scores, 15, min_hits))
         assert np.array_equal(results[-1], one_after_the_other(offsets, rows, scores, 15, min_hits))
+    size = torch.from_numpy(np.diff(offsets))
+    lists = TensorLists(torch.repeat_interleave(size), torch.from_numpy(rows), size, torch.from_numpy(scores))
+    assert lists.exclusive(15, min_hits).tolist() == results[-1].tolist()
     assert np.array_equal(*results)
 
 

@@ -16,6 +16,7 @@ from hpctrack.graphs.cells import nearest_rows, square_distance
 from hpctrack.graphs.neighbours import cell_blocks
 from hpctrack.losses import pairs
 from hpctrack.losses.pairs import Points, hinge_sum
+from hpctrack.testing.builder_contract import check_same, on_tensors
 from hpctrack.tracking import builder as tracking_builder
 from hpctrack.tracking.builders import build_builder
 
@@ -150,17 +151,11 @@ def test_building_in_torch_is_building_in_numpy(around, assign, cut, monkeypatch
     hit_score = np.where(track % 5 == 1, -2.0, 3.0).astype(np.float32)[:, None]
     for kept in (300, 2, 0):
         outputs = {"user": user[:kept], "influencer": influencer[:kept], "hit_score": hit_score[:kept]}
-        tensors = {name: torch.from_numpy(value) for name, value in outputs.items()}
-        there = builder.build_on_device(tensors, rows[:kept], 600, 3)
         here = builder.build(outputs, rows[:kept], 600, 3)
+        there = on_tensors(builder, outputs, rows[:kept], 600, 3)
         assert len(here) > 20 or kept < 300
         assert not cut or not (here.track_ids[rows[:kept]] > 0)[track[:kept] % 5 == 1].any()
-        for name in ("event_id", "hit_offsets", "hit_rows", "track_ids"):
-            assert np.array_equal(getattr(here, name), getattr(there, name)), name
-        assert np.allclose(here.scores, there.scores, rtol=1e-6, atol=1e-7)
-        assert [getattr(here, n).dtype for n in vars(here) if n[:4] in ("hit_", "scor")] == [
-            getattr(there, n).dtype for n in vars(there) if n[:4] in ("hit_", "scor")
-        ]
+        check_same(here, there)
 
 
 def test_building_in_torch_refuses_too_many_pairs(monkeypatch):

@@ -12,10 +12,18 @@ from hypothesis import strategies as st
 from hpctrack.config import Named
 from hpctrack.errors import InputError
 from hpctrack.evaluation.matching import check_candidates
+from hpctrack.testing import BuilderContract
 from hpctrack.tracking.builders import build_builder, choose, tuning_counts
 from hpctrack.tracking.edge_clustering import beside
 
 NAMES = ["assignment", "components", "dbscan", "hdbscan", "hopfield", "walk"]
+
+
+class TestBuilders(BuilderContract):
+    @pytest.fixture(params=NAMES)
+    def config(self, request):
+        self.outputs = {"edge_score": 1}
+        return Named(name=request.param, cut=0.5)
 
 
 def logit(probability):
