@@ -35,7 +35,6 @@ from hpctrack.benchmarks.roofline import Peaks, counted, peaks, share
 from hpctrack.config import Named
 from hpctrack.errors import MEMORY, InputError, lacking
 from hpctrack.events.padding import padded
-from hpctrack.graphs.neighbours import radius_pairs
 from hpctrack.losses import Loss, build_loss
 from hpctrack.models import Model, build_model
 from hpctrack.named_recipes import path_of
@@ -193,8 +192,10 @@ def paper(bench: Bench) -> list[Figure]:
     hits = n_tracks * HITS_PER_TRACK
     outputs = dict(zip(("user", "influencer"), embeddings(tracks(hits, 0.0), 8, copies=2), strict=True))
     tensors = {name: torch.from_numpy(value).to(bench.device) for name, value in outputs.items()}
-    builder = build_builder(Named(name="radius", radius=RADIUS))
-    built_s = bench.seconds(lambda: builder.build_on_device(tensors, np.arange(hits), hits, 0))
+    tensors |= {"embedding": tensors["user"], "beta": tensors["influencer"][:, :1]}
+    built_s = bench.seconds(building(Named(name="radius", radius=RADIUS), tensors, hits))
+    rounds_s = bench.seconds(building(Named(name="greedy", radius=RADIUS), tensors, hits))
+    condensed_s = bench.seconds(building(Named(name="condensation", radius=RADIUS, beta_min=0.1), tensors, hits))
     greedy_s = bench.seconds(lambda: scan(outputs["user"], RADIUS))
     on_device_s = bench.seconds(lambda: greedy_scan(tensors["user"], RADIUS))
     return [
@@ -209,7 +210,21 @@ def paper(bench: Bench) -> list[Figure]:
             "gpu_build_over_greedy_host", ratio(greedy_s, built_s), "x", f"greedy loop on the host s / radius s, {at}"
         ),
         Figure("gpu_build_s", built_s, "s", f"radius, with duplicates removed, {at}"),
+        Figure("gpu_greedy_s", rounds_s, "s", f"greedy, all seeds of a round at a time, {at}"),
+        Figure("gpu_greedy_over_loop", ratio(on_device_s, rounds_s), "x", f"greedy loop s / this s, {at}"),
+        Figure("gpu_condensation_s", condensed_s, "s", f"condensation, in the same rounds, {at}"),
     ]
+
+
+def building(config: Named, tensors: dict[str, Tensor], hits: int) -> Callable[[], None]:
+    """What a builder does on the device, with all that is stored brought to the host."""
+    builder = build_builder(config)
+
+    def build() -> None:
+        with torch.inference_mode():
+            builder.build_on_device(tensors, np.arange(hits), hits, 0)
+
+    return build
 
 
 def greedy_scan(x_NE: Tensor, radius: float) -> list[Tensor]:
@@ -272,13 +287,8 @@ def inference(bench: Bench, hits: int, name: str, what: str) -> list[Figure]:
     n = batch.num_nodes
     pair = embeddings(here.track.cpu().numpy(), 8, copies=2)
     tensors = {key: torch.from_numpy(v).to(bench.device) for key, v in zip(("user", "influencer"), pair, strict=True)}
-    builder = build_builder(Named(**(recipe_of("influencer-full")["builder"] | {"radius": RADIUS, "cut": 0.5})))
     tensors["hit_score"] = torch.where(here.track >= 0, 4.0, -4.0)
-
-    def build() -> None:
-        with torch.inference_mode():
-            builder.build_on_device(tensors, np.arange(n), n, 0)
-
+    build = building(Named(**(recipe_of("influencer-full")["builder"] | {"radius": RADIUS, "cut": 0.5})), tensors, n)
     figures = bench.measure(f"{name}_model", n, partial(predicted, model, here), f"{what}: model")
     figures += bench.measure(f"{name}_build", n, build, f"{what}: candidates, on the device")
     total = [a + b for a, b in zip(figures[0].values, figures[3].values, strict=True)]
@@ -286,7 +296,7 @@ def inference(bench: Bench, hits: int, name: str, what: str) -> list[Figure]:
 
 
 def chain(bench: Bench) -> list[Figure]:
-    """Inference of the pipeline by stage: embedding, radius graph, filter, interaction network, walk."""
+    """Inference of the pipeline by stage: embedding, radius graph, filter and its edges, interaction network, walk."""
     batch, figures = straight_tracks(bench.sizes.event // HITS_PER_TRACK), list[Figure]()
     hits, track = batch.num_nodes, batch.track.numpy()
     place = torch.from_numpy(embeddings(track, 12)[0]).to(bench.device)
@@ -298,25 +308,30 @@ def chain(bench: Bench) -> list[Figure]:
         torch.manual_seed(0)
         models[name] = build_model(Named(**values["model"]), FEATURES).to(bench.device).eval()
 
+    true = here.track[here.edge_index[0]] == here.track[here.edge_index[1]]
+    scored = {"edge_index": here.edge_index, "edge_score": torch.where(true, 4.0, -4.0)}
+    walk = Named(name="walk", cut=0.5)
     stages: dict[str, Callable[[], Any]] = {
         "embedding": partial(predicted, models["embedding"], here),
-        "radius_graph": lambda: [len(i) for i, _ in radius_pairs(place, None, RADIUS)],
+        "radius_graph": building(Named(name="radius_graph", radius=RADIUS), {"embedding": place}, hits),
         "filter": partial(predicted, models["filter"], here),
+        "edges": building(Named(name="edges", cut=0.5), scored, hits),
         "gnn": partial(predicted, models["gnn"], here),
+        "walk": building(walk, scored, hits),
     }
     for name, work in stages.items():
         figures += bench.measure(f"gpu_chain_{name}", hits, work, f"chain: {name}")
-    true = here.track[here.edge_index[0]] == here.track[here.edge_index[1]]
-    arrays = {
-        "edge_index": here.edge_index.cpu().numpy(),
-        "edge_score": torch.where(true, 4.0, -4.0).cpu().numpy(),
-    }
-    walk = build_builder(Named(name="walk", cut=0.5))
-    walked = bench.seconds(lambda: walk.build(arrays, np.arange(hits), hits, 0))
-    figures.append(Figure("gpu_chain_walk_s", walked, "s", "chain: walk, on the host"))
     of_stages = [f.values for f in figures if f.name.endswith("_s")]
     total = [sum(values) for values in zip(*of_stages, strict=True)]
-    return [Figure("gpu_chain_s", total, "s", f"chain: all stages, {hits} hits"), *figures]
+    arrays = {name: value.cpu().numpy() for name, value in scored.items()}
+    host_s = bench.seconds(lambda: build_builder(walk).build(arrays, np.arange(hits), hits, 0))
+    joined_s = bench.seconds(building(Named(name="components", cut=0.5), scored, hits))
+    return [
+        Figure("gpu_chain_s", total, "s", f"chain: all stages, {hits} hits"),
+        *figures,
+        Figure("gpu_chain_walk_host_s", host_s, "s", "chain: walk, on the host"),
+        Figure("gpu_chain_components_s", joined_s, "s", "chain: components in the place of the walk"),
+    ]
 
 
 def compiled(bench: Bench) -> list[Figure]:

@@ -168,6 +168,34 @@ HOW = """## How it is measured
   bytes are counted, operator by operator; what the device reaches is measured (`hpctrack/benchmarks/roofline.py`).
 - Seconds of inference are of the model and the candidates, without reading the event.
 
+## Building candidates
+
+Inference builds on the GPU where a builder has a device form (`Builder.has_device_form`), and on the host where not.
+Both forms give the same candidates. `tests/unit/test_device_forms.py` compares them on tensors of the CPU: equal bit
+for bit, but for scores, whose sums have another order. Edges stay on the GPU from stage to stage.
+
+On the GPU:
+
+- `radius`: search by sorted cells; duplicates are removed in rounds.
+- `greedy`, `condensation`: by definition one hit after the other takes the free hits around it. A free hit whose turn
+  is before those of all free hits within the radius takes them whatever happens elsewhere, so all such hits act at a
+  time. Hits get their turns in batches that double, which bounds the memory.
+- `components`: the lowest hit of each component, by hooking roots and shortening paths.
+- `walk`: the best sums by scattered maxima, then all undisputed paths at a time. Sums are of whole numbers, so their
+  order does not matter.
+- `edges`, `radius_graph`, `radius_edges`: the same torch operations as on the host.
+
+On the host:
+
+- `hits`: what it hands on are rows, by which the next stage reads its columns on the host.
+- `dbscan`, `hdbscan`: they are scikit-learn's. HDBSCAN condenses a spanning tree, edge by edge. DBSCAN gives a hit
+  between two clusters to the one that its own order finds first.
+- `assignment`: an exact assignment goes along augmenting paths, one after the other.
+- `hopfield`: its network cools in steps of few operations each, on sparse matrices of the host.
+- `seeded`, `lines`, `slots`: they are for small events, on planes and images.
+
+The last bit of a sigmoid may differ between numpy and torch. An edge within 1e-16 of a cut may fall on its other side.
+
 ## Compiled models and CUDA graphs
 
 A CUDA graph plays again what was recorded, so all shapes must be the same. `hpctrack infer --compile` pads each event

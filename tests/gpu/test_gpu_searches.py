@@ -10,7 +10,9 @@ from hpctrack.benchmarks.measure import embeddings, tracks
 from hpctrack.config import Named
 from hpctrack.graphs.cells import nearest_rows
 from hpctrack.graphs.neighbours import cell_blocks, near_blocks, nearest, radius_pairs
+from hpctrack.graphs.stored import EdgeTensors, PassedEdges, StoredEdges
 from hpctrack.losses.pairs import Points, hinge_sum
+from hpctrack.storage.schema import Event
 from hpctrack.tracking.builders import build_builder
 
 
@@ -78,19 +80,75 @@ def test_a_search_prunes(device, large):
     assert seconds[large] < 1.0 and seconds[large] < 12 * seconds[large // 4]
 
 
-@pytest.mark.parametrize("around", ["influencers", "users"])
-def test_building(device, large, around):
-    track = tracks(large)
+BUILDERS = {
+    "radius influencers": {"radius": 0.5},
+    "radius users": {"radius": 0.5, "around": "users"},
+    "greedy": {"radius": 0.5},
+    "condensation": {"radius": 0.5, "beta_min": 0.1},
+    "components": {"cut": 0.5},
+    "walk": {"cut": 0.5},
+    "edges": {"cut": 0.5},
+    "radius_graph": {"radius": 0.2},
+}
+
+
+@pytest.fixture(scope="module")
+def outputs(large):
+    """Of a trained model, on hits and on the edges of a graph from which a walk has to choose."""
+    track, rng = tracks(large), np.random.default_rng(3)
     user, influencer = embeddings(track, 8, copies=2)
-    builder = build_builder(Named(name="radius", radius=0.5, around=around))
-    outputs = {"user": user, "influencer": influencer}
-    here = builder.build(outputs, np.arange(large), large, 1)
+    by_track = np.argsort(track, kind="stable")
+    chains = np.stack([by_track[:-1], by_track[1:]])
+    ends = np.concatenate([chains, rng.integers(0, large, (2, 2 * large))], axis=1)
+    place = np.argsort(by_track)  # edges lead to hits further behind: there is no circle
+    ends = np.where(place[ends[0]] < place[ends[1]], ends, ends[::-1])[:, ends[0] != ends[1]]
+    true = (track[ends[0]] == track[ends[1]]) & (track[ends[0]] >= 0)
+    score = np.where(true, 3, -3) + rng.normal(0, 1.5, len(true))
+    found = {"user": user, "influencer": influencer, "embedding": user, "edge_index": ends}
+    return found | {"beta": rng.normal(0, 2, large).astype("f4"), "edge_score": score.astype("f4")}
+
+
+@pytest.mark.parametrize("builder", BUILDERS)
+def test_building(device, large, outputs, builder):
+    built = build_builder(Named(name=builder.split()[0], **BUILDERS[builder]))
+    here = built.build(outputs, np.arange(large), large, 1)
     tensors = {name: torch.from_numpy(value).to(device) for name, value in outputs.items()}
-    there = builder.build_on_device(tensors, np.arange(large), large, 1)
+    there = built.build_on_device(tensors, np.arange(large), large, 1)
+    if isinstance(there, EdgeTensors):
+        assert there.score.device.type == device.type
+        there = there.stored()
+        assert np.array_equal(here.sender, there.sender) and np.array_equal(here.receiver, there.receiver)
+        assert len(here) and np.allclose(here.score, there.score, rtol=1e-4, atol=1e-6)
+        return
+    assert len(here) > large / 100
     for name in ("hit_offsets", "hit_rows"):
         assert np.array_equal(getattr(here, name), getattr(there, name)), name
     assert np.allclose(here.scores, there.scores, rtol=1e-6, atol=1e-7)
     assert (here.track_ids == there.track_ids).mean() > 0.9999
+
+
+@pytest.mark.parametrize("name", ["greedy", "condensation"])
+def test_building_where_all_hits_lie_together(device, large, name):
+    """As in a model that has not been trained; all pairs are near, and the first seed takes every hit."""
+    config = Named(name=name, radius=0.5, **({"beta_min": 0.1} if name == "condensation" else {}))
+    outputs = {"embedding": torch.full((large, 8), 3.0, device=device), "beta": torch.ones(large, device=device)}
+    found = build_builder(config).build_on_device(outputs, np.arange(large), large, 1)
+    assert len(found) == 1 and len(found.hit_rows) == large and (found.track_ids == 1).all()
+
+
+def test_edges_stay_between_stages(device, large, outputs):
+    """They are where they were found, and the next stage sees of them what it would see of those on the host."""
+    rng = np.random.default_rng(5)
+    place = {name: rng.uniform(0, 1000, large).astype("f4") for name in ("r", "z")}
+    event = Event(1, {"hits": place})
+    rows, graph = np.arange(0, large, 2), PassedEdges(StoredEdges.Options(edges="none", score_min=0.3))
+    tensors = {name: torch.from_numpy(outputs[name]).to(device) for name in ("edge_index", "edge_score")}
+    graph.found = build_builder(Named(name="edges", cut=0.1)).build_on_device(tensors, np.arange(large), large, 1)
+    there = graph(event, rows)
+    graph.found = graph.found.stored()
+    here = graph(event, rows)
+    assert there.device.type == device.type and here.shape[1]
+    assert np.array_equal(there.cpu().numpy(), here)
 
 
 def test_cells_hold_every_pair_that_is_near(device, event):
