@@ -14,7 +14,7 @@ import numpy as np
 
 from hpctrack import __version__
 from hpctrack.errors import InputError
-from hpctrack.evaluation import calorimeter, edge_metrics, hit_metrics, kinds, resolutions, rules
+from hpctrack.evaluation import edge_metrics, event_rules, hit_metrics, kinds, resolutions, rules
 from hpctrack.evaluation.tally import COLUMNS as TALLY_COLUMNS
 from hpctrack.evaluation.tally import SCORE, Cuts, EventTally, add_up, event_row, tally_event
 from hpctrack.files.jsonlines import TIMINGS, is_truncated, read_lines
@@ -109,7 +109,7 @@ def parser() -> arguments.Parser:
     p.add_argument("--kinds", action="store_true", help="also print every metric by kind of track, exclusive tracks")
     p.add_argument(
         "--rules", nargs="+", default=[], metavar="RULE",
-        help=f"also count by other groups' own definitions: {', '.join((*rules.RULES, *calorimeter.EVENT_RULES))}; "
+        help=f"also count by other groups' own definitions: {', '.join((*rules.RULES, *event_rules.EVENT_RULES))}; "
         f"{rules.ALL}: every one on collisions",
     )  # fmt: skip
     p.add_argument(

@@ -24,6 +24,18 @@ def group_mean(values: Tensor, group: Tensor, size: Tensor) -> Tensor:
     return (total / size.view(-1, *[1] * (values.dim() - 1))).to(values.dtype)
 
 
+def best_other(value_M: Tensor, group_M: Tensor, n_groups: int, alone: float) -> Tensor:
+    """The largest of the other values of the same group, [M]; `alone` where there is none. `group_M` [M]."""
+    nothing_G = value_M.new_full((n_groups,), alone)
+    best_G = nothing_G.scatter_reduce(0, group_M, value_M, "amax", include_self=False)
+    is_best_M = value_M.detach() == best_G.detach()[group_M]
+    number_G = torch.zeros(n_groups, dtype=torch.long, device=group_M.device).index_add_(0, group_M, is_best_M.long())
+    rest_M = torch.where(is_best_M, value_M.new_full((), alone), value_M)
+    second_G = nothing_G.scatter_reduce(0, group_M, rest_M, "amax", include_self=True)
+    alone_best_M = is_best_M & (number_G[group_M] == 1)
+    return torch.where(alone_best_M, second_G[group_M], best_G[group_M])
+
+
 def _fp64_sum(values: Tensor, group: Tensor, n_groups: int) -> Tensor:
     total = values.new_zeros((n_groups, *values.shape[1:]), dtype=torch.float64)
     return total.index_add(0, group, values.double())

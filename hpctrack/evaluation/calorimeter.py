@@ -10,46 +10,16 @@ Legend: H hits, P particles, C candidates.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
-
 import numpy as np
 
 from hpctrack.evaluation.judging import Lists
 from hpctrack.evaluation.metrics import Counts
-from hpctrack.evaluation.tally import Cuts
 from hpctrack.graphs.planes import Planes
 from hpctrack.requirements.needs import TRACKS
 from hpctrack.storage.schema import Event
 
 MIN_HITS, MIN_DEPOSIT_MEV = 5, 0.0625
 COLUMNS = [*Planes.COLUMNS, "cells.cell_charge", "truth.weight", *TRACKS, "particles.particle_id"]
-
-
-class Number(NamedTuple):
-    """What a number of the rule is called, and what it is a fraction of."""
-
-    title: str
-    numerator: str
-    denominator: str
-
-
-@dataclass(frozen=True)
-class EventRule:
-    """A rule that looks at more than whose a candidate's hits are; `count` has each number's counts of an event."""
-
-    who: str
-    source: str
-    selection: str
-    needs: list[str]
-    measures: Mapping[str, Number]
-    count: Callable[[Event, Lists], dict[str, Counts]]
-    sample: None = None
-
-    def text(self, cuts: Cuts) -> str:
-        """Targets and hits, in words."""
-        return self.selection
 
 
 def of_protons(event: Event, lists: Lists) -> dict[str, Counts]:
@@ -73,20 +43,3 @@ def of_protons(event: Event, lists: Lists) -> dict[str, Counts]:
         "edge_tpr": (int((taken & true).sum()), int(true.sum())),
         "edge_fpr": (int((taken & ~true).sum()), int((~true).sum())),
     }
-
-
-EVENT_RULES: dict[str, EventRule] = {
-    "proton_ct": EventRule(
-        who="proton CT (T. Kortus et al.): tracks of primaries that reach their Bragg peak",
-        source="SIVERT-pCT/e2e-tracking; arXiv:2407.13420",
-        selection=f">= {MIN_HITS} hits, all of primaries, the deepest above {MIN_DEPOSIT_MEV:g} MeV",
-        needs=COLUMNS,
-        measures={
-            "purity": Number("Purity", "tracks of one primary's hits", "tracks that are looked at"),
-            "efficiency": Number("Efficiency", "tracks of one primary's hits", "primaries without secondaries"),
-            "edge_tpr": Number("True edges chosen", "true edges within a track", "true edges"),
-            "edge_fpr": Number("False edges chosen", "false edges within a track", "false edges"),
-        },
-        count=of_protons,
-    )
-}

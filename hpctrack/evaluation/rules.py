@@ -18,7 +18,7 @@ from dataclasses import KW_ONLY, dataclass
 import numpy as np
 
 from hpctrack.errors import InputError
-from hpctrack.evaluation.calorimeter import EVENT_RULES, EventRule
+from hpctrack.evaluation.event_rules import EVENT_RULES, EventRule
 from hpctrack.evaluation.judging import (
     Judge,
     Seen,

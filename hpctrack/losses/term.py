@@ -52,6 +52,7 @@ class Loss(nn.Module):
     COLUMNS: ClassVar[Mapping[str, Sequence[str]]] = {}  # of an event, beside its tracks, by the term that needs them
     weights: dict[str, float]  # of the terms that are computed, all above 0
     divisible: bool = False  # whether it can take a batch that is a rank's part of an event (division/divided.py)
+    edge_labels: bool = True  # whether batches with edges have `edge_truth`: false saves the time to make it
 
     @property
     def columns(self) -> dict[str, list[str]]:

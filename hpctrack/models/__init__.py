@@ -14,6 +14,7 @@ from hpctrack.models.hit_filter import HitFilter
 from hpctrack.models.images.captioning import CaptioningModel
 from hpctrack.models.images.convolutional import PlaneAutoencoder, PlaneConvolution, SquareAutoencoder
 from hpctrack.models.images.counting import CountingModel, LineBinsModel
+from hpctrack.models.images.seeded_transformer import SeededTransformer
 from hpctrack.models.images.sequences import PlaneLSTM, WindowLSTM
 from hpctrack.models.images.track_queries import TrackQueryModel
 from hpctrack.models.interaction import InteractionNetwork
@@ -43,6 +44,7 @@ MODELS: Registry[type[Model]] = Registry(
         "plane_autoencoder": PlaneAutoencoder,
         "plane_convolution": PlaneConvolution,
         "plane_lstm": PlaneLSTM,
+        "seeded_transformer": SeededTransformer,
         "square_autoencoder": SquareAutoencoder,
         "line_graph": LineGraphNetwork,
         "line_graph_refined": RefinedLineGraph,

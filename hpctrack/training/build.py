@@ -49,7 +49,8 @@ def build(config: RunConfig, env: Env, watchdog: Watchdog | None = None, owner: 
     precision = Precision(config.train.precision, env.device, config.train.tf32)
     loss = build_loss(config.loss)
     alive = watchdog.feed if watchdog else _nobody_asks
-    train, valid = build_events(config, env, alive, precision.weights_dtype, loss.of_tracks)
+    dtype, labels = precision.weights_dtype, loss.edge_labels
+    train, valid = build_events(config, env, alive, dtype, loss.of_tracks, edge_labels=labels)
     if build_builder(config.builder).needs_tuning and not (valid and len(valid.dataset)):
         raise InputError("section 'builder' has an option to tune: give data.valid, or a value for it")
 
@@ -124,12 +125,19 @@ def newest_checkpoint(run: Path) -> Path | None:
 
 
 def build_events(
-    config: RunConfig, env: Env, alive: Callable[[str], None], dtype: torch.dtype, of_tracks: tuple[str, ...]
+    config: RunConfig,
+    env: Env,
+    alive: Callable[[str], None],
+    dtype: torch.dtype,
+    of_tracks: tuple[str, ...],
+    *,
+    edge_labels: bool = True,
 ) -> tuple[EventSet, EventSet | None]:
     """The events of training and of validation; InputError for what is damaged, lacks something or teaches nothing.
 
     One rank looks whether their files are there, and tells the others. `dtype`: of features; `of_tracks`: what
-    events say of their tracks (events/loader.py); `alive` is told what takes its time.
+    events say of their tracks, `edge_labels`: whether of edges which are true (events/loader.py); `alive` is told what
+    takes its time.
     """
     data = config.data
 
@@ -158,6 +166,7 @@ def build_events(
             of_tracks=of_tracks,
             emphasis=data.emphasis,
             graph=graph,
+            labels=edge_labels,
         )
         folders = [Path(folder), Path(config.run)]
         return EventSet(

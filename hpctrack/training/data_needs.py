@@ -40,7 +40,7 @@ def of_run(config: RunConfig) -> list[Need]:
     data, loss = config.data, build_loss(config.loss)
     terms = [Need(f"loss.{term}", columns) for term, columns in loss.columns.items()]
     kinds = [Need("data.emphasis", emphasis.COLUMNS)] if data.emphasis.wanted else []
-    labels = [Need("data.graph, whose edges are true or false,", EDGES)] if data.graph else []
+    labels = [Need("data.graph, whose edges are true or false,", EDGES)] if data.graph and loss.edge_labels else []
     selection = of_selection(data.selection, "data.selection")
     return [*of_model(config.model, data.features, data.graph), *terms, *kinds, *labels, *selection]
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from tests.campaigns.points import Points
 
 mpl.use("Agg")
 
-RECIPES = ("lstm", "lstm-deep", "lstm-both-ways", "lstm-next-plane", "convolution", "autoencoder")
+RECIPES = ("lstm", "lstm-deep", "lstm-both-ways", "lstm-next-plane", "convolution", "autoencoder", "seeded-hits")
 TRACKS = (1, 2, 3, 5, 8, 12)
 METRICS = {"pixel_accuracy_behind": "pixel", "hit_accuracy_behind": "hit"}
 AT_A_TIME = 50  # events
@@ -70,8 +70,11 @@ def train_one(recipe: str, seed: int, args: argparse.Namespace) -> Path:
     return run
 
 
-def measure(run: Path, folder: Path) -> dict[str, Any]:
-    """Numerator and denominator of each accuracy of a run's newest checkpoint on the events of a dataset."""
+def measure(run: Path, folder: Path, names: Collection[str] = METRICS) -> dict[str, Any]:
+    """Of a run's newest checkpoint on a dataset, for each accuracy: numerator, denominator, and the standard error.
+
+    The error is that over groups of AT_A_TIME events, for hits of one track are right or wrong together.
+    """
     path = checkpoint.find(run)
     meta = checkpoint.read_meta(path)
     config = run_settings.run_config(meta, path)
@@ -80,21 +83,32 @@ def measure(run: Path, folder: Path) -> dict[str, Any]:
     data, loss = Dataset(folder), build_loss(config.loss)
     graph = build_graph(config.data.graph, folder, data)
     load = EventLoader(data, config.data.features, config.data.selection, AugmentConfig(), (0, 1), graph=graph)
-    counts = {name: np.zeros(2) for name in METRICS}
+    counts: dict[str, list[tuple[float, int]]] = {name: [] for name in names}
     with torch.no_grad():
         for first in range(0, len(data), AT_A_TIME):
             batch = Batch.from_data_list([load(row, 0) for row in range(first, min(first + AT_A_TIME, len(data)))])
             for name, term in loss.metrics(model.eval()(batch), batch).items():
                 if name in counts:
-                    counts[name] += (term.sum.item(), term.count)
+                    counts[name].append((term.sum.item(), term.count))
     n = sum(parameter.numel() for parameter in model.parameters())
-    return {"step": meta["step"], "weights": n, "events": len(data), **{k: v.tolist() for k, v in counts.items()}}
+    return {"step": meta["step"], "weights": n, "events": len(data), **{k: added_up(v) for k, v in counts.items()}}
+
+
+def added_up(counts: Sequence[tuple[float, int]]) -> list[float]:
+    """Numerator, denominator, and the standard error of their ratio, of these of groups of events (0 of one group)."""
+    right, of = np.array(counts).T
+    apart = right - of * right.sum() / of.sum()
+    error = np.sqrt((apart**2).sum() * len(of) / max(1, len(of) - 1)) / of.sum() if len(of) > 1 else 0.0
+    return [float(right.sum()), int(of.sum()), float(error)]
 
 
 def summary(rows: Sequence[dict[str, Any]], recipe: str, tracks: int, metric: str) -> tuple[float, float, int] | None:
-    """Mean over seeds, standard deviation over them (0 of one) and their number; None without a point."""
-    found = [row[metric][0] / row[metric][1] for row in rows if (row["recipe"], row["tracks"]) == (recipe, tracks)]
-    return (float(np.mean(found)), float(np.std(found, ddof=len(found) > 1)), len(found)) if found else None
+    """Mean over seeds, standard deviation over them (of one: its error) and their number; None without a point."""
+    found = [row[metric] for row in rows if (row["recipe"], row["tracks"]) == (recipe, tracks)]
+    if not found:
+        return None
+    values = [right / of for right, of, _ in found]
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(found) > 1 else found[0][2], len(found)
 
 
 def table(rows: Sequence[dict[str, Any]], args: argparse.Namespace, command: str) -> str:

@@ -46,6 +46,8 @@ CONFIGS = {  # the model's name, and what sets this configuration of it apart
     "plane_convolution square": SQUARE | {"layers": 1, "filters": 3},
     "plane_lstm": SMALL | {"hidden": 5, "before": 1, "after": 2, "bidirectional": True},
     "plane_lstm ahead": SQUARE | {"hidden": 5, "ahead": True},
+    "seeded_transformer": SMALL | {"width": 8, "layers": 3, "heads": 2, "waves": 2},
+    "seeded_transformer square": SQUARE | {"width": 8, "layers": 1, "heads": 2, "waves": 2},
     "square_autoencoder": SQUARE | {"pixels": 32, "filters": 1},
     "line_graph": {"width": 8, "table": 256, "chunk": 7},
     "line_graph rivals": {"width": 8, "steps": 2, "compete": True, "table": 0, "chunk": 7},

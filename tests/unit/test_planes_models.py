@@ -25,6 +25,7 @@ from hpctrack.testing import GraphContract
 from hpctrack.testing.toys import toy_batch
 from hpctrack.tracking.builders import build_builder
 from tests.campaigns import planes as campaign
+from tests.campaigns import planes_accuracy as accuracy
 
 SIZES = {  # the talk's and the notebooks' numbers of weights, by recipe
     "lstm": 9_442_304,
@@ -33,6 +34,7 @@ SIZES = {  # the talk's and the notebooks' numbers of weights, by recipe
     "lstm-next-plane": 9_442_304,
     "convolution": 16_065,
     "autoencoder": 324_488,
+    "seeded-hits": 140_865,  # not of the talk
     "lstm-2d": 22_750,
     "lstm-2d-tracks": 65_450,
     "lstm-windows": 155_758,
@@ -131,6 +133,23 @@ def test_next_plane_is_predicted_from_those_before_it_alone(planes):
     assert not torch.equal(both.score(image)[:, 0], both.score(other)[:, 0])
 
 
+def test_attention_shares_each_plane_among_the_hits_of_one_seed():
+    batch = toy_batch(sizes=(0,), n_noise=6)
+    batch.x = torch.tensor([[0.0, 1.5], [0.0, 3.5], [1.0, 2.5], [1.0, 6.5], [7.0, 1.0], [2.0, 0.5]])
+    batch.edge_index = torch.tensor([[1, 0, 1, 0, 0, 1, 1, 0], [2, 2, 3, 3, 4, 4, 5, 5]])
+    model = model_of(name="seeded_transformer", width=8, layers=2, heads=2)
+    together = model(batch)
+    assert together["edge_plane"].tolist() == [1, 1, 1, 1, -1, -1, 2, 2]
+    assert together["edge_score"][4:6].tolist() == pytest.approx([-math.log(8)] * 2)  # of a hit that is in no plane
+    assert together["edge_score"][6:].tolist() == [0, 0] and together["edge_best"][6:].tolist() == [-1e4] * 2
+    for a, b in ((0, 2), (1, 3)):  # the two hits of plane 1, of either seed
+        assert together["edge_score"][[a, b]].exp().sum().item() == pytest.approx(1)
+        assert together["edge_best"][a] == together["edge_score"][b]
+    own = batch.edge_index[0] == 1
+    batch.edge_index = batch.edge_index[:, own]
+    torch.testing.assert_close(model(batch)["edge_score"], together["edge_score"][own])
+
+
 def test_azimuth_turns_and_windows_end():
     model = build_model(Named(name="plane_lstm", planes=2, pixels=4, axes=["phi"]), ["plane", "phi"])
     where = model.coordinates(torch.tensor([[0.0, -0.999], [1.0, 0.999], [1.0, 1.0], [0.0, 0.0]]))
@@ -185,6 +204,12 @@ def test_candidates_are_the_best_hits_of_each_seed():
         build_builder(Named(name="seeded", cut=0.1)).build({"edge_score": np.zeros(1)}, rows, 12, 3)
 
 
+def test_errors_are_those_over_groups_of_events():
+    right, of, error = campaign.added_up([(3, 4), (1, 4), (2, 4)])
+    assert (right, of) == (6, 12) and error == pytest.approx(np.std([3 / 4, 1 / 4, 2 / 4], ddof=1) / 3**0.5)
+    assert campaign.added_up([(3, 4)]) == [3, 4, 0]
+
+
 def test_the_study_of_multiplicity_goes_on_where_it_was(tmp_path, capfd):
     small = "--pixels 8 --planes 4 --seed-planes 2"
     options = [*("--out", str(tmp_path), "--models", "convolution", "--tracks", "1,3", "--seeds", "1", "--here")]
@@ -196,5 +221,7 @@ def test_the_study_of_multiplicity_goes_on_where_it_was(tmp_path, capfd):
     rows = [json.loads(line) for line in points.splitlines()]
     assert [(row["recipe"], row["seed"], row["tracks"]) for row in rows] == [("convolution", 1, n) for n in (1, 3)]
     assert all(row["hit_accuracy_behind"][1] == 3 and row["step"] == 1 for row in rows)
+    assert accuracy.main([str(tmp_path / "runs" / "convolution-1"), "--data", str(tmp_path / "test-3")]) == 0
+    assert "| convolution-1 |" in capfd.readouterr().out
     assert "| convolution | " in (tmp_path / "planes.md").read_text() and (tmp_path / "planes.png").exists()
     assert campaign.main(options) == 0 and (tmp_path / "points.jsonl").read_text() == points

@@ -15,6 +15,7 @@ from hpctrack.config import load_config
 from hpctrack.errors import InputError
 from hpctrack.evaluation import rules
 from hpctrack.evaluation.calorimeter import of_protons
+from hpctrack.evaluation.event_rules import of_clusters
 from hpctrack.evaluation.judging import restricted
 from hpctrack.evaluation.tally import Cuts
 from hpctrack.reporting.by_rule import by_rule
@@ -313,3 +314,21 @@ def test_tracks_of_protons_are_counted_as_their_rule_says():
     assert mixed["purity"] == (0, 1) and mixed["edge_tpr"] == (16, 18) and mixed["edge_fpr"] == (2, 36)
     assert found(first[3:])["purity"] == (0, 0)  # too short
     assert "proton_ct" in rules.chosen(["proton_ct"]) and "cells.cell_charge" in rules.columns(["proton_ct"])
+
+
+# ------------------------------------------------------------------------------------------------ ramp
+
+
+def test_of_each_particle_the_largest_candidate_counts():
+    """Three particles of 4, 3 and 2 hits and one hit of noise; the second particle is in two candidates."""
+    row = np.array([0, 0, 0, 0, 1, 1, 1, 2, 2, -1])
+    event = Event(0, {"truth": {"particle_row": row}, "particles": {"particle_id": np.arange(3)}})
+
+    def clustering(*tracks):
+        return of_clusters(event, (np.cumsum([0, *map(len, tracks)]), np.concatenate(tracks).astype(int)))["clustering"]
+
+    assert clustering([0, 1, 2, 3], [4, 5, 6], [7, 8], [9]) == (9, 9)
+    assert clustering([0, 1, 2, 4], [5, 6], [3, 7, 8]) == (7, 9)  # two hits are in others' candidates
+    assert clustering([0, 1], [2, 3], [4, 5], [6], []) == (4, 9)  # of halves one counts; alone or lost, none does
+    assert clustering(np.arange(10)) == (4, 9) and clustering(np.zeros(0, int)) == (0, 9)
+    assert "ramp" in rules.chosen(["ramp"]) and "ramp" not in rules.chosen(["all"])

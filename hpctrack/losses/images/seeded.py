@@ -50,6 +50,7 @@ class SeededLoss(BaseLoss):
         seed_planes: int = Field(1, ge=1, description="first planes, where the track is alone: of metrics only")
 
     counted = {"planes": with_true_edge}
+    edge_labels = False
 
     def terms(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """The term for `edge_score` [M], log-probabilities."""

@@ -35,7 +35,7 @@ AZIMUTH = "phi"  # the feature that counts half turns and not pixels
 class PlanesModel(MemoryModes, Model):
     """A model of scores [S, L, P] of images [S, L, P], which a subclass computes in `score`."""
 
-    memory_modes = ("plain", "recompute", "chunks")
+    memory_modes: tuple[str, ...] = ("plain", "recompute", "chunks")
 
     class Options(Section):
         """The image."""

@@ -41,7 +41,7 @@ from hpctrack.models.segments.blocks import (
     on_grid,
     waves,
 )
-from hpctrack.numerics import at_least_fp32, without_autocast
+from hpctrack.numerics import at_least_fp32, best_other, without_autocast
 
 WAVES = 64
 RIVALS = 3  # numbers that say how a segment does: its score, and that of its best rivals at either hit
@@ -221,16 +221,5 @@ def rivalry(score_M: Tensor, edge_2M: Tensor, n_hits: int) -> Tensor:
     """[M, 3]: each segment's score, and how the best rival at its first hit and at its last one is scored."""
     found = [score_M]
     for end_M in edge_2M:
-        found.append(best_other(score_M, end_M, n_hits))
+        found.append(best_other(score_M, end_M, n_hits, ALONE))
     return torch.stack(found, dim=1).clamp(min=ALONE, max=-ALONE)
-
-
-def best_other(score_M: Tensor, end_M: Tensor, n_hits: int) -> Tensor:
-    """The largest score [M] among the other segments at the same hit; ALONE where there are none."""
-    best_N = score_M.new_full((n_hits,), ALONE).scatter_reduce(0, end_M, score_M, "amax", include_self=False)
-    is_best_M = score_M.detach() == best_N.detach()[end_M]
-    number_N = torch.zeros(n_hits, dtype=torch.long, device=end_M.device).index_add_(0, end_M, is_best_M.long())
-    rest_M = torch.where(is_best_M, score_M.new_full((), ALONE), score_M)
-    second_N = score_M.new_full((n_hits,), ALONE).scatter_reduce(0, end_M, rest_M, "amax", include_self=True)
-    alone_best_M = is_best_M & (number_N[end_M] == 1)
-    return torch.where(alone_best_M, second_N[end_M], best_N[end_M])
