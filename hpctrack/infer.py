@@ -57,8 +57,8 @@ def parser() -> arguments.Parser:
     p.add_argument(
         "--compile",
         action="store_true",
-        help="torch.compile the models, on a GPU with CUDA graphs, on padded events; for models of edges, and backbone "
-        "mlp; the first events take a minute",
+        help="torch.compile the models: those of edges, and with backbone mlp, on padded events, on a GPU with CUDA "
+        "graphs; those with backbone neighbours between their searches; the first events take a minute",
     )
     p.add_argument("--threads", type=arguments.threads, default=1, help="CPU threads per rank (default 1)")
     p.add_argument(

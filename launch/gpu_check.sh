@@ -108,7 +108,7 @@ bench influencer-500 90
 tests searches 120
 tests training 150
 tests models 240
-for part in paper interaction influencer-full pixel slope chain compiled; do bench "$part" 120; done
+for part in paper interaction influencer-full pixel slope chain compiled compiled-influencer; do bench "$part" 120; done
 if [ -n "${HPCTRACK_GPU_DATA:-}" ]; then # in one call or several: a run goes on from its newest checkpoint
   data=$(cd "$HPCTRACK_GPU_DATA" && pwd) run=$out/influencer-500 steps=${HPCTRACK_GPU_STEPS:-20000}
   work "training-$steps" 36000 0 "$python" -m hpctrack.train influencer-500 "run=$run" "data.train=$data/train-gev" \

@@ -338,21 +338,25 @@ def compiled(bench: Bench) -> list[Figure]:
     """Filter and graph network of the pipeline on an event padded to sizes of buckets, compiled, over eager."""
     event = Data(x=straight_tracks(bench.sizes.event // HITS_PER_TRACK).x)
     event.edge_index = near_pairs(event.x, bench.sizes.edges)
-    whole, figures = padded(event).to(bench.device), list[Figure]()
-    for name in ("filter", "gnn"):
-        model = build_model(Named(**recipe_of(f"pipeline/{name}")["model"]), FEATURES).to(bench.device).eval()
-        work = partial(predicted, model, whole)
-        eager_s = bench.seconds(work)
-        compile_for_sizes(model)
-        for _ in range(3):  # compiles, records, plays
-            work()
-        compiled_s = bench.seconds(work)
-        what = f"{name}, {whole.num_nodes} hits, {whole.num_edges} edges"
-        figures += [
-            Figure(f"gpu_compiled_{name}_s", compiled_s, "s", f"compiled: {what}"),
-            Figure(f"gpu_compiled_{name}_over_eager", ratio(compiled_s, eager_s), "x", f"compiled s / eager s: {what}"),
-        ]
-    return figures
+    whole = padded(event).to(bench.device)
+    return [f for name in ("filter", "gnn") for f in compiled_over_eager(bench, name, f"pipeline/{name}", whole)]
+
+
+def compiled_over_eager(bench: Bench, name: str, recipe: str, batch: Batch) -> list[Figure]:
+    """Seconds of a recipe's model as `hpctrack infer --compile` has it, and their ratio to those without."""
+    torch.manual_seed(0)
+    model = build_model(Named(**recipe_of(recipe)["model"]), FEATURES).to(bench.device).eval()
+    work = partial(predicted, model, batch)
+    eager_s = bench.seconds(work)
+    compile_for_sizes(model)
+    for _ in range(3):  # compiles, records, plays
+        work()
+    compiled_s = bench.seconds(work)
+    what = f"{name}, {batch.num_nodes} hits, {batch.num_edges} edges"
+    return [
+        Figure(f"gpu_compiled_{name}_s", compiled_s, "s", f"compiled: {what}"),
+        Figure(f"gpu_compiled_{name}_over_eager", ratio(compiled_s, eager_s), "x", f"compiled s / eager s: {what}"),
+    ]
 
 
 def predicted(model: Model, batch: Batch) -> None:
@@ -387,4 +391,7 @@ PARTS: dict[str, Callable[[Bench], list[Figure]]] = {  # in order of worth
     "slope": slope,
     "chain": chain,
     "compiled": compiled,
+    "compiled-influencer": lambda b: compiled_over_eager(
+        b, "influencer", "influencer-full", straight_tracks(b.sizes.full).to(b.device)
+    ),
 }

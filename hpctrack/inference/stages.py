@@ -177,7 +177,8 @@ class ByModel:
     Its hits and its graph are those of `config`, unless they are `passed` on by stages before it. `checked`: the
     checksum of the checkpoint's state has been compared. `exchange`: the ranks that hold each event together with this
     one; all of them build what it says, which is the same. InputError for a model that takes whole events alone.
-    `compiled`: by torch.compile, on events padded to sizes of buckets (events/padding.py); equal but for rounding.
+    `compiled`: by torch.compile, equal but for rounding; a model that is static (models/contracts.py) on events padded
+    to sizes of buckets (events/padding.py).
     """
 
     def __init__(
@@ -262,6 +263,8 @@ class ByModel:
         if not self._compiled:
             return self._model(batch)
         with compiler_errors("--compile", "leave it out"):
+            if not self._model.static:
+                return self._model(batch)
             return unpadded(self._model(padded(batch.get_example(0))), batch)
 
     def read(self, row: int) -> tuple[Batch, Batch | None]:
@@ -346,10 +349,10 @@ def compile_stage(model: Model, config: InferConfig, path: Path, whole: bool) ->
     """Let the model be compiled; InputError if that would not hold for a size, or if events are not `whole`."""
     if not whole:
         raise InputError(f"--compile: takes whole events; use {ONE_RANK}, or leave it out")
-    if not model.static:
+    if not (model.static or model.row_wise):
         raise InputError(
             f"--compile: what the model '{config.model.name}' of {path} computes has other shapes in every event; "
-            "leave it out: it is for models of edges, and for those with backbone mlp"
+            "leave it out: it is for models of edges, and for those with backbone mlp or neighbours"
         )
     compile_for_sizes(model)
 

@@ -13,7 +13,7 @@ from torch_geometric.data import Batch
 
 from hpctrack.config import Named, Section, lookup, parse
 from hpctrack.division.divided import division_of
-from hpctrack.models.contracts import Backbone, Model
+from hpctrack.models.contracts import Backbone, Compiler, Model
 from hpctrack.models.hit_geometry import Geometry, on_circle
 from hpctrack.models.neighbour_attention import NeighbourBackbone
 from hpctrack.models.perceptron import Exact, MlpBackbone, two_layers
@@ -75,6 +75,15 @@ class HeadModel(Model):
     def static(self) -> bool:  # type: ignore[override]  # what the backbone says
         """Whether shapes follow from the number of hits alone: if its backbone's do."""
         return self.backbone.static
+
+    @property
+    def row_wise(self) -> bool:  # type: ignore[override]  # what the backbone says
+        """Whether it has `compile_rows`: if its backbone has it."""
+        return self.backbone.row_wise
+
+    def compile_rows(self, compiler: Compiler) -> None:
+        """Of the backbone."""
+        self.backbone.compile_rows(compiler)
 
     @property
     def chunk(self) -> int | None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor, nn
@@ -11,6 +11,8 @@ from torch_geometric.data import Batch
 
 from hpctrack.config import Section
 from hpctrack.models.memory_modes import MemoryModes
+
+Compiler = Callable[[Callable[..., Any]], Callable[..., Any]]  # of a function on tensors, as torch.compile
 
 
 class Model(nn.Module):
@@ -25,6 +27,7 @@ class Model(nn.Module):
     n_features: int  # F, the number of inputs of a hit
     divisible: bool = False  # whether it can take a batch that is a rank's part of an event (division/divided.py)
     static: bool = False  # whether all shapes within follow from the batch's numbers of hits and edges alone
+    row_wise: bool = False  # whether it has `compile_rows`
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Outputs by name, of `batch.x` [N, F]: a row a hit, [N, …].
@@ -42,6 +45,10 @@ class Model(nn.Module):
         """Memory mode of the following forward passes: changes memory and time, not what is computed."""
         raise NotImplementedError
 
+    def compile_rows(self, compiler: Compiler) -> None:
+        """Let what is computed of each hit, and of each pair of hits, by itself be compiled: all but a search."""
+        raise NotImplementedError
+
     def relative_cost(self, hits: np.ndarray, edges: np.ndarray | None = None) -> np.ndarray:
         """Cost of a training pass over events with so many `hits` [n] (and `edges` [n]), up to a factor: float [n]."""
         raise NotImplementedError
@@ -54,6 +61,7 @@ class Backbone(MemoryModes, nn.Module):
     width: int  # H
     divisible: bool = False  # whether it can take a rank's part of an event
     static: bool = False  # whether all shapes within follow from the number of hits alone
+    row_wise: bool = False  # whether it has `compile_rows`
 
     def forward(self, x_NF: Tensor, sizes: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
         """Hidden states [N, H] of events with so many hits each, one behind the other; and more outputs by name.
@@ -61,6 +69,10 @@ class Backbone(MemoryModes, nn.Module):
         One that is `divisible` takes a third argument, a Division (division/divided.py), None for whole events: with it
         the hits are a rank's own ones of one event.
         """
+        raise NotImplementedError
+
+    def compile_rows(self, compiler: Compiler) -> None:
+        """Let what is computed of each hit, and of each pair of hits, by itself be compiled: all but a search."""
         raise NotImplementedError
 
     def relative_cost(self, hits: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ Legend: N hits in the batch, H width, K neighbours, P pair features, D dimension
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,13 +19,14 @@ from hpctrack.config import Section
 from hpctrack.division.divided import Division
 from hpctrack.division.exchange import Halo
 from hpctrack.graphs.neighbours import nearest, nearest_to
-from hpctrack.models.contracts import Backbone
+from hpctrack.models.contracts import Backbone, Compiler
 from hpctrack.models.hit_geometry import PAIR_FEATURES, Geometry, on_circle, pair_features
 from hpctrack.models.layers import Layers
 from hpctrack.models.perceptron import Exact, LayerNorm, two_layers, width_splits_into_heads
 from hpctrack.models.sweeps import Autocast, GradientSums, backward_rows, chunks, forward_rows, leaf
 from hpctrack.numerics import at_least_fp32
 
+PairFunction = Callable[[Tensor, Tensor], Tensor]  # of places of hits, [n, 1, 4] and [n, K, 4], to [n, K, P]
 CHUNK = {"cpu": 2048, "cuda": 16384}  # hits at a time: what is made of their pairs stays in a core's cache
 
 
@@ -57,6 +58,7 @@ class NeighbourBackbone(Backbone):
 
     memory_modes = ("plain", "chunks")
     divisible = True
+    row_wise = True
 
     def __init__(self, features: Sequence[str], options: Options) -> None:
         super().__init__()
@@ -66,6 +68,15 @@ class NeighbourBackbone(Backbone):
         self.encode = Exact(*two_layers(len(features), options.width, options.width))
         self.stages = Layers(Stage(options) for _ in range(options.stages))
         self.norm = LayerNorm(options.width)
+        self.features: PairFunction = pair_features
+
+    def compile_rows(self, compiler: Compiler) -> None:
+        """Let message steps and pair features be compiled; the searches between them stay as they are."""
+        self.features = compiler(pair_features)
+        for stage in self.stages:
+            for step in stage.steps:
+                step.say = compiler(step.say)  # type: ignore[method-assign]
+                step.update = compiler(step.update)  # type: ignore[method-assign]
 
     def forward(
         self, x_NF: Tensor, sizes: list[int], division: Division | None = None
@@ -88,11 +99,12 @@ class NeighbourBackbone(Backbone):
         """Each hit's nearest neighbours in a space, over all ranks that hold the event."""
         k = self.options.neighbours
         if division is None:
-            return Neighbours(*nearest(space_ND, sizes, k), place_N4, self.chunk)
+            return Neighbours(*nearest(space_ND, sizes, k), place_N4, self.chunk, features=self.features)
         row_nK, exists_nK = nearest_to(division.rows_n, division.collect(space_ND), k)
         far_h, row_nK = division.far(row_nK)
         halo = division.halo_of(far_h)
-        return Neighbours(row_nK, exists_nK, torch.cat([place_N4, halo.pull(place_N4)]), self.chunk, halo=halo)
+        every_N4 = torch.cat([place_N4, halo.pull(place_N4)])
+        return Neighbours(row_nK, exists_nK, every_N4, self.chunk, features=self.features, halo=halo)
 
     @property
     def chunk(self) -> int:
@@ -160,8 +172,8 @@ class Step(nn.Module):
 class Neighbours:
     """Who listens to whom: hit i to hits `row_NK[i]`, as far as they exist; `place_N4`: where all are.
 
-    Steps go through `chunk` hits at a time. With a `halo` the hits are a rank's own ones of an event, and rows beyond
-    them, in `place_N4` too, are those of the halo.
+    Steps go through `chunk` hits at a time; `features` are those of pairs. With a `halo` the hits are a rank's own ones
+    of an event, and rows beyond them, in `place_N4` too, are those of the halo.
     """
 
     row_NK: Tensor
@@ -169,6 +181,7 @@ class Neighbours:
     place_N4: Tensor
     chunk: int
     kept_NKP: Tensor | None = None
+    features: PairFunction = pair_features
     halo: Halo | None = None
 
     def keep_pairs(self) -> None:
@@ -184,7 +197,7 @@ class Neighbours:
 
     def pair_features(self, place_n4: Tensor, row_nK: Tensor) -> Tensor:
         """The same, of hits at `place_n4` with the hits `row_nK`."""
-        return pair_features(place_n4.unsqueeze(1), gather(self.place_N4, row_nK))
+        return self.features(place_n4.unsqueeze(1), gather(self.place_N4, row_nK))
 
     def fetch(self, said_NH: Tensor) -> Tensor | None:
         """What hits of the halo say, [h, H], given what the own ones do; None without a halo."""

@@ -5,12 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
+import torch
 from torch import nn
 from torch_geometric.data import Batch, Data
 
 from hpctrack.errors import InputError, MachineError
 from hpctrack.losses import Weighted, objective
+from hpctrack.models import Model
 from hpctrack.models.graph_network import GraphNetwork
 from hpctrack.parallel.engine import Engine
 from hpctrack.resources.calibration import cut_down
@@ -28,12 +31,16 @@ def compile_model(model: nn.Module, auto_memory: bool, device: str) -> None:
     model.compile(dynamic=True)
 
 
-def compile_for_sizes(model: nn.Module) -> None:
+def compile_for_sizes(model: Model) -> None:
     """Let a model that is static (models/contracts.py) be compiled, on a GPU with its kernels recorded as CUDA graphs.
 
     For inference on events of few sizes (events/padding.py), since each size is recorded. Edges come in one piece,
-    which takes more memory: each of several would be compiled by itself, and anew where their number changes.
+    which takes more memory: each of several would be compiled by itself, and anew where their number changes. Of a
+    model that is not static what it computes row by row is compiled, for all sizes at once.
     """
+    if not model.static:
+        model.compile_rows(partial(torch.compile, dynamic=True))
+        return
     if isinstance(model, GraphNetwork):
         model.chunk = ONE_PIECE
     on_gpu = next(model.parameters()).device.type == "cuda"

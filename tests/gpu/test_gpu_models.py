@@ -97,6 +97,20 @@ def test_compiled_on_padded_events_is_eager(device):
 
 
 @pytest.mark.cuda
+def test_compiled_between_searches_is_eager(device):
+    """Once for all sizes, also where the last hits are few."""
+    model = Named(name="influencer", **CONFIGS["influencer neighbours"])
+    eager, fast = (engine_on(device, model, "fp32").module.eval() for _ in range(2))
+    compile_for_sizes(fast)
+    with torch.inference_mode():
+        for sizes in ((40,), (90,), (1,), (41,)):
+            batch = toy(sizes=sizes).to(device)
+            found, exact = fast(batch), eager(batch)
+            for name, value in exact.items():
+                torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.cuda
 def test_compiled_is_eager(device):
     for name in ("influencer neighbours", "interaction"):
         model = Named(name=name.split()[0], **CONFIGS[name])

@@ -88,6 +88,28 @@ def test_inference_with_compile_pads_and_finds_the_same(tmp_path, monkeypatch):
         assert np.allclose(alone.read(i).scores, padded.read(i).scores, rtol=1e-5)
 
 
+def test_between_searches_a_model_is_compiled_as_it_is(tmp_path, monkeypatch):
+    """Message steps and features of pairs, without padding; with a compiler that changes nothing."""
+    data, asked, called = toy_dataset(tmp_path / "data", sizes=(9, 0, 14)), [], set()
+    backbone = {"name": "neighbours", "width": 8, "stages": 2, "steps": 1, "neighbours": 4, "heads": 2}
+    run = trained(tmp_path / "run", data, backbone=backbone)
+    alone = found(run, data, tmp_path / "alone")
+
+    def compiler(function, **options):
+        asked.append((function.__name__, options))
+        number = len(asked)
+        return lambda *tensors: called.add(number) or function(*tensors)
+
+    monkeypatch.setattr(torch, "compile", compiler)
+    compiled = found(run, data, tmp_path / "compiled", "--compile")
+    names = sorted(name for name, _ in asked)
+    assert names == ["pair_features", "say", "say", "update", "update"] and called == {1, 2, 3, 4, 5}
+    assert all(options == {"dynamic": True} for _, options in asked) and compiled.attributes["compiled"]
+    for i in range(3):
+        for name in ("hit_offsets", "hit_rows", "track_ids", "scores"):
+            assert np.array_equal(getattr(alone.read(i), name), getattr(compiled.read(i), name))
+
+
 def test_models_that_are_not_static_are_refused_in_a_line(tmp_path, capsys):
     data = toy_dataset(tmp_path / "data")
     run = trained(tmp_path / "run", data)  # a transformer: pieces as large as each event
