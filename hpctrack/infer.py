@@ -19,7 +19,17 @@ from hpctrack.errors import InputError
 from hpctrack.files.outputs import check_output
 from hpctrack.formats.trackml import write_submission
 from hpctrack.inference.run import infer, submission_blocks
-from hpctrack.inference.stages import INFER, ONE_RANK, Chain, Reconstruction, method_config, split_overrides, stages
+from hpctrack.inference.stages import (
+    INFER,
+    ONE_RANK,
+    PRECISION,
+    Chain,
+    Reconstruction,
+    in_formats_of,
+    method_config,
+    split_overrides,
+    stages,
+)
 from hpctrack.inference.suitability import check_method, check_stages
 from hpctrack.inference.work import Part
 from hpctrack.parallel.collectives import run_on_main
@@ -72,8 +82,8 @@ def parser() -> arguments.Parser:
         "overrides",
         nargs="*",
         metavar="key=value",
-        help="selection.* (default: every hit), hits.* (default: as trained); graph.*, builder.* of the last "
-        "--checkpoint; method.* with --method; parallel.ranks_per_event=2, 4 or 8: so many ranks hold an event, "
+        help="selection.* (default: every hit), hits.*, precision (default: as trained); graph.*, builder.* of the "
+        "last --checkpoint; method.* with --method; parallel.ranks_per_event=2, 4 or 8: so many ranks hold an event, "
         "and pass each other rows by parallel.exchange",
     )
     launcher_argument(p)
@@ -123,6 +133,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             for path in paths:
                 run_on_main(functools.partial(checkpoint.check_state, path), env)
+            asked = any(override.startswith(PRECISION) for override in overrides)
+            of_device = functools.partial(in_formats_of, env.device, configs, args.checkpoint, asked)
+            configs, lines = run_on_main(of_device, env)
+            for line in lines:
+                env.say(line)
             how = Chain(configs, paths, data, env.device, checked=True, exchange=exchange, compiled=args.compile)
         if args.submission and how.product != "candidates":
             raise InputError(f"--submission: is written from candidates, but {paths[-1]} makes {how.product}")

@@ -212,8 +212,8 @@ def page(found: dict[str, Runs], cuts: dict[str, Any], about: str) -> Page:
         figures.append(Figure(f"event_memory_{name}", memory[-1], "x", f"peak of a rank of 2 / of 1 rank, {name}"))
         shares = [exchange_share(many) for many in runs[2]]
         figures.append(Figure(f"event_exchange_{name}", shares, "of the step", f"exchange on 2 ranks, {name}"))
-    worst = [max(values) for values in zip(*memory, strict=True)]
-    figures.append(Figure("event_memory", worst, "x", "peak of a rank of 2 / of 1 rank, the larger of both models"))
+    worst = max(value for values in memory for value in values)  # models may have had different numbers of rounds
+    figures.append(Figure("event_memory", [worst], "x", "peak of a rank of 2 / of 1 rank, the larger of both models"))
     for name, cut in cuts.items():
         what = f"of edges between {PARTS} sectors, {cut['edges']:,} doublets, |dphi/dr| of {name}, z0 {cut['z0']} mm"
         label = f"cut_{PARTS}" + ("" if name == GRAPH else "_1gev")

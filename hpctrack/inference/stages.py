@@ -29,7 +29,7 @@ from hpctrack.events.selection import Draw
 from hpctrack.graphs import build_graph
 from hpctrack.graphs.stored import EdgeTensors, PassedEdges, StoredEdges
 from hpctrack.models import Model, build_model
-from hpctrack.parallel.precision import WEIGHTS, Precision
+from hpctrack.parallel.precision import EMULATED, WEIGHTS, Precision, slowness
 from hpctrack.recipes import apply_overrides
 from hpctrack.storage.edges import Edges
 from hpctrack.storage.hits import Hits
@@ -43,6 +43,7 @@ from hpctrack.training.compiled import compile_for_sizes, compiler_errors
 
 ONE_RANK = "parallel.ranks_per_event=1"
 INFER = 2  # random stream of draws in inference
+PRECISION = "precision="  # the override
 
 
 class InferConfig(Section):
@@ -55,13 +56,13 @@ class InferConfig(Section):
     graph: Named | None = None
     model: Named
     builder: Named
-    precision: str
+    precision: Literal["fp32", "bf16", "fp16", "fp64"]
 
 
 def stages(runs: Sequence[Path], overrides: Sequence[str]) -> tuple[list[Path], list[InferConfig]]:
-    """Checkpoints and settings of a pipeline's stages: which hits there are is for all, the rest for the last one."""
+    """Checkpoints and settings of a pipeline's stages: hits and precision are for all, the rest is for the last one."""
     paths = [checkpoint.find(run) for run in runs]
-    of_all = [override for override in overrides if override.startswith(("selection.", "hits.", "hits="))]
+    of_all = [override for override in overrides if override.startswith(("selection.", "hits.", "hits=", PRECISION))]
     each = [of_all] * (len(paths) - 1) + [overrides]
     return paths, [infer_config(checkpoint.read_meta(path), own, path) for path, own in zip(paths, each, strict=True)]
 
@@ -70,10 +71,10 @@ def infer_config(meta: dict[str, Any], overrides: Sequence[str], path: Path) -> 
     """Settings of this inference: the run's model and (tuned) builder, then the overrides."""
     run = run_settings.run_config(meta, path / checkpoint_metadata.META)
     for override in overrides:
-        if not override.startswith(("selection.", "hits.", "hits=", "graph.", "builder.", "builder=")):
+        if not override.startswith(("selection.", "hits.", "hits=", "graph.", "builder.", "builder=", PRECISION)):
             raise InputError(
                 f"override '{override}': inference takes selection.key=value, hits.key=…, hits=…, graph.key=…, "
-                "builder.key=… and builder=…"
+                "builder.key=…, builder=… and precision=…"
             )
     graph, hits = run.data.graph, run.data.hits
     values = {
@@ -90,6 +91,25 @@ def infer_config(meta: dict[str, Any], overrides: Sequence[str], path: Path) -> 
     if build_builder(config.builder).needs_tuning:
         raise InputError(f"{path}: training has not ended, so the builder is not tuned; give builder.radius=…")
     return config
+
+
+def in_formats_of(
+    device: torch.device, configs: Sequence[InferConfig], names: Sequence[Path], asked: bool
+) -> tuple[list[InferConfig], list[str]]:
+    """The settings with fp32 in the place of formats that the processor only emulates, and lines that say so.
+
+    As they are if a precision is `asked` for. `names` are the checkpoints as they were asked for.
+    """
+    slow = {} if asked else {one: slowness(one, device) for one in sorted({config.precision for config in configs})}
+    emulated = {one: times for one, times in slow.items() if times > EMULATED}
+    lines = [
+        f"{name}: trained in {config.precision}, which this processor emulates: a matrix product takes "
+        f"{emulated[config.precision]:.0f} times as long as in fp32, so fp32 it is; "
+        f"{PRECISION}{config.precision} forces it"
+        for config, name in zip(configs, names, strict=True)
+        if config.precision in emulated
+    ]
+    return [c.model_copy(update={"precision": "fp32"}) if c.precision in emulated else c for c in configs], lines
 
 
 class Together(Section):

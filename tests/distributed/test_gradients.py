@@ -25,9 +25,10 @@ from hpctrack.testing.ranks import run_ranks
 from hpctrack.testing.toys import FEATURES, toy_batch, toy_config, toy_dataset
 from hpctrack.testing.training_contract import PLANS, SIZES, assert_same, check_gradients, gradients, planned
 
-VARIANTS = {
-    "influencer": [{"compactness": 1.0, "parameters": 0.1, "hits": 0.5}, {"per": "hit", "squared_hinge_ui": True}]
-}
+VARIANTS = [  # of the influencer loss
+    {"compactness": 1.0, "parameters": 0.1, "hits": 0.5},
+    {"per": "hit", "squared_hinge_ui": True},
+]
 TRANSFORMER = {"name": "transformer", "width": 8, "layers": 1, "heads": 2}
 INFLUENCER = {"name": "influencer", "embedding": 3, "backbone": TRANSFORMER}
 LINE_GRAPH = {"name": "line_graph", "width": 8, "table": 64}
@@ -48,7 +49,7 @@ GRAPHS_FOR = {"edges": DOUBLETS, "hybrid": DOUBLETS, "metric": {"name": "truth"}
 GRAPHS_FOR |= {"seeded": {"name": "seeds", "layer": 2}, "assignment": DOUBLETS, "segments": DOUBLETS}
 FEATURES_FOR = {"seeded": ["plane", "phi"]}
 OF_IMAGES = {"count", "line_bins", "lines"}  # in test_ranks_of_images.py: their models have one memory mode
-CASES = [(name, options) for name in sorted(set(LOSSES.own) - OF_IMAGES) for options in VARIANTS.get(name, [{}])]
+OTHERS = sorted(set(LOSSES.own) - OF_IMAGES - {"influencer"})
 
 
 def keep_gradients(engine: Engine, found: list[np.ndarray]) -> None:
@@ -65,15 +66,13 @@ def zero_gradients(engine: ZeroEngine) -> list[np.ndarray]:
     return [whole(safe_get_full_grad(p)).numpy().copy() for p in engine.module.parameters()]
 
 
-CLIPPED = [("ddp", None), ("fsdp", 0.1)]  # for every loss; for one, both strategies with and without
+# ranks, plans, strategies and clipping do not look into a loss: all of them for the influencer loss, the others once
+CASES = [("influencer", options, *how) for options in VARIANTS for how in [("ddp", None), ("fsdp", 0.1)]]
+CASES += [("influencer", {}, "ddp", 0.1), ("influencer", {}, "fsdp", None)]
+CASES += [(name, {}, "ddp", None) for name in OTHERS]
 
 
-@pytest.mark.parametrize(
-    ("loss", "options", "strategy", "clip"),
-    [(*case, *how) for case in CASES for how in CLIPPED]
-    + [("influencer", {}, "ddp", 0.1), ("influencer", {}, "fsdp", None)],
-    ids=str,
-)
+@pytest.mark.parametrize(("loss", "options", "strategy", "clip"), CASES, ids=str)
 def test_gradient_is_that_of_one_rank(tmp_path, loss, options, clip, strategy):
     toy_dataset(tmp_path / "data", sizes=SIZES, n_noise=2)
     model = MODELS_FOR.get(loss, INFLUENCER) | (
@@ -86,8 +85,8 @@ def test_gradient_is_that_of_one_rank(tmp_path, loss, options, clip, strategy):
         sections["reading"]["features"] = FEATURES_FOR.get(loss, FEATURES)
         return planned(name, tmp_path, model, {"name": loss, **options}, **sections)
 
-    # what is shared out does not depend on the loss: fewer ranks are the other losses' business under ddp alone
-    check_gradients(config, strategy, (1, 2, 4) if strategy == "ddp" or loss == "influencer" else (4,), list(PLANS))
+    ranks, plans = ((1, 2, 4), list(PLANS)) if loss == "influencer" else ((4,), ["whole", "packed", "chunked"])
+    check_gradients(config, strategy, ranks, plans)
 
 
 @needs_deepspeed
@@ -137,8 +136,8 @@ def at_rest(model: torch.nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr=0.0)
 
 
-def gradients_of_models(parallel: dict[str, Any], precision: str) -> dict[str, list[np.ndarray]]:
-    """Whole gradients of every model in every memory mode, from one batch a rank; the clip is none."""
+def gradients_of_models(parallel: dict[str, Any], precision: str, modes: int | None) -> dict[str, list[np.ndarray]]:
+    """Whole gradients of every model in its first memory modes, from one batch a rank; the clip is none."""
     found: dict[str, list[np.ndarray]] = {}
     config = ParallelConfig(**parallel)
     with distributed(config, 1) as env:
@@ -151,7 +150,7 @@ def gradients_of_models(parallel: dict[str, Any], precision: str) -> dict[str, l
             except InputError as error:
                 assert "use 2, or parallel.strategy=fsdp" in str(error) and model in units(model)
                 continue
-            for mode in model.memory_modes:
+            for mode in model.memory_modes[:modes]:
                 values: list[np.ndarray] = []
                 keep_gradients(engine, values)
                 batches = [toy_batch(seed=seed, dtype=number.weights_dtype, edges=3) for seed in range(2)]
@@ -174,10 +173,10 @@ def gradients_of_models(parallel: dict[str, Any], precision: str) -> dict[str, l
 @pytest.mark.parametrize("name", variants("fsdp", "zero 3"))
 def test_every_model_is_shared_out_in_every_memory_mode(name, monkeypatch):
     monkeypatch.setattr("hpctrack.parallel.zero.PERSISTENT", 10)
-    precision, tolerance = ("fp64", 1e-10) if name == "fsdp" else ("fp32", 2e-4)
-    [expected] = run_ranks(1, gradients_of_models, {}, precision)
-    for found in run_ranks(2, gradients_of_models, VARIANTS_OF_STRATEGY[name], precision, timeout=300):
-        assert found.keys() == expected.keys() or (name == "zero 3" and "influencer transformer, chunks" in found)
+    precision, tolerance, modes = ("fp64", 1e-10, None) if name == "fsdp" else ("fp32", 2e-4, 2)  # each gathers alike
+    [expected] = run_ranks(1, gradients_of_models, {}, precision, modes, timeout=300)
+    for found in run_ranks(2, gradients_of_models, VARIANTS_OF_STRATEGY[name], precision, modes, timeout=300):
+        assert found.keys() == expected.keys() or (name == "zero 3" and "influencer transformer, recompute" in found)
         for case, values in found.items():
             for a, b in zip(values, expected[case], strict=True):
                 near = tolerance * max(np.abs(b).max(), 1e-3)

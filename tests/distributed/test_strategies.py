@@ -21,9 +21,9 @@ from hpctrack.training.loop import train
 from hpctrack.training.trainer import Trainer
 
 SIZES = (4, 6, 5, 7, 3, 6, 9, 2, 5, 5)
-TRAIN = {"steps": 20, "valid_every": 10, "checkpoint_every": 5, "probe_every": 6}
+TRAIN = {"steps": 12, "valid_every": 6, "checkpoint_every": 3, "probe_every": 4}
 PRECISION = {"ddp": "fp64", "fsdp": "fp64", "fsdp, kept": "fp64"}  # DeepSpeed has none but fp32
-TOLERANCE = {"fp64": 1e-9, "fp32": 1e-5, "bf16": 2e-2}  # of the loss in 20 steps, relative
+TOLERANCE = {"fp64": 1e-9, "fp32": 1e-5, "bf16": 2e-2}  # of the loss in 12 steps, relative
 
 
 @pytest.fixture(autouse=True)
@@ -121,7 +121,7 @@ def assert_same_content(a: Any, b: Any, tolerance: float) -> None:
         assert a == (pytest.approx(b) if isinstance(b, float) else b)
 
 
-ROUTES = {  # strategy and number of ranks, five steps each
+ROUTES = {  # strategy and number of ranks, three steps each
     "torch": [("ddp", 2), ("fsdp", 3), ("ddp", 1), ("fsdp", 2)],
     "deepspeed": [("ddp", 1), ("zero 3", 2), ("fsdp", 2), ("zero 1", 3)],
     "deepspeed, back": [("zero 1", 2), ("zero 3", 3), ("zero 2", 1), ("ddp", 2)],
@@ -134,7 +134,7 @@ def test_checkpoints_move_between_strategies_and_numbers_of_ranks(tmp_path, data
     for leg, (name, ranks) in enumerate(ROUTES[route], 1):
         settings = config(tmp_path / "run", data, VARIANTS[name], precision)
         if leg < 4:
-            run_ranks(ranks, run_until, settings, 5 * leg, timeout=300)
+            run_ranks(ranks, run_until, settings, 3 * leg, timeout=300)
         else:
             run_ranks(ranks, run, settings, timeout=300)
     assert_same_curve(tmp_path / "run", alone[precision], TOLERANCE[precision])
@@ -173,7 +173,7 @@ def test_other_optimizers_are_the_same_on_two_ranks(tmp_path, data, name, strate
         pytest.importorskip("pytorch_optimizer", reason="needs pytorch-optimizer: pip install 'hpctrack[optim]'")
     run_ranks(1, run, config(tmp_path / "alone", data, {}, "fp64", name=name))
     settings = config(tmp_path / "ranks", data, VARIANTS[strategy], "fp64", name=name)
-    run_ranks(2, run_until, settings, 10)
+    run_ranks(2, run_until, settings, 6)
     run_ranks(2, run, settings)
     assert_same_curve(tmp_path / "ranks", tmp_path / "alone", TOLERANCE["fp64"])
     states = [checkpoint.read_state(checkpoint.find(tmp_path / run)) for run in ("ranks", "alone")]

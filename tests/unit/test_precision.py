@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from hpctrack.config import Named
 from hpctrack.errors import InputError, MachineError
+from hpctrack.inference import stages
 from hpctrack.losses import build_loss
 from hpctrack.models import build_model
+from hpctrack.parallel import precision as formats
 from hpctrack.parallel.env import Env
-from hpctrack.parallel.precision import FIRST_SCALE, GROWTH_STEPS, Precision
+from hpctrack.parallel.precision import FIRST_SCALE, GROWTH_STEPS, Precision, slowness
 from hpctrack.parallel.strategies import DDPEngine
 from hpctrack.testing.toys import FEATURES, toy_batch, toy_config
+from hpctrack.training import build
 from hpctrack.training.compiled import compile_model, try_compiled
 from hpctrack.training.step import train_step
 
@@ -130,3 +135,32 @@ def test_what_torch_cannot_compile_is_said(monkeypatch):
         try_compiled(engine, build_loss(Named(name="influencer")), event)
     with pytest.raises(InputError, match="name a mode instead"):
         compile_model(engine.module, auto_memory=True, device="cpu")
+
+
+def test_only_formats_of_autocast_on_a_processor_can_be_slow(monkeypatch):
+    monkeypatch.setattr(formats, "product_s", {torch.float32: 1.0, torch.bfloat16: 40.0, torch.float16: 0.5}.get)
+    assert [slowness(name, CPU) for name in ("fp32", "fp64", "fp16", "bf16")] == [1.0, 1.0, 0.5, 40.0]
+    assert slowness("bf16", torch.device("meta")) == 1.0
+
+
+def test_a_training_says_that_its_format_is_emulated(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(build, "slowness", lambda name, _: 40.0 if name == "bf16" else 1.0)
+    env = Env(0, 1, 0, CPU, None, "test")
+    build.say_slowness(env, "fp32")
+    assert not capsys.readouterr().out
+    build.say_slowness(env, "bf16")
+    assert "train.precision=bf16: this processor emulates it" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_inference_takes_fp32_for_what_is_emulated_unless_asked(monkeypatch, asked):
+    monkeypatch.setattr(stages, "slowness", lambda name, _: 40.0 if name == "bf16" else 1.0)
+    model = Named(name="filter")
+    configs = [
+        stages.InferConfig(seed=1, features=["r"], model=model, builder=Named(name="edges"), precision=name)
+        for name in ("fp32", "bf16")
+    ]
+    found, lines = stages.in_formats_of(CPU, configs, [Path("a"), Path("b")], asked)
+    assert [config.precision for config in found] == (["fp32", "bf16"] if asked else ["fp32", "fp32"])
+    assert [line.split(":")[0] for line in lines] == ([] if asked else ["b"])
+    assert asked or "40 times as long" in lines[0] and "precision=bf16 forces it" in lines[0]
