@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import statistics
+import sys
 import tempfile
 from collections.abc import Sequence
 from itertools import pairwise
@@ -99,12 +100,12 @@ def tasks(graph: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def turns(asked: dict[str, Any], rounds: int) -> Runs:
     """Steps on 1, 2 and as many ranks as there are cores, in turn, and one on PARTS."""
     ranks = sorted({1, 2, os.cpu_count() or 1})
-    found: Runs = {n: [] for n in ranks}
-    for _ in range(rounds):
-        for n in ranks:
-            found[n].append(passes(asked, n))
-    if PARTS not in found:
-        found[PARTS] = [passes(asked, PARTS)]
+    found: Runs = {}
+    for n in ranks * rounds + [PARTS] * (PARTS not in found):
+        one = passes(asked, n)
+        found.setdefault(n, []).append(one)
+        told = f"{asked['model']['name']} on {n} ranks: {wall_s(one):.1f} s a step, {peak_gib(one):.2f} GiB"
+        print(told, file=sys.stderr, flush=True)
     return found
 
 
