@@ -3,9 +3,10 @@
     python -m tests.campaigns.planes --out FOLDER
 
 makes the events (training: 0 to 11 tracks besides the seed's, as many events of each; tests: 1, 2, 3, 5, 8, 12 tracks
-in all), trains each recipe with each seed on the same events, and measures each model on each number of tracks. Killed
-and run again, it goes on where it was. FOLDER/planes.md is the table, FOLDER/planes.png the curves, FOLDER/points.jsonl
-every point with its counts. Test events have other seeds than training, and choose nothing.
+in all), trains each recipe with each seed on the same events, and measures each model on each number of tracks, and
+beside them a straight line through the seed's hits. Killed and run again, it goes on where it was. FOLDER/planes.md is
+the table, FOLDER/planes.png the curves, FOLDER/points.jsonl every point with its counts. Test events have other seeds
+than training, and choose nothing.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ RECIPES = ("lstm", "lstm-deep", "lstm-both-ways", "lstm-next-plane", "convolutio
 TRACKS = (1, 2, 3, 5, 8, 12)
 METRICS = {"pixel_accuracy_behind": "pixel", "hit_accuracy_behind": "hit"}
 AT_A_TIME = 50  # events
+STRAIGHT = "straight line"  # the row of the extrapolation, which learns nothing
 
 
 def make_events(args: argparse.Namespace) -> None:
@@ -94,6 +96,36 @@ def measure(run: Path, folder: Path, names: Collection[str] = METRICS) -> dict[s
     return {"step": meta["step"], "weights": n, "events": len(data), **{k: added_up(v) for k, v in counts.items()}}
 
 
+def extrapolate(folder: Path, seed_planes: int) -> dict[str, Any]:
+    """The same of a straight line through the hits of the first planes, by least squares: nothing is learned.
+
+    Its pixel is where it crosses a plane, its hit the nearest one.
+    """
+    data, counts = Dataset(folder), dict[str, list[tuple[float, int]]]()
+    for first in range(0, len(data), AT_A_TIME):
+        right = [straight(data, row, seed_planes) for row in range(first, min(first + AT_A_TIME, len(data)))]
+        *numbers, of = np.sum(right, axis=0)
+        for name, number in zip(METRICS, numbers, strict=True):
+            counts.setdefault(name, []).append((float(number), int(of)))
+    return {"step": 0, "weights": 0, "events": len(data), **{name: added_up(found) for name, found in counts.items()}}
+
+
+def straight(data: Dataset, row: int, seed_planes: int) -> np.ndarray:
+    """Right pixels, right hits and planes behind the seed of an event, [3]."""
+    event = data.read(row, ["hits.layer_id", "hits.x", "hits.y", "truth.particle_row"])
+    plane_N, of_track = event.column("hits.layer_id").astype(int), event.column("truth.particle_row") == 0
+    place_N2 = np.stack([event.column("hits.x"), event.column("hits.y")], axis=1)
+    seed = plane_N < seed_planes
+    slope_2, start_2 = np.polyfit(plane_N[seed], place_N2[seed], 1)
+    found = np.zeros(3)
+    for hit in np.flatnonzero(of_track & ~seed):
+        there = np.flatnonzero(plane_N == plane_N[hit])
+        crossed_2 = start_2 + slope_2 * plane_N[hit]
+        nearest = there[np.argmin(((place_N2[there] - crossed_2) ** 2).sum(axis=1))]
+        found += (np.array_equal(np.floor(crossed_2), np.floor(place_N2[hit])), nearest == hit, 1)
+    return found
+
+
 def added_up(counts: Sequence[tuple[float, int]]) -> list[float]:
     """Numerator, denominator, and the standard error of their ratio, of these of groups of events (0 of one group)."""
     right, of = np.array(counts).T
@@ -117,7 +149,7 @@ def table(rows: Sequence[dict[str, Any]], args: argparse.Namespace, command: str
     for metric, name in METRICS.items():
         lines += ["", f"| {name} accuracy behind the seed | {' | '.join(map(str, args.tracks))} | steps | seeds |"]
         lines += ["|---" * (len(args.tracks) + 3) + "|"]
-        for recipe in args.models:
+        for recipe in [*args.models, STRAIGHT]:
             found = [summary(rows, recipe, n, metric) for n in args.tracks]
             cells = [f"{f[0]:.4f} ± {f[1]:.4f}" if f else "" for f in found]
             steps = sorted({row["step"] for row in rows if row["recipe"] == recipe})
@@ -132,7 +164,7 @@ def plot(rows: Sequence[dict[str, Any]], args: argparse.Namespace, path: Path) -
 
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True)
     for axis, (metric, name) in zip(axes, METRICS.items(), strict=True):
-        for recipe in args.models:
+        for recipe in [*args.models, STRAIGHT]:
             points = [(n, found) for n in args.tracks if (found := summary(rows, recipe, n, metric))]
             if points:
                 x, y = [n for n, _ in points], [found[0] for _, found in points]
@@ -168,6 +200,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         load_config(f"heptrkx/{recipe}")  # a wrong name is said before hours of work
     make_events(args)
     points = Points(args.out / "points.jsonl", ("recipe", "seed", "tracks"))
+    seed_planes = build_loss(load_config(f"heptrkx/{args.models[0]}").loss).options.seed_planes
+    for n in args.tracks:
+        if (STRAIGHT, 0, n) not in points.done:
+            points.add({"recipe": STRAIGHT, "seed": 0, "tracks": n} | extrapolate(args.out / f"test-{n}", seed_planes))
     for seed in args.seeds:
         for recipe in args.models:
             if all((recipe, seed, n) in points.done for n in args.tracks):
