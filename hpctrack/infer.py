@@ -18,7 +18,7 @@ from hpctrack.config import ParallelConfig
 from hpctrack.errors import InputError
 from hpctrack.files.outputs import check_output
 from hpctrack.formats.trackml import write_submission
-from hpctrack.inference.run import infer, submission_blocks
+from hpctrack.inference.run import begun_in, infer, submission_blocks
 from hpctrack.inference.stages import (
     INFER,
     ONE_RANK,
@@ -82,9 +82,10 @@ def parser() -> arguments.Parser:
         "overrides",
         nargs="*",
         metavar="key=value",
-        help="selection.* (default: every hit), hits.*, precision (default: as trained); graph.*, builder.* of the "
-        "last --checkpoint; method.* with --method; parallel.ranks_per_event=2, 4 or 8: so many ranks hold an event, "
-        "and pass each other rows by parallel.exchange",
+        help="selection.* (default: every hit), hits.*, precision (default: as trained, or fp32 where the processor "
+        "emulates that); graph.*, builder.* of the last --checkpoint; method.* with --method; "
+        "parallel.ranks_per_event=2, 4 or 8: so many ranks hold an event, and pass each other rows by "
+        "parallel.exchange",
     )
     launcher_argument(p)
     return p
@@ -133,11 +134,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             for path in paths:
                 run_on_main(functools.partial(checkpoint.check_state, path), env)
-            asked = any(override.startswith(PRECISION) for override in overrides)
-            of_device = functools.partial(in_formats_of, env.device, configs, args.checkpoint, asked)
-            configs, lines = run_on_main(of_device, env)
-            for line in lines:
-                env.say(line)
+            if not any(override.startswith(PRECISION) for override in overrides):
+                begun = run_on_main(lambda: begun_in(args.out, configs[-1]), env)
+                configs, lines = run_on_main(lambda: in_formats_of(env.device, configs, args.checkpoint, begun), env)
+                for line in lines:
+                    env.say(line)
             how = Chain(configs, paths, data, env.device, checked=True, exchange=exchange, compiled=args.compile)
         if args.submission and how.product != "candidates":
             raise InputError(f"--submission: is written from candidates, but {paths[-1]} makes {how.product}")

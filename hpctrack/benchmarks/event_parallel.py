@@ -101,7 +101,7 @@ def turns(asked: dict[str, Any], rounds: int) -> Runs:
     """Steps on 1, 2 and as many ranks as there are cores, in turn, and one on PARTS."""
     ranks = sorted({1, 2, os.cpu_count() or 1})
     found: Runs = {}
-    for n in ranks * rounds + [PARTS] * (PARTS not in found):
+    for n in ranks * rounds + [PARTS] * (PARTS not in ranks):
         one = passes(asked, n)
         found.setdefault(n, []).append(one)
         told = f"{asked['model']['name']} on {n} ranks: {wall_s(one):.1f} s a step, {peak_gib(one):.2f} GiB"

@@ -32,6 +32,7 @@ from hpctrack.storage import journals, products
 from hpctrack.storage.candidates import CandidateStore
 from hpctrack.storage.hdf5 import INDEX, has_parallel_hdf5
 from hpctrack.storage.store import Dataset
+from hpctrack.tracking.builders import build_builder
 from hpctrack.tracking.methods import MethodConfig
 from hpctrack.training import run_settings
 
@@ -123,6 +124,22 @@ def prepare(out: Path, attributes: dict[str, Any], product: str = "candidates") 
     journals.begin(out, product)
     write_json(settings, attributes)
     return False
+
+
+def begun_in(out: Path, last: InferConfig) -> list[str]:
+    """The number formats of the stages by which what is in `out` was begun, or made; none of a new folder.
+
+    `last`: the stage whose builder says what is made.
+    """
+    settings = out / journals.PARTS / journals.SETTINGS
+    if (out / INDEX).exists():
+        recipe = PRODUCTS[build_builder(last.builder).product].open(out).attributes
+    elif settings.exists():
+        recipe = json.loads(settings.read_text())
+    else:
+        return []
+    stages = [*recipe.get("stages", []), recipe]
+    return [stage["precision"] for stage in stages if "precision" in stage]
 
 
 def check_same_settings(then: dict[str, Any], now: dict[str, Any], out: Path) -> None:

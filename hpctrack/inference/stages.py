@@ -29,7 +29,7 @@ from hpctrack.events.selection import Draw
 from hpctrack.graphs import build_graph
 from hpctrack.graphs.stored import EdgeTensors, PassedEdges, StoredEdges
 from hpctrack.models import Model, build_model
-from hpctrack.parallel.precision import EMULATED, WEIGHTS, Precision, slowness
+from hpctrack.parallel.precision import WEIGHTS, Precision, emulated
 from hpctrack.recipes import apply_overrides
 from hpctrack.storage.edges import Edges
 from hpctrack.storage.hits import Hits
@@ -94,22 +94,23 @@ def infer_config(meta: dict[str, Any], overrides: Sequence[str], path: Path) -> 
 
 
 def in_formats_of(
-    device: torch.device, configs: Sequence[InferConfig], names: Sequence[Path], asked: bool
+    device: torch.device, configs: Sequence[InferConfig], names: Sequence[Path], begun: Sequence[str]
 ) -> tuple[list[InferConfig], list[str]]:
     """The settings with fp32 in the place of formats that the processor only emulates, and lines that say so.
 
-    As they are if a precision is `asked` for. `names` are the checkpoints as they were asked for.
+    What was `begun` in other formats, one a stage, goes on in these. `names`: the checkpoints as they were asked for.
     """
-    slow = {} if asked else {one: slowness(one, device) for one in sorted({config.precision for config in configs})}
-    emulated = {one: times for one, times in slow.items() if times > EMULATED}
+    if len(begun) == len(configs):
+        pairs = zip(configs, begun, strict=True)
+        return [config.model_copy(update={"precision": name}) for config, name in pairs], []
+    slow = {config.precision for config in configs if emulated(config.precision, device)}
     lines = [
-        f"{name}: trained in {config.precision}, which this processor emulates: a matrix product takes "
-        f"{emulated[config.precision]:.0f} times as long as in fp32, so fp32 it is; "
-        f"{PRECISION}{config.precision} forces it"
+        f"{name}: trained in {config.precision}, of which this processor has no arithmetic: computed in fp32; with "
+        f"{PRECISION}{config.precision} as trained, which takes tens of times as long"
         for config, name in zip(configs, names, strict=True)
-        if config.precision in emulated
+        if config.precision in slow
     ]
-    return [c.model_copy(update={"precision": "fp32"}) if c.precision in emulated else c for c in configs], lines
+    return [c.model_copy(update={"precision": "fp32"}) if c.precision in slow else c for c in configs], lines
 
 
 class Together(Section):
@@ -254,7 +255,10 @@ class ByModel:
         return found, timing(n_hits, times)
 
     def hand_on(self, row: int) -> tuple[Built | EdgeTensors, Timing]:
-        """The same for a stage behind it: edges stay on the device, where they are wanted, but of a divided event."""
+        """The same for a stage behind it: edges stay on the device, where they are wanted, but of a divided event.
+
+        A divided event is built whole, by each of its ranks, on the host: a device may have no memory for all of it.
+        """
         if self._exchange is not None:
             return self(row)
         made, n_hits, times = self._make(row)
@@ -267,7 +271,9 @@ class ByModel:
         times.append(time.perf_counter())
         with torch.inference_mode(), self._precision.autocast():
             here = self._predict(batch if part is None else part)
-            outputs = with_edges(here if part is None else collect_outputs(here, part, batch), batch)
+            if part is not None:
+                here = {name: value.cpu() for name, value in collect_outputs(here, part, batch).items()}
+            outputs = with_edges(here, batch)
         event_id = int(batch.event_id)
         check_finite(outputs, event_id)
         times.append(time.perf_counter())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -14,7 +13,6 @@ from hpctrack.errors import MachineError
 
 WEIGHTS = {"fp32": torch.float32, "bf16": torch.float32, "fp16": torch.float32, "fp64": torch.float64}
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}  # of matrix products; weights and sums stay as they are
-EMULATED = 4.0  # times as slow as fp32: no processor that has a format needs so long
 FIRST_SCALE, GROWTH_STEPS = 2.0**16, 2000  # as in torch.amp.GradScaler
 
 
@@ -82,23 +80,11 @@ class Precision:
         self.good_steps, self.skipped_steps = int(state["good_steps"]), int(state["skipped_steps"])
 
 
-def slowness(name: str, device: torch.device) -> float:
-    """How many times as long as in fp32 a matrix product takes in the format; 1 for what has no autocast, and on GPUs.
+def emulated(name: str, device: torch.device) -> bool:
+    """Whether torch's matrix products in the format are loops in software: 40 times as long as in fp32, or more.
 
-    A processor without the format emulates it: one with AVX2 alone takes 40 times as long in bf16.
+    So they are on processors for which oneDNN has no kernels of the format, as those with AVX2 alone.
     """
-    dtype = AUTOCAST.get(name)
-    if dtype is None or device.type != "cpu":
-        return 1.0
-    return product_s(dtype) / product_s(torch.float32)
-
-
-def product_s(dtype: torch.dtype) -> float:
-    """Least seconds of a small matrix product."""
-    a, b = torch.ones(512, 256, dtype=dtype), torch.ones(256, 256, dtype=dtype)
-    seconds = []
-    for _ in range(4):
-        begin = time.perf_counter()
-        a @ b
-        seconds.append(time.perf_counter() - begin)
-    return min(seconds)
+    if name not in AUTOCAST or device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    return not getattr(torch.ops.mkldnn, f"_is_mkldnn_{name}_supported")()

@@ -109,6 +109,6 @@ class RadiusEdgesBuilder(OfEdges):
 
 
 def edge_tensors(event_id: int, edge_2M: Tensor, hit_rows: np.ndarray, score_M: Tensor) -> EdgeTensors:
-    """Edges among hits of an event, whose rows are `hit_rows`."""
+    """Edges among hits of an event, whose rows are `hit_rows`; scores as they would be stored, fp32."""
     sender, receiver = torch.from_numpy(hit_rows).to(edge_2M.device)[edge_2M]
-    return EdgeTensors(event_id, sender, receiver, score_M)
+    return EdgeTensors(event_id, sender, receiver, score_M.float())

@@ -19,7 +19,7 @@ from hpctrack.models import Model, build_model
 from hpctrack.parallel.collectives import run_on_main
 from hpctrack.parallel.env import Env
 from hpctrack.parallel.groups import make_groups
-from hpctrack.parallel.precision import EMULATED, Precision, slowness
+from hpctrack.parallel.precision import Precision, emulated
 from hpctrack.parallel.strategies import STRATEGIES
 from hpctrack.parallel.watchdog import Watchdog
 from hpctrack.planning.plan import GROUP_SIZES
@@ -47,7 +47,7 @@ def build(config: RunConfig, env: Env, watchdog: Watchdog | None = None, owner: 
     run_on_main(lambda: check_installed(config.train.log_to), env)
     found = run_on_main(lambda: newest_checkpoint(Path(config.run)), env)
     precision = Precision(config.train.precision, env.device, config.train.tf32)
-    say_slowness(env, config.train.precision)
+    say_emulated(env, config.train.precision)
     loss = build_loss(config.loss)
     alive = watchdog.feed if watchdog else _nobody_asks
     dtype, labels = precision.weights_dtype, loss.edge_labels
@@ -117,12 +117,12 @@ def say_field(env: Env, check: Callable[[], str | None]) -> None:
         env.say(line)
 
 
-def say_slowness(env: Env, name: str) -> None:
+def say_emulated(env: Env, name: str) -> None:
     """Say it if the first rank's processor only emulates a number format."""
-    if env.is_main and (times := slowness(name, env.device)) > EMULATED:
+    if emulated(name, env.device):
         env.say(
-            f"train.precision={name}: this processor emulates it, a matrix product takes {times:.0f} times as long as "
-            "in fp32; train.precision=fp32 is faster here"
+            f"train.precision={name}: this processor has no arithmetic of it, a matrix product takes tens of times as "
+            "long as in fp32; train.precision=fp32 is faster here"
         )
 
 

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
+from hpctrack import infer
 from hpctrack.config import Named
 from hpctrack.errors import InputError, MachineError
 from hpctrack.inference import stages
 from hpctrack.losses import build_loss
 from hpctrack.models import build_model
-from hpctrack.parallel import precision as formats
-from hpctrack.parallel.env import Env
-from hpctrack.parallel.precision import FIRST_SCALE, GROWTH_STEPS, Precision, slowness
+from hpctrack.parallel.env import Env, distributed
+from hpctrack.parallel.precision import FIRST_SCALE, GROWTH_STEPS, Precision, emulated
 from hpctrack.parallel.strategies import DDPEngine
-from hpctrack.testing.toys import FEATURES, toy_batch, toy_config
-from hpctrack.training import build
+from hpctrack.storage.candidates import CandidateStore
+from hpctrack.testing.toys import FEATURES, toy_batch, toy_config, toy_dataset
+from hpctrack.training import build, loop
 from hpctrack.training.compiled import compile_model, try_compiled
 from hpctrack.training.step import train_step
 
@@ -137,30 +136,37 @@ def test_what_torch_cannot_compile_is_said(monkeypatch):
         compile_model(engine.module, auto_memory=True, device="cpu")
 
 
-def test_only_formats_of_autocast_on_a_processor_can_be_slow(monkeypatch):
-    monkeypatch.setattr(formats, "product_s", {torch.float32: 1.0, torch.bfloat16: 40.0, torch.float16: 0.5}.get)
-    assert [slowness(name, CPU) for name in ("fp32", "fp64", "fp16", "bf16")] == [1.0, 1.0, 0.5, 40.0]
-    assert slowness("bf16", torch.device("meta")) == 1.0
+def test_only_formats_of_autocast_on_a_processor_can_be_emulated():
+    assert not any(emulated(name, CPU) for name in ("fp32", "fp64")) and not emulated("bf16", torch.device("meta"))
+    assert emulated("bf16", CPU) is not torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def test_a_training_says_that_its_format_is_emulated(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(build, "slowness", lambda name, _: 40.0 if name == "bf16" else 1.0)
+def test_a_training_says_that_its_format_is_emulated(monkeypatch, capsys):
+    monkeypatch.setattr(build, "emulated", lambda name, _: name == "bf16")
     env = Env(0, 1, 0, CPU, None, "test")
-    build.say_slowness(env, "fp32")
+    build.say_emulated(env, "fp32")
     assert not capsys.readouterr().out
-    build.say_slowness(env, "bf16")
-    assert "train.precision=bf16: this processor emulates it" in capsys.readouterr().out
+    build.say_emulated(env, "bf16")
+    assert "train.precision=bf16: this processor has no arithmetic of it" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("asked", [False, True])
-def test_inference_takes_fp32_for_what_is_emulated_unless_asked(monkeypatch, asked):
-    monkeypatch.setattr(stages, "slowness", lambda name, _: 40.0 if name == "bf16" else 1.0)
-    model = Named(name="filter")
-    configs = [
-        stages.InferConfig(seed=1, features=["r"], model=model, builder=Named(name="edges"), precision=name)
-        for name in ("fp32", "bf16")
-    ]
-    found, lines = stages.in_formats_of(CPU, configs, [Path("a"), Path("b")], asked)
-    assert [config.precision for config in found] == (["fp32", "bf16"] if asked else ["fp32", "fp32"])
-    assert [line.split(":")[0] for line in lines] == ([] if asked else ["b"])
-    assert asked or "40 times as long" in lines[0] and "precision=bf16 forces it" in lines[0]
+def test_inference_takes_fp32_for_what_is_emulated_and_goes_on_as_it_was_begun(tmp_path, monkeypatch, capsys):
+    data = toy_dataset(tmp_path / "data", sizes=(4, 3))
+    config = toy_config(tmp_path / "run", data, train={"precision": "bf16", "steps": 1})
+    with distributed(config.parallel, 1) as env:
+        loop.train(config, env)
+    common = ["--checkpoint", str(tmp_path / "run"), "--data", str(data), "--out"]
+
+    def precision(out: str, *words: str) -> str:
+        assert infer.main([*common, str(tmp_path / out), *words]) == 0
+        return CandidateStore(tmp_path / out).attributes["precision"]
+
+    monkeypatch.setattr(stages, "emulated", lambda *_: False)
+    assert precision("has") == "bf16"
+    capsys.readouterr()
+    monkeypatch.setattr(stages, "emulated", lambda name, _: name == "bf16")
+    assert precision("lacks") == "fp32"
+    assert "trained in bf16, of which this processor has no arithmetic: computed in fp32" in capsys.readouterr().out
+    assert precision("forced", "precision=bf16") == "bf16"
+    assert precision("has") == "bf16" and "trained in bf16" not in capsys.readouterr().out  # complete already
+    assert infer.main([*common, str(tmp_path / "has"), "precision=fp32"]) == 2
