@@ -139,8 +139,9 @@ def summary(rows: Sequence[dict[str, Any]], recipe: str, tracks: int, metric: st
     found = [row[metric] for row in rows if (row["recipe"], row["tracks"]) == (recipe, tracks)]
     if not found:
         return None
-    values = [right / of for right, of, _ in found]
-    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(found) > 1 else found[0][2], len(found)
+    values = [right / of for right, of, *_ in found]
+    error = float(np.std(values, ddof=1)) if len(found) > 1 else found[0][2] if len(found[0]) > 2 else 0.0
+    return float(np.mean(values)), error, len(found)
 
 
 def table(rows: Sequence[dict[str, Any]], args: argparse.Namespace, command: str) -> str:
