@@ -49,8 +49,8 @@ def of_clusters(event: Event, lists: Lists) -> dict[str, Counts]:
     """Hits that are in the one candidate of their particle / hits of particles.
 
     A candidate is of the particle with most hits in it, of however few hits; a particle has one, that with most of its
-    hits. Hits of other particles' candidates, and those of no candidate, are lost. A candidate in which noise has as many
-    hits as any particle is of none.
+    hits. Hits of other particles' candidates, and those of no candidate, are lost. A candidate in which noise has as
+    many hits as any particle is of none.
     """
     found = match(*lists, event.column("truth.particle_row"), event.n_particles)
     of = found.majority >= 0
