@@ -36,6 +36,14 @@ def best_other(value_M: Tensor, group_M: Tensor, n_groups: int, alone: float) ->
     return torch.where(alone_best_M, second_G[group_M], best_G[group_M])
 
 
+def group_log_softmax(logit_K: Tensor, group_K: Tensor, n_groups: int) -> Tensor:
+    """Logarithm of the softmax [K] over each group's numbers, in fp32 at least; `group_K` [K]: 0 to n_groups - 1."""
+    logit_K = at_least_fp32(logit_K)
+    most_G = logit_K.new_full((n_groups,), -torch.inf).scatter_reduce(0, group_K, logit_K.detach(), "amax")
+    above_K = logit_K - most_G[group_K]
+    return above_K - group_sum(above_K.exp(), group_K, n_groups)[group_K].log()
+
+
 def _fp64_sum(values: Tensor, group: Tensor, n_groups: int) -> Tensor:
     total = values.new_zeros((n_groups, *values.shape[1:]), dtype=torch.float64)
     return total.index_add(0, group, values.double())

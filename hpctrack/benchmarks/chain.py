@@ -5,6 +5,7 @@ Every hit goes in. The pipelines and the filter take turns event by event, so th
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,11 +15,12 @@ import torch
 
 from hpctrack.benchmarks.measure import Figure, Page, helix_dataset, ratio
 from hpctrack.errors import InputError
-from hpctrack.inference.stages import INFER, Chain, Reconstruction, method_config, stages
+from hpctrack.inference.stages import INFER, Chain, Reconstruction, in_formats_of, method_config, stages
 from hpctrack.inference.suitability import check_method, check_stages
 from hpctrack.storage.store import Dataset
 from hpctrack.tracking.methods import ByMethod, Timing
 
+CPU = torch.device("cpu")
 PEER = "ckf"
 CHAINS = ("chain=pipeline-embedding,pipeline-filter,pipeline-gnn", "influencer=influencer-every-hit")
 EVENTS = 10  # at most; with --quick 2
@@ -62,7 +64,10 @@ def pipeline(runs: Sequence[str], data: Dataset) -> Chain:
     names = [Path(run) for run in runs]
     paths, configs = stages(names, [])
     check_stages(data, configs, paths, names)
-    return Chain(configs, paths, data, torch.device("cpu"))
+    configs, lines = in_formats_of(CPU, configs, names)
+    for line in lines:
+        print(line, file=sys.stderr)
+    return Chain(configs, paths, data, CPU)
 
 
 def peer(data: Dataset) -> ByMethod:

@@ -145,7 +145,8 @@ def begun_in(out: Path, last: InferConfig) -> list[str]:
 def check_same_settings(then: dict[str, Any], now: dict[str, Any], out: Path) -> None:
     """InputError if candidates in `out` were begun with other settings."""
     if found := run_settings.difference(with_defaults(then, out), with_defaults(now, out)):
-        raise InputError(f"{out}: holds candidates made with {found}; choose another --out")
+        again = ", or start it again, if it has been begun just now" if "precision=" in found else ""
+        raise InputError(f"{out}: holds candidates made with {found}; choose another --out{again}")
 
 
 def with_defaults(recipe: dict[str, Any], out: Path) -> dict[str, Any]:

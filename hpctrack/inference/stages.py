@@ -44,6 +44,7 @@ from hpctrack.training.compiled import compile_for_sizes, compiler_errors
 ONE_RANK = "parallel.ranks_per_event=1"
 INFER = 2  # random stream of draws in inference
 PRECISION = "precision="  # the override
+AS_TRAINED = f"{PRECISION}trained"  # the same of each stage its own, whatever the processor
 
 
 class InferConfig(Section):
@@ -62,6 +63,7 @@ class InferConfig(Section):
 def stages(runs: Sequence[Path], overrides: Sequence[str]) -> tuple[list[Path], list[InferConfig]]:
     """Checkpoints and settings of a pipeline's stages: hits and precision are for all, the rest is for the last one."""
     paths = [checkpoint.find(run) for run in runs]
+    overrides = [override for override in overrides if override != AS_TRAINED]
     of_all = [override for override in overrides if override.startswith(("selection.", "hits.", "hits=", PRECISION))]
     each = [of_all] * (len(paths) - 1) + [overrides]
     return paths, [infer_config(checkpoint.read_meta(path), own, path) for path, own in zip(paths, each, strict=True)]
@@ -94,23 +96,27 @@ def infer_config(meta: dict[str, Any], overrides: Sequence[str], path: Path) -> 
 
 
 def in_formats_of(
-    device: torch.device, configs: Sequence[InferConfig], names: Sequence[Path], begun: Sequence[str]
+    device: torch.device, configs: Sequence[InferConfig], names: Sequence[Path], begun: Sequence[str] = ()
 ) -> tuple[list[InferConfig], list[str]]:
     """The settings with fp32 in the place of formats that the processor only emulates, and lines that say so.
 
     What was `begun` in other formats, one a stage, goes on in these. `names`: the checkpoints as they were asked for.
     """
-    if len(begun) == len(configs):
-        pairs = zip(configs, begun, strict=True)
-        return [config.model_copy(update={"precision": name}) for config, name in pairs], []
-    slow = {config.precision for config in configs if emulated(config.precision, device)}
-    lines = [
-        f"{name}: trained in {config.precision}, of which this processor has no arithmetic: computed in fp32; with "
-        f"{PRECISION}{config.precision} as trained, which takes tens of times as long"
-        for config, name in zip(configs, names, strict=True)
-        if config.precision in slow
-    ]
-    return [c.model_copy(update={"precision": "fp32"}) if c.precision in slow else c for c in configs], lines
+    found, lines = [], []
+    goes_on = len(begun) == len(configs)
+    for number, (config, name) in enumerate(zip(configs, names, strict=True)):
+        slow = emulated(config.precision, device)
+        chosen = begun[number] if goes_on else "fp32" if slow else config.precision
+        found.append(config.model_copy(update={"precision": chosen}))
+        if goes_on and (chosen != config.precision or slow):
+            many = ", of which this processor has no arithmetic: it takes tens of times as long as in fp32"
+            lines.append(f"{name}: goes on in {chosen}, as it was begun{many if emulated(chosen, device) else ''}")
+        elif chosen != config.precision:
+            lines.append(
+                f"{name}: trained in {config.precision}, of which this processor has no arithmetic: computed in fp32; "
+                f"{AS_TRAINED} takes tens of times as long"
+            )
+    return found, lines
 
 
 class Together(Section):

@@ -81,10 +81,10 @@ class Precision:
 
 
 def emulated(name: str, device: torch.device) -> bool:
-    """Whether torch's matrix products in the format are loops in software: 40 times as long as in fp32, or more.
+    """Whether torch's matrix products in the format are loops in software: tens of times as long as in fp32.
 
-    So they are on processors for which oneDNN has no kernels of the format, as those with AVX2 alone.
+    So they are without oneDNN, and on processors for which it has no kernels of the format: those with AVX2 alone.
     """
-    if name not in AUTOCAST or device.type != "cpu" or not torch.backends.mkldnn.is_available():
+    if name not in AUTOCAST or device.type != "cpu":
         return False
-    return not getattr(torch.ops.mkldnn, f"_is_mkldnn_{name}_supported")()
+    return not torch.backends.mkldnn.is_available() or not getattr(torch.ops.mkldnn, f"_is_mkldnn_{name}_supported")()

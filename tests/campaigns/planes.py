@@ -115,10 +115,10 @@ def straight(data: Dataset, row: int, seed_planes: int) -> np.ndarray:
     event = data.read(row, ["hits.layer_id", "hits.x", "hits.y", "truth.particle_row"])
     plane_N, of_track = event.column("hits.layer_id").astype(int), event.column("truth.particle_row") == 0
     place_N2 = np.stack([event.column("hits.x"), event.column("hits.y")], axis=1)
-    seed = plane_N < seed_planes
+    seed = of_track & (plane_N < seed_planes)
     slope_2, start_2 = np.polyfit(plane_N[seed], place_N2[seed], 1)
     found = np.zeros(3)
-    for hit in np.flatnonzero(of_track & ~seed):
+    for hit in np.flatnonzero(of_track & (plane_N >= seed_planes)):
         there = np.flatnonzero(plane_N == plane_N[hit])
         crossed_2 = start_2 + slope_2 * plane_N[hit]
         nearest = there[np.argmin(((place_N2[there] - crossed_2) ** 2).sum(axis=1))]
@@ -201,7 +201,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         load_config(f"heptrkx/{recipe}")  # a wrong name is said before hours of work
     make_events(args)
     points = Points(args.out / "points.jsonl", ("recipe", "seed", "tracks"))
-    seed_planes = build_loss(load_config(f"heptrkx/{args.models[0]}").loss).options.seed_planes
+    seed_planes = build_loss(load_config(f"heptrkx/{args.models[0]}", args.set).loss).options.seed_planes
     for n in args.tracks:
         if (STRAIGHT, 0, n) not in points.done:
             points.add({"recipe": STRAIGHT, "seed": 0, "tracks": n} | extrapolate(args.out / f"test-{n}", seed_planes))

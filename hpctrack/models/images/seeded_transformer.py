@@ -28,7 +28,7 @@ from hpctrack.models.images.sequences import NOWHERE
 from hpctrack.models.memory_modes import run_layers
 from hpctrack.models.perceptron import Exact, LayerNorm, two_layers, width_splits_into_heads
 from hpctrack.models.transformer import Block
-from hpctrack.numerics import at_least_fp32, best_other, group_sum
+from hpctrack.numerics import best_other, group_log_softmax
 
 
 class SeededTransformer(PlanesModel):
@@ -43,7 +43,9 @@ class SeededTransformer(PlanesModel):
         layers: int = Field(4, ge=1, description="of attention")
         heads: int = Field(4, ge=1, description="attention heads; width is a multiple of them")
         expansion: int = Field(2, ge=1, description="hidden width of the feed-forward part, in widths")
-        waves: int = Field(6, ge=1, description="lengths of waves, each half of the one before; the first: two planes")
+        waves: int = Field(
+            6, ge=1, description="lengths of waves, each half of the one before; the first: four widths of a plane"
+        )
 
         _width_splits_into_heads = model_validator(mode="after")(width_splits_into_heads)
 
@@ -70,7 +72,7 @@ class SeededTransformer(PlanesModel):
         h_KH = self.encode(self.inputs(where_NA[seed_K], where_NA[hit_K], plane_K))
         h_KH = run_layers(list(self.blocks), h_KH, self.memory, size_S.tolist(), self.memory == "chunks")
         group_K, n_groups = number_K * self.options.planes + plane_K, len(size_S) * self.options.planes
-        score_K = log_softmax(self.read(h_KH).squeeze(1), group_K, n_groups)
+        score_K = group_log_softmax(self.read(h_KH).squeeze(1), group_K, n_groups)
         best_K = best_other(score_K, group_K, n_groups, NOWHERE)
         even_M = score_K.new_full((edge_2M.shape[1],), -math.log(self.n_pixels))
         return {
@@ -93,14 +95,9 @@ class SeededTransformer(PlanesModel):
         return torch.cat([plane_KL, hit_KA[:, 1:] / width, apart_KA, slope_KA, phase_KW.sin(), phase_KW.cos()], dim=1)
 
     def relative_cost(self, hits: np.ndarray, edges: np.ndarray | None = None) -> np.ndarray:
-        """Multiplications of a forward pass: linear layers go with the hits of each seed, attention with the square."""
-        width, seeds, o = self.sizes.width, 1.0 + hits / self.options.planes, self.sizes
-        return o.layers * width * seeds * ((4 + 2 * o.expansion) * width * hits + 2.0 * hits**2)
+        """Multiplications of a forward pass: linear layers go with the edges, attention with these times the hits.
 
-
-def log_softmax(logit_K: Tensor, group_K: Tensor, n_groups: int) -> Tensor:
-    """Logarithm of the softmax [K] over each group's numbers, in fp32 at least; `group_K` [K]: 0 to n_groups - 1."""
-    logit_K = at_least_fp32(logit_K)
-    most_G = logit_K.new_full((n_groups,), -torch.inf).scatter_reduce(0, group_K, logit_K.detach(), "amax")
-    above_K = logit_K - most_G[group_K]
-    return above_K - group_sum(above_K.exp(), group_K, n_groups)[group_K].log()
+        Without numbers of edges an event has one seed.
+        """
+        o, edges = self.sizes, hits if edges is None else edges
+        return 1.0 * o.layers * o.width * edges * ((4 + 2 * o.expansion) * o.width + 2.0 * hits)
