@@ -27,7 +27,8 @@ from hpctrack.events.loader import EventLoader
 from hpctrack.events.padding import padded, unpadded
 from hpctrack.events.selection import Draw
 from hpctrack.graphs import build_graph
-from hpctrack.graphs.stored import EdgeTensors, PassedEdges, StoredEdges
+from hpctrack.graphs.passed import EdgeTensors, PassedEdges
+from hpctrack.graphs.stored import StoredEdges
 from hpctrack.models import Model, build_model
 from hpctrack.parallel.precision import WEIGHTS, Precision, emulated
 from hpctrack.recipes import apply_overrides

@@ -14,7 +14,7 @@ import torch
 from hpctrack.config import Named
 from hpctrack.errors import InputError
 from hpctrack.evaluation.matching import check_candidates
-from hpctrack.graphs.stored import EdgeTensors
+from hpctrack.graphs.passed import EdgeTensors
 from hpctrack.storage.schema import Candidates
 from hpctrack.tracking.builder import Builder, Built, Outputs
 from hpctrack.tracking.builders import build_builder, settings

@@ -20,7 +20,7 @@ from hpctrack.errors import MachineError
 from hpctrack.evaluation.matching import match
 from hpctrack.evaluation.metrics import METRICS
 from hpctrack.events.perigee import PHI, SCALES, wrapped
-from hpctrack.graphs.stored import EdgeTensors
+from hpctrack.graphs.passed import EdgeTensors
 from hpctrack.models.embedding import representatives
 from hpctrack.storage.edges import Edges
 from hpctrack.storage.hits import Hits

@@ -15,7 +15,7 @@ from torch import Tensor
 from hpctrack.config import Section
 from hpctrack.errors import InputError
 from hpctrack.graphs.neighbours import radius_pairs
-from hpctrack.graphs.stored import EdgeTensors
+from hpctrack.graphs.passed import EdgeTensors
 from hpctrack.graphs.triplets import triplet_chunks
 from hpctrack.storage.edges import Edges
 from hpctrack.tracking import edge_clustering_on_device as on_device

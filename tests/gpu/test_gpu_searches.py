@@ -10,7 +10,8 @@ from hpctrack.benchmarks.measure import embeddings, tracks
 from hpctrack.config import Named
 from hpctrack.graphs.cells import nearest_rows
 from hpctrack.graphs.neighbours import cell_blocks, near_blocks, nearest, radius_pairs
-from hpctrack.graphs.stored import EdgeTensors, PassedEdges, StoredEdges
+from hpctrack.graphs.passed import EdgeTensors, PassedEdges
+from hpctrack.graphs.stored import StoredEdges
 from hpctrack.losses.pairs import Points, hinge_sum
 from hpctrack.storage.schema import Event
 from hpctrack.tracking.builders import build_builder

@@ -14,7 +14,8 @@ from synthetic_run import make_event, write_dataset
 from hpctrack.config import Named
 from hpctrack.errors import InputError
 from hpctrack.graphs import neighbours
-from hpctrack.graphs.stored import EdgeTensors, PassedEdges, StoredEdges
+from hpctrack.graphs.passed import EdgeTensors, PassedEdges
+from hpctrack.graphs.stored import StoredEdges
 from hpctrack.inference.stages import Chain, stages
 from hpctrack.storage.edges import Edges
 from hpctrack.tracking import builder as tracking_builder
