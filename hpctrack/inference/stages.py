@@ -45,6 +45,7 @@ from hpctrack.training.compiled import compile_for_sizes, compiler_errors
 ONE_RANK = "parallel.ranks_per_event=1"
 INFER = 2  # random stream of draws in inference
 PRECISION = "precision="  # the override
+OF_ALL = ("selection.", "hits.", "hits=", PRECISION)  # beginnings of overrides that are for all stages
 AS_TRAINED = f"{PRECISION}trained"  # the same of each stage its own, whatever the processor
 
 
@@ -65,7 +66,7 @@ def stages(runs: Sequence[Path], overrides: Sequence[str]) -> tuple[list[Path], 
     """Checkpoints and settings of a pipeline's stages: hits and precision are for all, the rest is for the last one."""
     paths = [checkpoint.find(run) for run in runs]
     overrides = [override for override in overrides if override != AS_TRAINED]
-    of_all = [override for override in overrides if override.startswith(("selection.", "hits.", "hits=", PRECISION))]
+    of_all = [override for override in overrides if override.startswith(OF_ALL)]
     each = [of_all] * (len(paths) - 1) + [overrides]
     return paths, [infer_config(checkpoint.read_meta(path), own, path) for path, own in zip(paths, each, strict=True)]
 
@@ -74,7 +75,7 @@ def infer_config(meta: dict[str, Any], overrides: Sequence[str], path: Path) -> 
     """Settings of this inference: the run's model and (tuned) builder, then the overrides."""
     run = run_settings.run_config(meta, path / checkpoint_metadata.META)
     for override in overrides:
-        if not override.startswith(("selection.", "hits.", "hits=", "graph.", "builder.", "builder=", PRECISION)):
+        if not override.startswith((*OF_ALL, "graph.", "builder.", "builder=")):
             raise InputError(
                 f"override '{override}': inference takes selection.key=value, hits.key=…, hits=…, graph.key=…, "
                 "builder.key=…, builder=… and precision=…"

@@ -161,7 +161,7 @@ def takers(x_NE: Tensor, order_K: Tensor, radius: float) -> Tensor:
         some_F = ahead_K[:first]
         alone_F = independent(x_NE[some_F], radius)
         if alone_F is None:
-            first = most = max(FIRST, first // 2)
+            first = most = max(FIRST, len(some_F) // 2)
             continue
         seed = some_F[alone_F]
         free = (taker_N == none).nonzero().squeeze(1)
